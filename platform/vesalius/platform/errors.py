@@ -1,0 +1,78 @@
+"""Everything Vesalius raises on purpose.
+
+::
+
+    VesaliusError                     one sentence: what is wrong, what was expected, what to do
+    ├── InputError                    what the user gave cannot be used            (exit code 2)
+    │   ├── VolumeError               a file: unreadable, truncated, 4D, not finite, empty
+    │   ├── SettingError              a setting: unknown, of the wrong type, out of range
+    │   ├── CohortError               subjects: duplicate, ill-named, in the wrong split
+    │   ├── StoreError                a cohort store: not one, damaged, locked, of another recipe
+    │   ├── RunError                  a run: missing, unfinished, without the checkpoint asked for
+    │   ├── ModelError                a model: missing, damaged, of another cohort
+    │   └── DiskSpaceError            not enough room for what is about to be written
+    ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
+    ├── DivergenceError               a loss or gradient is not finite; names stage and step  (exit code 1)
+    └── NotPromotedError              the candidate did not beat the champion     (exit code 1)
+
+The message is a sentence for the person at the other end. The command line prints it without a traceback
+and ends with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VesaliusError(Exception):
+    """Base of every error raised on purpose; ``exit_code`` is what the command line ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(VesaliusError):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class VolumeError(InputError):
+    """A volume cannot be read or holds no usable image. The message names the file."""
+
+
+class SettingError(InputError):
+    """A setting is unknown, of the wrong type or out of range. The message names it."""
+
+
+class CohortError(InputError):
+    """Subjects are duplicated, ill-named, or in a split they may not be in. The message names them."""
+
+
+class StoreError(InputError):
+    """A folder is no cohort store, is damaged, is in use, or was prepared by another recipe."""
+
+
+class RunError(InputError):
+    """A training run is missing, unfinished, or lacks the checkpoint asked for."""
+
+
+class ModelError(InputError):
+    """A model is missing, damaged, or was made for other data."""
+
+
+class DiskSpaceError(InputError):
+    """There is not enough room for what is about to be written. The message says how much is needed."""
+
+
+class PartialIngestError(VesaliusError):
+    """Some subjects could not be taken in. The others are committed; the message lists the failures."""
+
+    exit_code = 2
+
+
+class DivergenceError(VesaliusError):
+    """A loss or a gradient is not finite. The message names the stage and the step."""
+
+
+class NotPromotedError(VesaliusError):
+    """The candidate did not beat the champion. The message says by how much it fell short."""
