@@ -1,0 +1,233 @@
+"""Affines, spacing in millimetres, canonical orientation, resampling, and the way back to the source's own grid.
+
+An affine takes voxel indices (i, j, k, 1) to millimetres in RAS+ world space, as NIfTI and nibabel have it. A voxel's
+index is its centre: voxel i of a row covers indices i - 0.5 to i + 0.5.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vesalius.platform.errors import VolumeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike
+
+    from vesalius.platform.store.records import SourceFacts
+
+Matrix4 = tuple[
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+]
+"""Four rows of an affine: the type of ``contracts.Matrix4``, kept here so that preparing volumes needs no torch."""
+
+Affine = NDArray[np.float64]
+Shape3 = tuple[int, int, int]
+Order = Literal[0, 1, 3]
+
+# Two grids are one when their voxel centres agree to a hundred-thousandth of a voxel: NIfTI keeps affines as float32,
+# whose rounding over a 512-voxel row stays below that.
+_SAME_VOXEL = 1e-5
+
+
+def check_affine(affine: ArrayLike, name: str) -> Affine:
+    """Return ``affine`` as (4, 4) float64 after checking that it can be inverted.
+
+    Args:
+        affine: anything NumPy reads as a matrix.
+        name: what it belongs to, such as a file's name; stands at the head of the message.
+
+    Raises:
+        VolumeError: it is not 4x4, not finite, singular, or its last row is not 0 0 0 1.
+    """
+    try:
+        matrix = np.array(affine, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise VolumeError(f"{name}: its affine is not a matrix of numbers: expected 4x4") from None
+    if matrix.shape != (4, 4):
+        raise VolumeError(f"{name}: its affine has shape {matrix.shape}, expected 4x4")
+    if not np.isfinite(matrix).all():
+        raise VolumeError(f"{name}: its affine holds NaN or infinite numbers: repair the file's header")
+    if not np.array_equal(matrix[3], (0.0, 0.0, 0.0, 1.0)):
+        raise VolumeError(f"{name}: the last row of its affine is {matrix[3].tolist()}, expected 0 0 0 1")
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    # The determinant of the unit axes is free of scale: a 0.01 mm grid is as regular as a 10 mm one.
+    if not (lengths > 0).all() or abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-6:
+        raise VolumeError(f"{name}: its affine is singular (two axes fall together): repair the file's header")
+    return matrix
+
+
+def as_matrix(affine: ArrayLike) -> Matrix4:
+    """Return an affine as nested tuples of floats, the form that records and settings keep."""
+    a, b, c, d = (
+        (float(row[0]), float(row[1]), float(row[2]), float(row[3])) for row in np.asarray(affine, dtype=np.float64)
+    )
+    return (a, b, c, d)
+
+
+def spacing_of(affine: ArrayLike) -> tuple[float, float, float]:
+    """Return the voxel size in mm along the three array axes: the lengths of the affine's columns."""
+    lengths = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    return (float(lengths[0]), float(lengths[1]), float(lengths[2]))
+
+
+def grid_affine(shape: Shape3, spacing_mm: tuple[float, float, float], center_mm: tuple[float, float, float]) -> Affine:
+    """Return the (4, 4) affine of an RAS+ grid whose physical centre lies at ``center_mm``.
+
+    The centre of n voxels is index (n - 1) / 2, so grids of different resolution over one box share it.
+    """
+    affine = np.diag([*(float(step) for step in spacing_mm), 1.0])
+    half = (np.asarray(shape, dtype=np.float64) - 1) / 2
+    affine[:3, 3] = np.asarray(center_mm, dtype=np.float64) - half * affine.diagonal()[:3]
+    return affine
+
+
+def canonical(array: NDArray[Any], affine: ArrayLike) -> tuple[NDArray[Any], Affine]:
+    """Bring an array to the closest RAS+ orientation by flipping and permuting its axes; no voxel value changes.
+
+    Equal to ``nibabel.as_closest_canonical``.
+
+    Args:
+        array: (D, H, W), or with further axes behind.
+        affine: voxel indices of ``array`` to mm.
+
+    Returns:
+        A view of ``array`` and the affine that belongs to it.
+    """
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+    matrix = np.asarray(affine, dtype=np.float64)
+    orientation = io_orientation(matrix)
+    turned = apply_orientation(array, orientation)
+    return turned, matrix @ inv_ornt_aff(orientation, array.shape[:3])
+
+
+def resample(
+    array_DHW: NDArray[Any],
+    affine: ArrayLike,
+    target_shape: Shape3,
+    target_affine: ArrayLike,
+    *,
+    to_source: ArrayLike | None = None,
+    order: Order = 1,
+    fill: float = 0.0,
+) -> NDArray[np.float32]:
+    """Sample an array at the voxel centres of another grid.
+
+    Where the two grids coincide the values are copied exactly. Elsewhere a target voxel whose centre lies outside the
+    source's outermost voxel centres gets ``fill`` (linear and cubic fade to it over less than one voxel).
+
+    Args:
+        array_DHW: (D, H, W) source values.
+        affine: source voxel indices to source world mm.
+        target_shape: (D, H, W) of the answer.
+        target_affine: target voxel indices to target world mm.
+        to_source: (4, 4) taking target world mm to source world mm; identity when None.
+        order: 0 nearest neighbour (labels and masks), 1 linear, 3 cubic B-spline.
+        fill: value outside the source.
+
+    Returns:
+        (D, H, W) float32.
+    """
+    from scipy.ndimage import affine_transform
+
+    bridge = np.eye(4) if to_source is None else np.asarray(to_source, dtype=np.float64)
+    mapping = np.linalg.inv(np.asarray(affine, dtype=np.float64)) @ bridge @ np.asarray(target_affine, dtype=np.float64)
+    shape = tuple(int(size) for size in target_shape)
+    offsets = _whole_offsets(mapping, shape)
+    if offsets is not None:
+        return _shifted(array_DHW, shape, offsets, fill)
+    values = np.asarray(array_DHW, dtype=np.float32)
+    answer = np.empty(shape, dtype=np.float32)
+    affine_transform(
+        values,
+        mapping[:3, :3],
+        mapping[:3, 3],
+        output_shape=shape,
+        output=answer,
+        order=order,
+        mode="constant",
+        cval=fill,
+    )
+    return answer
+
+
+def to_native(
+    map_DHW: NDArray[Any], affine: ArrayLike, source: SourceFacts, *, order: Order = 1, fill: float = 0.0
+) -> NDArray[np.float32]:
+    """Bring a map from a stored subject's grid back to the grid of the file it came from.
+
+    Args:
+        map_DHW: (D, H, W) on the stored grid.
+        affine: the stored grid's affine.
+        source: shape and affine of the source's first image, and the transform between the two worlds.
+        order: 0 nearest, 1 linear, 3 cubic.
+        fill: value where the stored grid does not reach.
+
+    Returns:
+        float32, of ``source.shape``; it belongs to ``source.affine``.
+    """
+    # resample() asks for target world -> source world. Here the file is the target and the store is the source.
+    to_stored = np.linalg.inv(np.asarray(source.to_source, dtype=np.float64))
+    return resample(map_DHW, affine, source.shape, source.affine, to_source=to_stored, order=order, fill=fill)
+
+
+def write_nifti(path: Path, array: NDArray[Any], affine: ArrayLike) -> None:
+    """Write a NIfTI file (.nii or .nii.gz) that is either complete or absent: written aside, then renamed.
+
+    Args:
+        path: where; its folder is made.
+        array: (D, H, W); bool is written as uint8 and float16 as float32, which NIfTI lacks.
+        affine: voxel indices to mm.
+    """
+    import nibabel
+
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    elif array.dtype == np.float16:
+        array = array.astype(np.float32)
+    image = nibabel.Nifti1Image(array, np.asarray(affine, dtype=np.float64))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    aside = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+    try:
+        nibabel.save(image, aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _whole_offsets(mapping: Affine, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Return the whole-voxel offset between two grids that share axes and spacing, or None when they do not."""
+    corners = np.array([[i, j, k, 1.0] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]).T
+    offsets = np.rint(mapping[:3, 3])
+    moved = (mapping @ corners)[:3]
+    if np.abs(moved - corners[:3] - offsets[:, None]).max() > _SAME_VOXEL:
+        return None
+    return (int(offsets[0]), int(offsets[1]), int(offsets[2]))
+
+
+def _shifted(
+    array: NDArray[Any], shape: tuple[int, ...], offsets: tuple[int, int, int], fill: float
+) -> NDArray[np.float32]:
+    answer = np.full(shape, fill, dtype=np.float32)
+    ranges = [
+        (max(0, -offset), min(size, extent - offset))
+        for offset, size, extent in zip(offsets, shape, array.shape, strict=True)
+    ]
+    if all(start < stop for start, stop in ranges):
+        target = tuple(slice(start, stop) for start, stop in ranges)
+        source = tuple(
+            slice(start + offset, stop + offset) for (start, stop), offset in zip(ranges, offsets, strict=True)
+        )
+        answer[target] = array[source]
+    return answer

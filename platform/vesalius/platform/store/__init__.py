@@ -1,0 +1,29 @@
+"""The cohort store: a Zarr v3 group a subject, and a manifest, written last, that is the commit.
+
+::
+
+    STORE/zarr.json            root group
+    STORE/manifest.json        recipe, channels, every committed subject's record and checksum
+    STORE/subjects/<id>/       a group: image (C, D, H, W), brain, head, lesion, structures (D, H, W)
+    STORE/.partial/            what is being written; cleared by the next writer
+    STORE/.lock                held by the one writer
+"""
+
+from vesalius.platform.store.arrays import ChunkSettings
+from vesalius.platform.store.checking import check_store
+from vesalius.platform.store.cohort import CohortStore
+from vesalius.platform.store.records import ArrayFacts, SourceFacts, SubjectArrays, SubjectRecord, check_subject_id
+from vesalius.platform.store.space import require_space, space_errors
+
+__all__ = [
+    "ArrayFacts",
+    "ChunkSettings",
+    "CohortStore",
+    "SourceFacts",
+    "SubjectArrays",
+    "SubjectRecord",
+    "check_store",
+    "check_subject_id",
+    "require_space",
+    "space_errors",
+]

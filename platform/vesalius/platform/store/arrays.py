@@ -1,0 +1,127 @@
+"""Subject arrays as Zarr v3: how they are checked, laid out, written and read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import zarr
+from pydantic import Field
+from zarr.codecs import BloscCodec
+
+from vesalius.platform.config import Settings
+from vesalius.platform.errors import VolumeError
+from vesalius.platform.store.records import ArrayFacts, SubjectArrays, SubjectRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_AXES = ("channel", "x", "y", "z")
+
+
+class ChunkSettings(Settings):
+    """How arrays are cut and compressed. No part of any digest: the same cohort may be stored in several ways.
+
+    The defaults are measured, see ``tests/benchmarks/benchmark_store_chunks.py``.
+
+    Attributes:
+        chunk: edge of a chunk in voxels.
+        shard: one file an array (all chunks in one shard) instead of one file a chunk.
+        codec: compressor inside Blosc.
+        level: its level.
+        shuffle: Blosc's reordering before compression, by bytes or by bits.
+    """
+
+    chunk: int = Field(64, ge=8)
+    shard: bool = True
+    codec: Literal["zstd", "lz4"] = "zstd"
+    level: int = Field(3, ge=1, le=9)
+    shuffle: Literal["shuffle", "bitshuffle", "noshuffle"] = "shuffle"
+
+
+def encode(record: SubjectRecord, arrays: SubjectArrays, image_dtype: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays in the types they are stored in, after checking them against the record.
+
+    Raises:
+        VolumeError: a shape is not the record's, or the image is not finite or does not fit its type.
+    """
+    name, shape = record.subject_id, tuple(record.shape)
+    image = np.asarray(arrays.image)
+    expected = (len(record.channels), *shape)
+    if image.shape != expected:
+        raise VolumeError(f"subject {name}: the image has shape {image.shape}, expected {expected} (C, D, H, W)")
+    if not np.isfinite(image).all():
+        raise VolumeError(f"subject {name}: the image holds NaN or infinite voxels")
+    if np.abs(image).max(initial=0.0) > np.finfo(image_dtype).max:
+        raise VolumeError(
+            f"subject {name}: the image holds values too large for {image_dtype}: scale it or choose float32"
+        )
+    encoded: dict[str, NDArray[Any]] = {"image": np.ascontiguousarray(image, dtype=image_dtype)}
+    for role in ("brain", "head", "lesion"):
+        mask = getattr(arrays, role)
+        if mask is not None:
+            encoded[role] = _of_shape(mask, shape, name, role).astype(np.bool_).astype(np.uint8)
+    if arrays.structures is not None:
+        encoded["structures"] = _labels(_of_shape(arrays.structures, shape, name, "structures"), name)
+    return encoded
+
+
+def array_facts(array: NDArray[Any]) -> ArrayFacts:
+    """Return an array's type, shape and digest; the digest knows neither chunks nor byte order of the machine."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return ArrayFacts(dtype=array.dtype.name, shape=array.shape, sha256=hashlib.sha256(little.data).hexdigest())
+
+
+def write_array(path: Path, array: NDArray[Any], chunks: ChunkSettings) -> None:
+    """Write one array (3D or 4D with channels in front) as a Zarr v3 array of its own."""
+    edge = chunks.chunk
+    # Channels are cut apart: whoever wants one modality decodes one modality.
+    lead = (1,) * (array.ndim - 3)
+    inner = (*lead, *(min(edge, size) for size in array.shape[-3:]))
+    outer = (
+        *array.shape[:-3],
+        *(math.ceil(size / part) * part for size, part in zip(array.shape[-3:], inner[-3:], strict=True)),
+    )
+    zarr.create_array(
+        zarr.storage.LocalStore(path),
+        data=array,
+        chunks=inner,
+        shards=outer if chunks.shard else None,
+        compressors=BloscCodec(cname=chunks.codec, clevel=chunks.level, shuffle=chunks.shuffle),
+        fill_value=0,
+        dimension_names=_AXES[-array.ndim :],
+    )
+
+
+def write_group(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Write a Zarr v3 group's metadata into an existing or new folder."""
+    zarr.create_group(zarr.storage.LocalStore(path), attributes=dict(attributes))
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """Read one whole array."""
+    # Chunks of a shard are read and decoded one coroutine each; zarr's default of 10 at a time starves them.
+    with zarr.config.set({"async.concurrency": 64}):
+        return np.asarray(zarr.open_array(zarr.storage.LocalStore(path, read_only=True), mode="r")[...])
+
+
+def _of_shape(array: NDArray[Any], shape: tuple[int, ...], name: str, role: str) -> NDArray[Any]:
+    array = np.asarray(array)
+    if array.shape != shape:
+        raise VolumeError(f"subject {name}: the {role} array has shape {array.shape}, expected {shape}")
+    return array
+
+
+def _labels(labels: NDArray[Any], name: str) -> NDArray[Any]:
+    if labels.dtype.kind not in "iub":
+        raise VolumeError(f"subject {name}: structure labels have type {labels.dtype}, expected whole numbers")
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        raise VolumeError(f"subject {name}: structure labels reach from {low} to {high}, expected 0 to 65535")
+    # The type follows from the values alone, so that the same labels give the same digest whatever type they came in.
+    return labels.astype(np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16)
