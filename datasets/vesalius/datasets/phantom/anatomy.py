@@ -1,0 +1,217 @@
+"""A healthy head as smooth functions of space: drawn once per seed, read off on any grid.
+
+The template is made of implicit bodies in millimetres of MNI space. A subject is the template seen through a
+smooth random displacement, with folds that are partly its own, and with its own widths of sulci, cortex and
+ventricles. Everything is kept on one lattice, so the grid asked for changes the sampling and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import fft, ndimage
+
+from vesalius.datasets.phantom.lattice import Lattice, smooth_noise, stream
+from vesalius.datasets.phantom.shapes import capsule, ellipsoid, intersection, union
+
+if TYPE_CHECKING:
+    from vesalius.datasets.phantom.lattice import Array, Axes
+    from vesalius.datasets.phantom.settings import VariabilitySettings
+
+BRAIN = Lattice(low_mm=(-81, -117, -75), high_mm=(81, 87, 96), spacing_mm=3)
+HEAD = Lattice(low_mm=(-112, -144, -152), high_mm=(112, 128, 120), spacing_mm=8)
+FOLDS = Lattice(low_mm=(-120, -135, -120), high_mm=(120, 135, 120), spacing_mm=5)  # symmetric about x = 0
+FOLD_WAVELENGTH_MM = 26.0
+TEMPLATE_SEED = 0  # what all subjects share
+
+MIDDLE = (0.0, -17.0, 16.0)
+CEREBRUM = (67.0, 87.0, 64.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """One subject, before any grid.
+
+    Attributes:
+        fields: smooth functions on :data:`BRAIN`, in millimetres (depths are positive inside).
+        head: depths inside the head and the cavity of the skull, on :data:`HEAD`.
+        sulcus_mm: half the width of a sulcus.
+        thickness_mm: thickness of the cortex.
+    """
+
+    fields: dict[str, Array]
+    head: dict[str, Array]
+    sulcus_mm: float
+    thickness_mm: float
+
+
+def draw_anatomy(seed: int, variability: VariabilitySettings) -> Anatomy:
+    """Draw the subject ``seed``: all randomness of its shape."""
+    v = variability
+    rng = stream(seed, "shape")
+    widths = np.exp(rng.standard_normal(3) * [v.sulcus_spread, v.thickness_spread, v.ventricle_spread])
+    scale = 1 + v.scale * rng.standard_normal(3)
+    turn = np.deg2rad(v.rotation_degrees) * rng.standard_normal(3)
+    shift = v.translation_mm * rng.standard_normal(3)
+    linear = _rotation(turn) @ np.diag(scale)
+    warp = [_displacement(seed, axis, v) for axis in range(3)]
+
+    def template(lattice: Lattice) -> Axes:
+        x, y, z = np.meshgrid(*lattice.axes, indexing="ij", sparse=True)
+        x, y, z = x - np.float32(MIDDLE[0]), y - np.float32(MIDDLE[1]), z - np.float32(MIDDLE[2])
+        return tuple(  # type: ignore[return-value]
+            np.float32(row[0]) * x
+            + np.float32(row[1]) * y
+            + np.float32(row[2]) * z
+            + np.float32(middle + move)
+            + COARSE.read(field, lattice.axes)
+            for row, middle, move, field in zip(linear, MIDDLE, shift, warp, strict=True)
+        )
+
+    at = template(BRAIN)
+    fields = _brain_fields(at, _folds(seed, v.shared_folding), float(widths[2]))
+    return Anatomy(
+        fields=fields,
+        head=_head_fields(template(HEAD)),
+        sulcus_mm=v.sulcus_mm / 2 * float(widths[0]),
+        thickness_mm=v.thickness_mm * float(widths[1]),
+    )
+
+
+COARSE = Lattice(low_mm=(-112, -144, -152), high_mm=(112, 128, 120), spacing_mm=8)
+
+
+def _displacement(seed: int, axis: int, v: VariabilitySettings) -> Array:
+    rng = stream(seed, f"warp {axis}")
+    total = np.zeros(COARSE.shape, np.float32)
+    for deviation, scale_mm in ((v.warp_large_mm, 60.0), (v.warp_small_mm, 25.0)):
+        even = smooth_noise(rng, COARSE, scale_mm)
+        own = smooth_noise(rng, COARSE, scale_mm)
+        mirrored = even[::-1] if axis else -even[::-1]
+        even = (even + mirrored) * np.float32(np.sqrt(0.5))
+        total += np.float32(deviation) * (
+            np.float32(np.sqrt(1 - v.asymmetry)) * even + np.float32(np.sqrt(v.asymmetry)) * own
+        )
+    return total
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    (a, b, c), one, nil = angles, 1.0, 0.0
+    about_x = np.array([[one, nil, nil], [nil, np.cos(a), -np.sin(a)], [nil, np.sin(a), np.cos(a)]])
+    about_y = np.array([[np.cos(b), nil, np.sin(b)], [nil, one, nil], [-np.sin(b), nil, np.cos(b)]])
+    about_z = np.array([[np.cos(c), -np.sin(c), nil], [np.sin(c), np.cos(c), nil], [nil, nil, one]])
+    return about_x @ about_y @ about_z
+
+
+def _band(seed: int, name: str) -> Array:
+    """Band-passed noise of unit deviation on :data:`FOLDS`, with the wavelength of the gyri."""
+    white = stream(seed, name).standard_normal(FOLDS.shape, dtype=np.float32)
+    frequency = np.sqrt(
+        sum(
+            np.square(f)
+            for f in np.meshgrid(
+                *(fft.fftfreq(n, FOLDS.spacing_mm) for n in FOLDS.shape[:2]),
+                fft.rfftfreq(FOLDS.shape[2], FOLDS.spacing_mm),
+                indexing="ij",
+                sparse=True,
+            )
+        )
+    )
+    gain = np.exp(-0.5 * np.square((frequency * FOLD_WAVELENGTH_MM - 1) / 0.25)).astype(np.float32)
+    band = fft.irfftn(fft.rfftn(white) * gain, FOLDS.shape)
+    return np.asarray(band / band.std(), np.float32)
+
+
+@lru_cache(maxsize=1)
+def _shared_folds() -> Array:
+    band = _band(TEMPLATE_SEED, "shared folds")
+    return (band + band[::-1]) * np.float32(np.sqrt(0.5))
+
+
+def _folds(seed: int, shared: float) -> Array:
+    return np.float32(np.sqrt(shared)) * _shared_folds() + np.float32(np.sqrt(1 - shared)) * _band(seed, "own folds")
+
+
+def _outlines(at: Axes) -> tuple[Array, Array, Array]:
+    """Depths inside the cerebrum, the cerebellum and the brainstem."""
+    x, y, z = at
+    side: Axes = (np.abs(x), y, z)
+    floor = z + np.float32(20) + np.float32(0.06) * (y + np.float32(20))
+    cerebrum = intersection(ellipsoid(at, MIDDLE, CEREBRUM), floor, 14)
+    cerebrum = union(cerebrum, ellipsoid(side, (42, -12, -20), (25, 44, 24)), 10)
+    cerebellum = ellipsoid(side, (19, -66, -36), (33, 28, 22))
+    stem = union(
+        capsule(at, (0, -23, -8), (0, -27, -34), (13, 15)), capsule(at, (0, -27, -34), (0, -42, -72), (11, 8)), 6
+    )
+    return cerebrum, cerebellum, stem
+
+
+def _brain_fields(at: Axes, folds: Array, ventricle: float) -> dict[str, Array]:
+    x, y, z = at
+    cerebrum, cerebellum, stem = _outlines(at)
+    # Folds are read where the ray from the middle meets the surface, so that sulci run inwards.
+    radius = np.sqrt(
+        sum(((a - np.float32(m)) / np.float32(r)) ** 2 for a, m, r in zip(at, MIDDLE, CEREBRUM, strict=True))
+    )
+    outwards = np.maximum(radius, np.float32(0.35)) ** np.float32(-0.7)
+    index = [
+        ((a - np.float32(m)) * outwards + np.float32(m - low)) * np.float32(1 / FOLDS.spacing_mm)
+        for a, m, low in zip(at, MIDDLE, FOLDS.low_mm, strict=True)
+    ]
+    fold = ndimage.map_coordinates(folds, index, order=1, mode="grid-wrap", output=np.float32)
+    slope = np.sqrt(sum(np.square(g) for g in np.gradient(fold, BRAIN.spacing_mm)))
+    sheet = fold / (slope + np.float32(0.03))
+    side: Axes = (np.abs(x), y, z)
+    core = ellipsoid(at, (0, -14, 8), (60, 46, 26))
+    insula = ellipsoid((side[0], y, z - np.float32(0.15) * (y + 5)), (58, -4, -2), (22, 34, 2.5))
+    fields = {
+        "x": x,
+        "cerebrum": cerebrum,
+        "cerebellum": cerebellum,
+        "stem": stem,
+        "sheet": sheet,
+        "core": core,
+        "insula": insula,
+        "ventricle": _lateral_ventricle(side, ventricle),
+        "midline_ventricle": np.maximum(
+            ellipsoid(at, (0, -12, -1), (2.2 * ventricle, 14, 10)), ellipsoid(at, (0, -44, -32), (6, 5 * ventricle, 10))
+        ),
+        "thalamus": ellipsoid(side, (11, -19, 8), (9, 14, 9)),
+        "caudate": union(
+            ellipsoid(side, (13, 14, 6), (5.5, 9, 9)), capsule(side, (14, 8, 14), (20, -22, 22), (4, 2.5)), 4
+        ),
+        "lentiform": ellipsoid((side[0] + np.float32(0.25) * (y - 2), y, z), (25, 2, 1), (7, 16, 10)),
+    }
+    return {name: np.asarray(field, np.float32) for name, field in fields.items()}
+
+
+def _lateral_ventricle(side: Axes, width: float) -> Array:
+    way = [
+        ((9, 34, 2), 3.5),
+        ((9, 20, 12), 4.5),
+        ((11, -8, 23), 4.5),
+        ((18, -34, 18), 5.5),
+        ((26, -44, 8), 5.0),
+        ((33, -26, -10), 2.0),
+        ((32, -10, -18), 2.5),
+    ]
+    depth: Array | None = None
+    for (start, first), (end, second) in zip(way[:-1], way[1:], strict=True):
+        part = capsule(side, start, end, (first * width, second * width))
+        depth = part if depth is None else np.maximum(depth, part)
+    horn = capsule(side, (26, -44, 8), (24, -72, 6), (4 * width, 1.5 * width))
+    assert depth is not None
+    return np.maximum(depth, horn)
+
+
+def _head_fields(at: Axes) -> dict[str, Array]:
+    cerebrum, cerebellum, stem = _outlines(at)
+    hull = np.maximum(np.maximum(cerebrum, cerebellum), stem)
+    cavity = union(ellipsoid(at, (0, -17, 10), (70, 91, 72)), hull + np.float32(2.5), 8)
+    face = ellipsoid(at, (0, 38, -62), (54, 56, 62))
+    neck = capsule(at, (0, -30, -50), (0, -38, -160), (58, 56))
+    head = union(union(cavity + np.float32(14), face, 20), neck, 20)
+    return {"cavity": cavity, "head": head}

@@ -1,0 +1,102 @@
+"""What a phantom is to look like: grid, contrasts, variability, lesions. Frozen and saved as JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vesalius.platform.config import Settings
+
+Modality = Literal["T1w", "T2w", "FLAIR", "CT"]
+Hemisphere = Literal["left", "right"]
+Triple = tuple[float, float, float]
+
+
+class LesionSettings(Settings):
+    """One lesion to be planted.
+
+    Attributes:
+        size_mm: diameter of the ball whose volume the lesion has (inside the brain).
+        contrast: relative change of the T1w intensity at full depth, -0.3 is 30 % darker. The other modalities
+            answer with the factors of :data:`vesalius.datasets.phantom.contrast.LESION_RESPONSE`.
+        softness_mm: width of the border over which the change rises from nothing to full.
+        irregularity: deviation of the outline from an ellipsoid, as a fraction of the radius.
+        texture: deviation of the change inside the lesion, as a fraction of the change.
+        hemisphere: side the centre is drawn in; None draws it anywhere in the cerebrum.
+        center_mm: centre in RAS+ millimetres instead of a drawn one.
+    """
+
+    size_mm: float = Field(20.0, gt=0, le=120)
+    contrast: float = Field(-0.3, ge=-1, le=3)
+    softness_mm: float = Field(3.0, ge=0, le=40)
+    irregularity: float = Field(0.25, ge=0, le=0.6)
+    texture: float = Field(0.2, ge=0, le=1)
+    hemisphere: Hemisphere | None = None
+    center_mm: Triple | None = None
+
+
+class VariabilitySettings(Settings):
+    """How much healthy subjects differ. The defaults are measured on real brains: docs/decisions/0003-phantom.md.
+
+    Attributes:
+        scale: deviation of the residual size along each axis, relative.
+        rotation_degrees: deviation of the residual rotation about each axis.
+        translation_mm: deviation of the residual shift along each axis.
+        warp_large_mm: deviation of the smooth displacement on a scale of 60 mm.
+        warp_small_mm: deviation of the smooth displacement on a scale of 25 mm.
+        asymmetry: share of the displacement's variance that differs between the hemispheres.
+        shared_folding: share of the folding pattern's variance that all subjects have in common.
+        sulcus_mm: mean width of a sulcus.
+        sulcus_spread: deviation of the logarithm of a subject's sulcal width.
+        thickness_mm: mean thickness of the cortex.
+        thickness_spread: deviation of the logarithm of a subject's cortical thickness.
+        ventricle_spread: deviation of the logarithm of a subject's ventricular width.
+        contrast_spread: deviation of the logarithm of a subject's tissue intensities, each tissue by itself.
+        texture: deviation of the smooth intensity differences within a tissue, relative.
+        bias: deviation of the logarithm of the bias field (not for CT).
+        noise: deviation of the Rician noise relative to white matter in T1w; of Gaussian noise in CT, see contrast.
+    """
+
+    scale: float = Field(0.015, ge=0, le=0.2)
+    rotation_degrees: float = Field(1.0, ge=0, le=10)
+    translation_mm: float = Field(1.0, ge=0, le=10)
+    warp_large_mm: float = Field(3.0, ge=0, le=8)
+    warp_small_mm: float = Field(1.5, ge=0, le=4)
+    asymmetry: float = Field(0.3, ge=0, le=1)
+    shared_folding: float = Field(0.5, ge=0, le=1)
+    sulcus_mm: float = Field(2.4, gt=0, le=10)
+    sulcus_spread: float = Field(0.2, ge=0, le=1)
+    thickness_mm: float = Field(3.2, gt=0, le=10)
+    thickness_spread: float = Field(0.05, ge=0, le=1)
+    ventricle_spread: float = Field(0.25, ge=0, le=1)
+    contrast_spread: float = Field(0.03, ge=0, le=0.5)
+    texture: float = Field(0.04, ge=0, le=0.5)
+    bias: float = Field(0.04, ge=0, le=0.5)
+    noise: float = Field(0.02, ge=0, le=0.5)
+
+
+class PhantomSettings(Settings):
+    """The grid and the look of a phantom.
+
+    Attributes:
+        shape: voxels along i (left to right), j (posterior to anterior), k (inferior to superior); any size.
+        box_mm: physical size of the grid along i, j, k; voxel sizes follow, so a small grid shows the whole head.
+        center_mm: centre of the grid in RAS+ millimetres; the brain lies as in MNI space.
+        modalities: contrasts to make, in the order of the channel axis.
+        skull_stripped: leave out everything outside the brain (0, or -1000 HU in CT).
+        variability: how much healthy subjects differ.
+    """
+
+    shape: tuple[int, int, int] = (64, 64, 64)
+    box_mm: Triple = (192.0, 192.0, 192.0)
+    center_mm: Triple = (0.0, -18.0, 8.0)
+    modalities: tuple[Modality, ...] = Field(("T1w",), min_length=1)
+    skull_stripped: bool = True
+    variability: VariabilitySettings = VariabilitySettings()
+
+    @property
+    def spacing_mm(self) -> Triple:
+        """Voxel size along i, j, k."""
+        d, h, w = (box / num for box, num in zip(self.box_mm, self.shape, strict=True))
+        return (d, h, w)
