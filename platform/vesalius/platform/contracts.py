@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vesalius.platform.config import Settings
+from vesalius.platform.tables import TableEntry as TableEntry  # lives there so that a table of layouts needs no torch
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -469,11 +470,3 @@ class Method(nn.Module, ABC):
     def capacity(self) -> int | None:
         """Return how many volumes one ``score`` call takes at most, or None where it does not matter."""
         return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableEntry:
-    """One line of a lazy table: where the class or module is, and one sentence for listings."""
-
-    path: str
-    summary: str

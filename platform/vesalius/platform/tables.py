@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.errors import SettingError
@@ -11,7 +12,13 @@ from vesalius.platform.errors import SettingError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vesalius.platform.contracts import TableEntry
+
+@dataclass(frozen=True, kw_only=True)
+class TableEntry:
+    """One line of a lazy table: where the class or module is, and one sentence for listings."""
+
+    path: str
+    summary: str
 
 
 def lookup(table: Mapping[str, TableEntry], name: str, kind: str) -> Any:
