@@ -1,0 +1,226 @@
+"""A run's folder: what was asked for, how far it is, its checkpoints, its model, its scores.
+
+::
+
+    HOME/runs/<run id>/
+      run.json          the specification; written once, first
+      state.json        created | training | finished | interrupted | failed
+      progress.json     where training is, for whoever looks
+      checkpoints/      see vesalius.platform.training.checkpoint
+      model/            the trained model, written last
+      scores/<split>/   anomaly maps
+      figures/          pictures
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vesalius.platform.config import Settings, flatten, validate
+from vesalius.platform.errors import RunError
+from vesalius.platform.training.settings import TrainingSettings
+
+RunState = Literal["created", "training", "finished", "interrupted", "failed"]
+_RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+def home(path: Path | None = None) -> Path:
+    """Return where runs, tracking and locks live: ``path``, else ``$VESALIUS_HOME``, else ``~/.vesalius``."""
+    chosen = path or Path(os.environ.get("VESALIUS_HOME") or Path.home() / ".vesalius")
+    return chosen.expanduser().absolute()
+
+
+class RunSpec(Settings):
+    """All that decides a run's outcome, and where it is tracked.
+
+    Attributes:
+        run_id: the folder's name.
+        method: name in the methods' table.
+        settings: the method's settings as plain JSON, complete.
+        training: the loop's settings.
+        store: absolute path of the cohort store.
+        cohort_digest: the store's digest when the run was created; a changed store is refused.
+        num_workers: Ray Train workers; 0 trains in the calling process, without Ray.
+        start_from: ``RUN@STAGE`` where training starts after another run's finished stage.
+        experiment: name of the experiment it is tracked under.
+        mlflow_tracking_uri: where it is tracked, or None where it is not.
+        mlflow_run_id: the tracked run; a resumed run goes on in the same one.
+        created: time of creation, UTC, ISO 8601.
+    """
+
+    run_id: str
+    method: str
+    settings: dict[str, Any]
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    store: str
+    cohort_digest: str
+    num_workers: int = Field(1, ge=0)
+    start_from: str | None = None
+    experiment: str = "vesalius"
+    mlflow_tracking_uri: str | None = None
+    mlflow_run_id: str | None = None
+    created: str
+
+    def flat(self) -> dict[str, Any]:
+        """Return every setting under its dotted key, for tracking: ``method.*``, ``training.*`` and the rest."""
+        rest = {"method": self.method, "store": self.store, "num_workers": self.num_workers}
+        method = {f"method.{key}": value for key, value in _flat(self.settings).items()}
+        return {**rest, **method, **flatten(self.training, prefix="training.")}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, prefix=f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+class Progressed(Settings):
+    """Where training is."""
+
+    stage: str = ""
+    step: int = 0
+    num_steps: int = 0
+    overall: int = 0
+    total: int = 0
+
+
+class RunFolder:
+    """A run on disk. Reading is free for all; ``training`` writes from rank 0 and the driver only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def spec(self) -> RunSpec:
+        """What was asked for.
+
+        Raises:
+            RunError: ``run.json`` is missing or damaged.
+        """
+        path = self.path / "run.json"
+        try:
+            value = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise RunError(f"{path} is missing or damaged: start the run anew with `vesalius train`") from None
+        return validate(RunSpec, value, str(path))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained model."""
+        return self.path / "model"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "figures"
+
+    def scores(self, split: str) -> Path:
+        """Folder of a split's anomaly maps."""
+        return self.path / "scores" / split
+
+    @property
+    def state(self) -> RunState:
+        """How the run stands, as last written."""
+        try:
+            state: RunState = json.loads((self.path / "state.json").read_text())["state"]
+        except (OSError, ValueError, KeyError):
+            return "created"
+        return state
+
+    @property
+    def progress(self) -> Progressed:
+        """Where training is, as last written."""
+        try:
+            return Progressed.model_validate_json((self.path / "progress.json").read_text())
+        except (OSError, ValueError):
+            return Progressed()
+
+    def set_state(self, state: RunState) -> None:
+        """Write how the run stands."""
+        self._write("state.json", json.dumps({"state": state}))
+
+    def set_progress(self, progress: Progressed) -> None:
+        """Write where training is."""
+        self._write("progress.json", progress.model_dump_json())
+
+    def _write(self, name: str, text: str) -> None:
+        aside = self.path / f".{name}.partial"
+        aside.write_text(text)
+        aside.replace(self.path / name)
+
+
+def new_run_id(method: str) -> str:
+    """Return an id that sorts by time and names its method."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{method}-{now}-{secrets.token_hex(2)}"
+
+
+def create_run(home: Path, spec: RunSpec) -> RunFolder:
+    """Make the folder of a new run and write its specification.
+
+    Raises:
+        RunError: the id is not a plain name, or a run of that id exists.
+    """
+    if not _RUN_ID.match(spec.run_id):
+        raise RunError(f"'{spec.run_id}' cannot name a run: use letters, digits, '.', '_' and '-' only")
+    folder = RunFolder(home / "runs" / spec.run_id)
+    try:
+        folder.path.mkdir(parents=True)
+    except FileExistsError:
+        raise RunError(
+            f"a run '{spec.run_id}' exists already: go on with `vesalius train --resume {spec.run_id}`, "
+            "or choose another name"
+        ) from None
+    folder._write("run.json", spec.model_dump_json(indent=1))
+    folder.set_state("created")
+    return folder
+
+
+def list_runs(home: Path) -> list[RunFolder]:
+    """Return the runs of a home, oldest first."""
+    folder = home / "runs"
+    if not folder.is_dir():
+        return []
+    found = [RunFolder(path) for path in folder.iterdir() if (path / "run.json").is_file()]
+    return sorted(found, key=lambda run: run.spec.created)
+
+
+def find_run(home: Path, run_id: str) -> RunFolder:
+    """Return the run of that id.
+
+    Raises:
+        RunError: there is none; names the nearest one.
+    """
+    folder = RunFolder(home / "runs" / run_id)
+    if _RUN_ID.match(run_id) and (folder.path / "run.json").is_file():
+        return folder
+    names = [run.run_id for run in list_runs(home)]
+    near = difflib.get_close_matches(run_id, names, n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean '{near[0]}'?"
+    else:
+        hint = f"the latest is '{names[-1]}'" if names else "there is none yet: start one with `vesalius train`"
+    raise RunError(f"no run '{run_id}' in {home}: {hint}")

@@ -1,0 +1,38 @@
+"""How a run is trained, whatever the method."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vesalius.platform.config import Settings
+
+
+class TrainingSettings(Settings):
+    """Settings of the platform's training loop; a method has none of these."""
+
+    seed: int = Field(0, ge=0, description="keys all randomness of the run")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 autocast of the forward pass; auto: bf16 on CUDA, fp32 on the CPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="items of the view computed at once on one worker; gradients accumulate"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="clip each optimiser's gradient to this l2 norm")
+    log_every: int = Field(20, ge=1, description="steps between logged metrics")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between validation passes of a selectable stage; none: at its end only"
+    )
+    validate_subjects: int = Field(4, ge=1, description="validation subjects scored in a validation pass")
+    cache_mib: int = Field(4096, ge=0, description="decoded volumes kept in memory, per worker")
+    prefetch: int = Field(2, ge=0, description="batches loaded ahead of the step that needs them")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of one worker; none: the machine's cores shared out evenly"
+    )
+    deterministic: bool = Field(
+        False, description="refuse operations that are not deterministic (on CUDA; the CPU ones all are)"
+    )
+    max_failures: int = Field(3, ge=0, description="times a lost worker or node is replaced before the run fails")

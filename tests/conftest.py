@@ -1,0 +1,88 @@
+"""Fixtures shared by every kind of test: small cohorts, real data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from vesalius.platform.config import digest
+from vesalius.platform.store import CohortStore, SubjectArrays, SubjectRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real brains, or skip."""
+    folder = Path(os.environ.get("VESALIUS_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "ds002748").is_dir():
+        pytest.skip(f"no real data in {folder}: set VESALIUS_DATA to the folder that holds ds002748")
+    return folder
+
+
+def write_cohort(
+    path: Path,
+    splits: dict[str, int],
+    *,
+    shape: tuple[int, int, int] = (12, 10, 8),
+    channels: Sequence[str] = ("T1w",),
+    lesions_in: Sequence[str] = ("validation", "gate", "test"),
+    seed: int = 0,
+) -> CohortStore:
+    """Write a cohort of smooth random volumes: every second subject of ``lesions_in`` carries a bright cube."""
+    recipe = {"name": "toy"}
+    store = CohortStore.create(path, recipe=recipe, channels=channels)
+    random = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    records = []
+    with store.lock():
+        for split, num in splits.items():
+            for index in range(num):
+                radius = (grid**2).sum(axis=0)
+                brain = radius < 0.9
+                image = np.stack(
+                    [
+                        brain * (0.5 + 0.2 * np.cos(3 * grid[0] * random.uniform(0.8, 1.2)) * grid[1])
+                        + brain * random.normal(0, 0.02, shape)
+                        for _ in channels
+                    ]
+                ).astype(np.float32)
+                lesion = np.zeros(shape, dtype=bool)
+                if split in lesions_in and index % 2 == 0:
+                    lesion[5:8, 4:7, 3:5] = True
+                    image[:, lesion] += 0.4
+                record = SubjectRecord(
+                    subject_id=f"{split}-{index:02d}",
+                    split=split,
+                    channels=tuple(channels),
+                    shape=shape,
+                    spacing_mm=(2.0, 2.0, 2.0),
+                    affine=(
+                        (2.0, 0.0, 0.0, -float(shape[0])),
+                        (0.0, 2.0, 0.0, -float(shape[1])),
+                        (0.0, 0.0, 2.0, -float(shape[2])),
+                        (0.0, 0.0, 0.0, 1.0),
+                    ),
+                    recipe_digest=digest(recipe),
+                )
+                arrays = SubjectArrays(image=image, brain=brain, lesion=lesion if lesion.any() else None)
+                records.append(store.write(record, arrays))
+        store.commit(records)
+    return CohortStore.open(path)
+
+
+@pytest.fixture(scope="session")
+def toy_store(tmp_path_factory: pytest.TempPathFactory) -> CohortStore:
+    """Return a tiny cohort: 6 train, 4 validation, 4 gate, 4 test."""
+    folder = tmp_path_factory.mktemp("toy")
+    return write_cohort(folder / "toy.zarr", {"train": 6, "validation": 4, "gate": 4, "test": 4})
