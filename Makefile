@@ -1,0 +1,52 @@
+# `make demo` or `make test` alone, on a machine with Python 3.11, installs what it needs and does its job.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check benchmarks format clean
+SHELL := /bin/bash
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := platform methods datasets tuning infra
+
+# One thread a library unless a program asks for more: two cores are soon oversubscribed by three libraries.
+export OMP_NUM_THREADS ?= 2
+export RAY_USAGE_STATS_ENABLED := 0
+export MPLBACKEND := Agg
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found: install it and run make again" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(INSTALLED) ## Create .venv and install from constraints.txt; does nothing when it stands
+
+demo: $(INSTALLED) ## Learn healthy anatomy, find anomalies, promote a model: six minutes on two cores
+	$(BIN)/vesalius demo --out demo
+
+test: $(INSTALLED) ## Run the tests but for the long ones (under 15 minutes on two cores)
+	$(BIN)/python -m pytest -m 'not long'
+
+test-all: $(INSTALLED) ## Run everything: kills, clusters, benchmarks (about an hour)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## Lint, format, types, import floors, layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(addsuffix /vesalius,$(SOURCES)) tests
+	$(BIN)/lint-imports
+	$(BIN)/python tests/layout_guard.py
+
+benchmarks: $(INSTALLED) ## Run the benchmarks and print their figures
+	@for file in tests/benchmarks/benchmark_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+format: $(INSTALLED) ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove what was built; the stores and runs you made stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
