@@ -1,0 +1,95 @@
+"""What a layout finds: a subject's files, before any of them is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import Field
+
+from vesalius.platform.config import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+class RawSubject(Settings):
+    """One subject as a layout found it: file paths and what is known about it. Plain JSON, so it travels to workers.
+
+    Attributes:
+        subject_id: unique in the cohort; names a folder of the store.
+        person: who it is, where one person has several scans; all scans of a person go to one split. None: the
+            subject is the person.
+        images: absolute file path by modality, in the order of the channels. A modality without a file is absent,
+            and the subject is then reported as failed.
+        brain_mask: file whose voxels above 0.5 are brain.
+        head_mask: likewise for the head.
+        lesion_mask: file whose voxels above 0.5 are lesion; a file without any says that the subject is healthy.
+        structures: file of whole numbers, one a structure, 0 for none.
+        structure_names: label value by structure name.
+        split: ``train``, ``validation``, ``gate`` or ``test`` where the data set gives it; None has it drawn.
+        group: a named part of the cohort, if any.
+        demographics: age, sex, ... as the data set gives them; None for what is not known.
+        labels: subject-level labels; ``anomalous`` says what the lesion mask cannot.
+        reader: ``package.module:function`` that reads it: ``function(raw) -> reading.RawVolumes``. Set by the
+            layout's code, never by the data.
+        parameters: JSON for the reader, such as a phantom's seed; what has no files is known by their digest.
+        origin: where the subject is described, for messages: a folder, or a file and line.
+    """
+
+    subject_id: str
+    person: str | None = None
+    images: dict[str, str] = Field(default_factory=dict)
+    brain_mask: str | None = None
+    head_mask: str | None = None
+    lesion_mask: str | None = None
+    structures: str | None = None
+    structure_names: dict[str, int] = Field(default_factory=dict)
+    split: str | None = None
+    group: str | None = None
+    demographics: dict[str, str | float | int | bool | None] = Field(default_factory=dict)
+    labels: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    reader: str = "vesalius.datasets.reading:read_subject"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    origin: str = ""
+
+    def files(self) -> dict[str, str]:
+        """Return every file path by role: a modality, ``brain_mask``, ``head_mask``, ``lesion_mask``, ``structures``."""
+        masks = {name: getattr(self, name) for name in ("brain_mask", "head_mask", "lesion_mask", "structures")}
+        return {**self.images, **{name: path for name, path in masks.items() if path is not None}}
+
+
+class Layout(Protocol):
+    """A folder layout. Made without arguments; keeps no state.
+
+    Attributes:
+        default_recipe: name of the recipe (:data:`vesalius.datasets.recipes.RECIPES`) that suits it.
+    """
+
+    default_recipe: ClassVar[str]
+
+    def modalities(self, root: Path) -> tuple[str, ...]:
+        """Return the modalities that ``root`` offers, sorted.
+
+        Raises:
+            CohortError: ``root`` is not of this layout; the message says what was looked for.
+        """
+        ...
+
+    def discover(self, root: Path, modalities: Sequence[str]) -> list[RawSubject]:
+        """Return the subjects of ``root``, sorted by id, without reading a voxel.
+
+        A subject that lacks a modality is returned without it. Ids may repeat or be ill-formed: ingest says so.
+
+        Args:
+            root: the raw tree, or the file that describes it.
+            modalities: which images, in the order of the channels; each one that some subject has.
+
+        Raises:
+            CohortError: ``root`` is not of this layout, or holds no subject.
+        """
+        ...
+
+    def write_example(self, root: Path) -> Path:
+        """Write a small raw tree with the layout's quirks below ``root`` and return what to give to ``discover``."""
+        ...
