@@ -314,7 +314,12 @@ class _Recorder:
         if rank == 0 and spec.mlflow_run_id is not None:
             from vesalius.platform.tracking import RunLogger
 
-            self._logger = RunLogger(spec.mlflow_tracking_uri, spec.mlflow_run_id, system_metrics=True)
+            self._logger = RunLogger(
+                spec.mlflow_tracking_uri,
+                spec.mlflow_run_id,
+                system_metrics=True,
+                unsent=run.path / "unsent_metrics.json",
+            )
 
     def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
         now = time.monotonic()
