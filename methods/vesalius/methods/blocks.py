@@ -1,0 +1,119 @@
+"""What several methods share: pooling of score maps, their settings, the number for a whole volume.
+
+Windows are counted in voxels, as in the papers. Borders never invent data: a minimum sees only voxels inside the
+volume (padding is plus infinity), an average divides by the voxels inside the volume (padding is left out).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, Field
+from torch.nn import functional as F
+
+from vesalius.platform.config import Settings
+from vesalius.platform.contracts import setting
+from vesalius.platform.errors import VolumeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vesalius.platform.contracts import CohortFacts, Volume
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("expected an odd number of voxels, so that the window has a centre")
+    return value
+
+
+Window = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+"""Edge of a cubic window in voxels: odd, 1 for no pooling."""
+
+
+class MapSettings(Settings):
+    """How raw evidence becomes a score map and a number for the volume."""
+
+    min_pool: Window = setting(1, "edge of the minimum window in voxels; 1 is none")
+    average_pool: Window = setting(1, "edge of the averaging window in voxels; 1 is none")
+    voxels: Literal["all", "brain"] = setting("all", "where the map is kept: the whole box, or zero outside the brain")
+    image_score: Literal["top_mean", "max", "mean"] = setting(
+        "top_mean", "the volume's number: mean of the highest fraction, maximum or mean of the map inside the brain"
+    )
+    top_fraction: float = setting(0.01, "fraction of brain voxels that top_mean averages", gt=0, le=1)
+
+
+def min_pool(map_DHW: Tensor, size: int) -> Tensor:
+    """Return the minimum over a cube of ``size`` voxels (odd) around each voxel of a (..., D, H, W) map.
+
+    Voxels outside the volume do not count: the padding is plus infinity.
+    """
+    if size == 1:
+        return map_DHW
+    pooled = -map_DHW.reshape(-1, 1, *map_DHW.shape[-3:])
+    # A cubic minimum is three minima along the axes: 3 n comparisons a voxel instead of n^3.
+    for axis in range(3):
+        pooled = F.max_pool3d(pooled, *_line(axis, size))
+    return -pooled.reshape(map_DHW.shape)
+
+
+def average_pool(map_DHW: Tensor, size: int) -> Tensor:
+    """Return the mean over a cube of ``size`` voxels (odd) around each voxel of a (..., D, H, W) map.
+
+    Only voxels inside the volume count: at a border the sum is divided by what is there.
+    """
+    if size == 1:
+        return map_DHW
+    pooled = map_DHW.reshape(-1, 1, *map_DHW.shape[-3:])
+    # The number of voxels inside a clipped cube is a product over the axes, so the mean separates too.
+    for axis in range(3):
+        kernel, stride, padding = _line(axis, size)
+        pooled = F.avg_pool3d(pooled, kernel, stride, padding, count_include_pad=False)
+    return pooled.reshape(map_DHW.shape)
+
+
+def finish_map(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
+    """Return the score map (D, H, W): restricted where asked, then min-pooled, then averaged.
+
+    A map kept inside the brain is set to zero outside before pooling, so that what lies outside does not leak in,
+    and again after it.
+    """
+    restrict = settings.voxels == "brain"
+    if restrict:
+        map_DHW = map_DHW * brain_DHW
+    map_DHW = average_pool(min_pool(map_DHW, settings.min_pool), settings.average_pool)
+    return map_DHW * brain_DHW if restrict else map_DHW
+
+
+def image_score(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> float:
+    """Return the volume's number from its score map, inside the brain (the whole box where the brain is empty)."""
+    inside = map_DHW[brain_DHW] if bool(brain_DHW.any()) else map_DHW.flatten()
+    if settings.image_score == "max":
+        return float(inside.max())
+    if settings.image_score == "mean":
+        return float(inside.double().mean())
+    count = max(1, round(settings.top_fraction * inside.numel()))
+    return float(torch.topk(inside, count, sorted=False).values.double().mean())
+
+
+def check_channels(volume: Volume, cohort: CohortFacts) -> None:
+    """Refuse a volume whose channels are not those that the model was trained on.
+
+    Raises:
+        VolumeError: the number of channels differs; names the volume.
+    """
+    found, expected = int(volume.image.shape[0]), len(cohort.channels)
+    if found != expected:
+        names = ", ".join(cohort.channels)
+        raise VolumeError(
+            f"{volume.subject_id}: the volume has {found} channels but the model was trained on {expected} ({names}): "
+            "prepare it with the same modalities"
+        )
+
+
+def _line(axis: int, size: int) -> tuple[tuple[int, int, int], int, tuple[int, int, int]]:
+    """Return (kernel, stride, padding) of a pooling along one of D, H, W."""
+    kernel, padding = [1, 1, 1], [0, 0, 0]
+    kernel[axis], padding[axis] = size, size // 2
+    return (kernel[0], kernel[1], kernel[2]), 1, (padding[0], padding[1], padding[2])

@@ -1,0 +1,17 @@
+"""3D implicit-field auto-decoder (Naval Marimont and Tarroni 2021).
+
+::
+
+    settings.py     the paper's values, the official code's, and what else may be varied
+    classes.py      intensity classes: exact one-dimensional k-means; mode pooling
+    decoder.py      position encoding and the network, the code's part taken once a volume
+    restoration.py  codes of new volumes, many at a time; cross-entropy at every voxel
+    method.py       the stages and the score
+"""
+
+from __future__ import annotations
+
+from vesalius.methods.implicit_field.method import ImplicitField
+from vesalius.methods.implicit_field.settings import ImplicitFieldSettings
+
+__all__ = ["ImplicitField", "ImplicitFieldSettings"]

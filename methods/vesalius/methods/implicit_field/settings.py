@@ -1,0 +1,214 @@
+"""Settings of the implicit-field auto-decoder: the paper's values, and the official code's as a preset.
+
+Where the paper and its authors' public code disagree the paper is the default; every difference can be reached by a
+setting. Two are not this method's: the intensity clip (98th percentile in the paper, 2nd and 98th of the non-zero
+voxels in the code) belongs to the recipe, and coordinates follow one convention here (voxel centres), where the
+code has two that lie up to a voxel apart.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from vesalius.methods.blocks import MapSettings, Window
+from vesalius.platform.config import Settings
+from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+
+_PAPER = "Naval Marimont and Tarroni 2021"
+_CODE = "the authors' public code"
+
+
+class FieldMapSettings(MapSettings):
+    """The paper's post-processing: minimum over 3^3 voxels, then mean over 15^3, the whole box, at 160^3 voxels."""
+
+    min_pool: Window = setting(3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2")
+    average_pool: Window = setting(
+        15, "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none", source=f"{_PAPER}, section 2"
+    )
+
+
+class RestorationSettings(Settings):
+    """How the code of a new volume is found (Eq. 4)."""
+
+    steps: tuple[int, ...] = setting((700,), "optimiser steps of each phase", source=f"{_PAPER}, section 2")
+    points: tuple[int, ...] = setting((16_200,), "points a step of each phase", source=f"{_PAPER}, section 2")
+    quick_steps: int = setting(100, "steps of the quick effort, with the first phase's points", ge=1)
+    learning_rate: float = setting(
+        1e-3,
+        "Adam's learning rate",
+        source=f"{_CODE}; the paper gives none",
+        gt=0,
+        space=Range(low=3e-4, high=3e-2, log=True),
+    )
+    learning_rate_end: float = setting(
+        1.0, "fraction of the learning rate that the last step has; it falls geometrically", gt=0, le=1
+    )
+    prior: bool = setting(
+        True, "keep the training's code prior in the objective", source=f"{_PAPER}, Eq. 4; the code leaves it out"
+    )
+    start: Literal["random", "mean"] = setting(
+        "random",
+        "where a code starts: drawn as training codes are, or at the training codes' mean",
+        source=f"{_PAPER}, section 2",
+    )
+    volumes: int = setting(6, "volumes fitted in one batch at most", ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "arithmetic of the network; auto takes bfloat16 where the device has matrix units for it"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.steps) != len(self.points) or not self.steps:
+            raise ValueError("restoration.steps and restoration.points need one number for each phase")
+        if min(*self.steps, *self.points, 1) < 1:
+            raise ValueError("restoration.steps and restoration.points must be at least 1")
+        return self
+
+
+class ImplicitFieldSettings(MethodSettings):
+    """Settings of the implicit field; defaults are the paper's."""
+
+    num_classes: int = setting(
+        10, "intensity classes, k of k-means", source=f"{_PAPER}, section 3", ge=2, le=255, space=Range(low=4, high=24)
+    )
+    class_voxels: int = setting(
+        2_000_000, "voxels sampled over the training subjects for k-means", source=f"{_PAPER}, Fig. 2", ge=1
+    )
+    mode_pool_training: int = setting(
+        2, "edge of the mode-pooling cube for training volumes", source=f"{_PAPER}, section 2", ge=1, le=6
+    )
+    mode_pool_scoring: int = setting(
+        3, "edge of the mode-pooling cube for volumes to be scored", source=f"{_PAPER}, section 2", ge=1, le=6
+    )
+    latent_dim: int = setting(
+        256, "length of a code", source=f"{_PAPER}, section 3", ge=1, space=Choice(values=(64, 128, 256))
+    )
+    width: int = setting(
+        512, "units of a hidden layer", source=f"{_PAPER}, section 3", ge=8, space=Choice(values=(128, 256, 512))
+    )
+    hidden_layers: int = setting(
+        8,
+        "hidden layers; one linear layer of outputs follows",
+        source=f"{_CODE}: nine in all; the paper says eight",
+        ge=3,
+    )
+    skip_layer: int = setting(4, "hidden layer, from 0, that sees code and position again", source=_CODE, ge=2)
+    num_frequencies: int = setting(
+        10, "L of the position encoding", source=f"{_PAPER}, Eq. 3", ge=1, le=16, space=Range(low=4, high=12)
+    )
+    dropout: float = setting(
+        0.2, "after every hidden layer", source=f"{_PAPER}, section 3", ge=0, lt=1, space=Range(low=0, high=0.3)
+    )
+    points: int = setting(
+        16_200, "K, points of a volume in a batch", source=f"{_PAPER}, section 3; 16,384 in the code", ge=1
+    )
+    batch_volumes: int = setting(6, "volumes in a batch", source=f"{_PAPER}, section 3", ge=1)
+    epochs: float = setting(
+        2_000, "passes over the training subjects", source=f"{_PAPER}, section 3; 2,001 in the code", gt=0
+    )
+    decoder_lr: float = setting(
+        5e-4, "Adam's learning rate for the network", source=_CODE, gt=0, space=Range(low=1e-4, high=1e-2, log=True)
+    )
+    code_lr: float = setting(
+        1e-3, "Adam's learning rate for the codes", source=_CODE, gt=0, space=Range(low=1e-4, high=3e-2, log=True)
+    )
+    lr_factor: float = setting(
+        0.5, "what the learning rates are multiplied by after each period", source=_CODE, gt=0, le=1
+    )
+    lr_periods: int = setting(4, "equal periods of training between which the learning rates fall", source=_CODE, ge=1)
+    prior: Literal["gaussian", "official", "none"] = setting(
+        "gaussian",
+        "gaussian: |z|^2 / sigma^2 a volume (Eq. 2); official: prior_weight * min(1, epoch / 100) * |z| a point",
+        source=f"{_PAPER}, Eq. 2; {_CODE}",
+    )
+    prior_sigma: float = setting(
+        0.01,
+        "sigma of the gaussian prior",
+        source=f"{_PAPER}, section 3",
+        gt=0,
+        space=Range(low=3e-3, high=1.0, log=True),
+    )
+    prior_weight: float = setting(1e-4, "weight of the official prior", source=_CODE, ge=0)
+    code_init_std: float = setting(
+        0.01, "deviation of fresh codes", source=f"{_PAPER}, section 3; 0.0625 in the code", ge=0
+    )
+    code_bound: float | None = setting(
+        None, "radius of the ball that codes are kept in; null is none", source=f"{_CODE}: 1; not in the paper"
+    )
+    restoration_image: Literal["most_probable", "expectation"] = setting(
+        "most_probable", "the restored intensity: centre of the most probable class, or the classes' expectation"
+    )
+    restoration: RestorationSettings = RestorationSettings()
+    map: FieldMapSettings = FieldMapSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        inputs = self.latent_dim + 6 * self.num_frequencies
+        if self.width <= inputs:
+            raise ValueError(
+                f"width must exceed latent_dim + 6 * num_frequencies = {inputs}, "
+                "because the skip layer takes them in beside the layer before it"
+            )
+        if self.skip_layer >= self.hidden_layers:
+            raise ValueError("skip_layer must be smaller than hidden_layers")
+        if self.code_bound is not None and self.code_bound <= 0:
+            raise ValueError("code_bound must be positive, or null for none")
+        return self
+
+
+def official_code() -> ImplicitFieldSettings:
+    """The authors' public code where it differs from the paper."""
+    return ImplicitFieldSettings(
+        points=16_384,
+        epochs=2_001,
+        prior="official",
+        code_init_std=0.0625,
+        code_bound=1.0,
+        restoration=RestorationSettings(steps=(501, 101), points=(10_000, 50_000), prior=False),
+    )
+
+
+def tiny() -> ImplicitFieldSettings:
+    """A network of a few thousand parameters for tests: seconds, and no claim to detect anything."""
+    return ImplicitFieldSettings(
+        num_classes=5,
+        class_voxels=20_000,
+        latent_dim=8,
+        width=48,
+        num_frequencies=4,
+        dropout=0.0,
+        points=256,
+        batch_volumes=4,
+        epochs=20,
+        decoder_lr=3e-3,
+        code_lr=1e-2,
+        prior_sigma=0.3,
+        code_init_std=0.1,
+        restoration=RestorationSettings(steps=(30,), points=(256,), quick_steps=10, learning_rate=3e-2),
+        map=FieldMapSettings(average_pool=3),
+    )
+
+
+def demo() -> ImplicitFieldSettings:
+    """A few minutes on two CPU cores for some forty volumes of 48 to 64 voxels; chosen on the phantom's validation."""
+    return ImplicitFieldSettings(
+        num_classes=10,
+        class_voxels=500_000,
+        latent_dim=64,
+        width=192,
+        num_frequencies=6,
+        dropout=0.0,
+        points=4_096,
+        batch_volumes=6,
+        epochs=200,
+        decoder_lr=1e-3,
+        code_lr=3e-3,
+        prior_sigma=0.1,
+        code_init_std=0.05,
+        restoration=RestorationSettings(
+            steps=(200,), points=(4_096,), quick_steps=60, learning_rate=1e-2, learning_rate_end=0.1
+        ),
+        map=FieldMapSettings(average_pool=5),
+    )

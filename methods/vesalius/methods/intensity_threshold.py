@@ -1,0 +1,125 @@
+"""Baseline: how far an intensity lies from the healthy brain's mean, wherever the voxel is.
+
+Baur et al. 2021 found that such a threshold holds its own on lesions that are simply bright. Whatever claims to have
+learnt anatomy has to beat it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vesalius.methods.blocks import MapSettings, Window, average_pool, check_channels, finish_map, image_score
+from vesalius.platform.contracts import Choice, Method, MethodSettings, Score, Stage, WholeVolumes, setting
+from vesalius.platform.errors import CohortError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Update, Volume
+
+
+class ThresholdMapSettings(MapSettings):
+    """Inside the brain by default: over the whole box the background would be the greatest anomaly of all."""
+
+    voxels: Literal["all", "brain"] = setting(
+        "brain", "where the map is kept: the whole box, or zero outside the brain"
+    )
+
+
+class IntensityThresholdSettings(MethodSettings):
+    """Settings of the intensity threshold."""
+
+    direction: Literal["both", "high", "low"] = setting(
+        "both",
+        "which side of the healthy mean counts as anomalous",
+        space=Choice(values=("both", "high", "low")),
+    )
+    smoothing: Window = setting(
+        3, "edge of the window that averages the signed deviation, in voxels", space=Choice(values=(1, 3, 5, 7))
+    )
+    map: ThresholdMapSettings = ThresholdMapSettings()
+
+
+class IntensityThreshold(Method):
+    """Score = deviation of the voxel's intensity from the healthy brain's mean, in its standard deviations.
+
+    With several channels the one that deviates most counts.
+
+    Attributes:
+        mean: (C,) mean over the training brains' voxels.
+        deviation: (C,) standard deviation over them.
+    """
+
+    settings_type: ClassVar[type[MethodSettings]] = IntensityThresholdSettings
+    settings: IntensityThresholdSettings
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, settings: IntensityThresholdSettings, cohort: CohortFacts) -> None:
+        super().__init__(settings, cohort)
+        self.register_buffer("mean", torch.zeros(len(cohort.channels)))
+        self.register_buffer("deviation", torch.ones(len(cohort.channels)))
+        self._moments = torch.zeros(0)
+
+    @classmethod
+    def presets(cls) -> Mapping[str, MethodSettings]:
+        """There is no paper; ``demo`` and ``tiny`` are the defaults."""
+        settings = IntensityThresholdSettings()
+        return {"paper": settings, "demo": settings, "tiny": settings}
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage without optimisers: moments of the brain's intensities."""
+        return [
+            Stage(
+                name="moments",
+                view=WholeVolumes(),
+                batch_size=1,
+                epochs=1,
+                begin=self._begin,
+                step=self._accumulate,
+                finish=self._solve,
+            )
+        ]
+
+    def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
+        """See :class:`vesalius.platform.contracts.Method`; ``effort`` makes no difference."""
+        scores = []
+        for volume in volumes:
+            check_channels(volume, self.cohort)
+            image, brain = volume.image.to(self.mean.device), volume.brain.to(self.mean.device)
+            signed = (image - self.mean[:, None, None, None]) / self.deviation[:, None, None, None]
+            if self.settings.map.voxels == "brain":
+                signed = signed * brain
+            signed = average_pool(signed, self.settings.smoothing)
+            if self.settings.direction == "both":
+                signed = signed.abs()
+            elif self.settings.direction == "low":
+                signed = -signed
+            map_DHW = finish_map(signed.amax(0).clamp(min=0), brain, self.settings.map)
+            number = image_score(map_DHW, brain, self.settings.map)
+            scores.append(Score(map=map_DHW.to(volume.image.device), image_score=number))
+        return scores
+
+    def _begin(self) -> None:
+        # Count, sum and sum of squares a channel; float64 keeps the order of summing from showing in float32.
+        self._moments = torch.zeros(3, len(self.cohort.channels), dtype=torch.float64, device=self.mean.device)
+
+    def _accumulate(self, batch: Batch, update: Update) -> Metrics:
+        inside = batch.image.movedim(1, 0)[:, batch.brain].double()
+        count = torch.full_like(inside[:, 0] if inside.shape[1] else inside.sum(1), inside.shape[1])
+        self._moments += torch.stack([count, inside.sum(1), inside.square().sum(1)]).to(self._moments.device)
+        return {}
+
+    def _solve(self, collective: Collective) -> None:
+        count, first, second = collective.sum(self._moments)
+        if bool((count < 2).any()):
+            raise CohortError("intensity_threshold: the training subjects' brain masks are empty: prepare them again")
+        mean = first / count
+        variance = (second / count - mean.square()).clamp(min=0)
+        if bool((variance == 0).any()):
+            raise CohortError("intensity_threshold: every brain voxel of the training subjects has the same intensity")
+        self.mean.copy_(mean)
+        self.deviation.copy_(variance.sqrt())
