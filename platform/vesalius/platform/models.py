@@ -15,13 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from vesalius.platform.config import Settings, digest, validate
 from vesalius.platform.contracts import CohortFacts
@@ -32,6 +31,7 @@ from vesalius.platform.tables import lookup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from vesalius.platform.contracts import Method, TableEntry
 
@@ -67,8 +67,8 @@ class ModelCard(Settings):
     settings: dict[str, Any]
     cohort: CohortFacts
     recipe: dict[str, Any]
-    thresholds: dict[str, Threshold] = {}
-    metrics: dict[str, float | None] = {}
+    thresholds: dict[str, Threshold] = Field(default_factory=dict)
+    metrics: dict[str, float | None] = Field(default_factory=dict)
     run_id: str = ""
     stage: str = ""
     step: int = 0
@@ -120,7 +120,7 @@ def update_card(folder: Path, **changes: Any) -> ModelCard:
     """
     fixed = sorted({"format", *_IDENTITY} & set(changes))
     if fixed:
-        raise ModelError(f"{', '.join(fixed)} of {folder} cannot be changed: the weights belong to it; save a new model")
+        raise ModelError(f"{', '.join(fixed)} of {folder} cannot be changed: the weights stand for it; save anew")
     card = read_card(folder)
     try:
         card = ModelCard.model_validate({**card.model_dump(), **changes})

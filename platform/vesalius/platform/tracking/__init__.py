@@ -1,0 +1,19 @@
+"""MLflow runs: where they are kept, started, logged to and ended. MLflow is imported when it is first needed."""
+
+from vesalius.platform.tracking.connection import answering, client, tracking_uri
+from vesalius.platform.tracking.logger import RunLogger, artifact_name, metric_key
+from vesalius.platform.tracking.runs import end_run, environment, log_metrics, resume_run, start_run
+
+__all__ = [
+    "RunLogger",
+    "answering",
+    "artifact_name",
+    "client",
+    "end_run",
+    "environment",
+    "log_metrics",
+    "metric_key",
+    "resume_run",
+    "start_run",
+    "tracking_uri",
+]

@@ -1,0 +1,282 @@
+"""Metrics of a running run: buffered, sent in batches by a thread of its own, never lost in silence."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+
+from vesalius.platform.errors import RunError, VesaliusError
+from vesalius.platform.tracking.connection import answering, client, existing_run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+_LOG = logging.getLogger(__name__)
+_METRICS_A_BATCH = 1000
+_LONGEST_KEY = 250
+
+
+def metric_key(name: str) -> str:
+    """Return ``name`` as MLflow takes it: letters, digits, ``_ - . space : /``, and a path that is its own short form.
+
+    A name that has to be changed gets six digits of its hash, so that two names never fall together.
+    """
+    safe = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+    parts = [part for part in safe.split("/") if part not in ("", ".", "..")]
+    safe = "/".join(parts)[: _LONGEST_KEY - 7]
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("/")
+
+
+def artifact_name(name: str) -> str:
+    """Return ``name`` if a file of a run may be called so.
+
+    Raises:
+        RunError: it is empty, absolute, or leads out of the run's folder.
+    """
+    path = PurePosixPath(name)
+    plain = all(re.fullmatch(r"[\w\-. ]+", part, flags=re.ASCII) for part in path.parts)
+    if not path.parts or path.is_absolute() or ".." in path.parts or not plain:
+        raise RunError(f"'{name[:160]}' cannot name a file of a run: use a relative path such as 'figures/maps.png'")
+    return str(path)
+
+
+@dataclass(frozen=True)
+class _Point:
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        # The text of the value, because NaN differs from itself.
+        return (self.key, self.step, repr(self.value))
+
+
+class RunLogger:
+    """Logs to a tracked run from one process; safe to call from several threads.
+
+    The same metric with the same value at the same step, logged again (as a resumed run does between its
+    checkpoint and the point where it was stopped), is sent once.
+
+    With ``unsent``, every metric is first appended to that file, which is emptied once all have been sent. A
+    process that is killed, or a server that is away until the end, then costs nothing: the next logger given the
+    same file sends what is left.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        run_id: str,
+        *,
+        system_metrics: bool = False,
+        unsent: Path | None = None,
+        flush_seconds: float = 2.0,
+    ) -> None:
+        """Connect.
+
+        Args:
+            uri: the tracking store.
+            run_id: the run's id in MLflow.
+            system_metrics: log the machine's use of CPU, memory, disk and GPU every ten seconds, and at the end.
+            unsent: where metrics are kept until they have been sent.
+            flush_seconds: between batches.
+
+        Raises:
+            RunError: there is no such run, or nothing answers at ``uri``.
+        """
+        self._uri = uri
+        self._run_id = run_id
+        self._client = client(uri)
+        existing_run(self._client, uri, run_id)
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._known: dict[str, set[tuple[str, int, str]]] = {}
+        self._pending: list[_Point] = _read(unsent)
+        self._journal: IO[str] | None = None
+        if unsent is not None:
+            unsent.parent.mkdir(parents=True, exist_ok=True)
+            self._journal = unsent.open("a")
+        self._unsent = unsent
+        self._warned = False
+        self._closed = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._send_now_and_then, args=(flush_seconds,), daemon=True)
+        self._thread.start()
+        self._monitor = _start_monitor(uri, run_id) if system_metrics else None
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        # The error on its way says what happened; a second one about metrics must not take its place.
+        with contextlib.suppress(VesaliusError):
+            self.close()
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take metrics at a step; they are sent a little later. Never waits for the network.
+
+        Raises:
+            RunError: the logger has been closed.
+        """
+        now = int(time.time() * 1000)
+        points = [_Point(metric_key(key), float(value), now, int(step)) for key, value in metrics.items()]
+        with self._lock:
+            if self._closed:
+                raise RunError(
+                    f"the logger of tracked run {self._run_id} is closed and takes no metrics of step {step}"
+                )
+            self._pending.extend(points)
+            if self._journal is not None:
+                self._journal.writelines(json.dumps(vars(point)) + "\n" for point in points)
+                self._journal.flush()
+
+    def flush(self) -> None:
+        """Send what is waiting, now.
+
+        Raises:
+            RunError: it cannot be sent; it is kept and tried again later.
+        """
+        with self._sending, answering(self._uri, f"log metrics of tracked run {self._run_id}"):
+            from mlflow.entities import Metric
+
+            while True:
+                with self._lock:
+                    batch = self._pending[:_METRICS_A_BATCH]
+                if not batch:
+                    break
+                fresh = self._not_yet_logged(batch)
+                if fresh:
+                    # Kept timestamps make a batch that was written but not answered harmless when sent again.
+                    entities = [Metric(point.key, point.value, point.timestamp, point.step) for point in fresh]
+                    self._client.log_batch(self._run_id, metrics=entities)
+                for point in batch:
+                    self._known[point.key].add(point.identity)
+                with self._lock:
+                    del self._pending[: len(batch)]
+                    if not self._pending and self._journal is not None:
+                        self._journal.truncate(0)
+
+    def text(self, text: str, name: str) -> None:
+        """Keep a text as a file of the run. Raises RunError as :meth:`flush` does."""
+        with answering(self._uri, f"keep '{name}' of tracked run {self._run_id}"):
+            self._client.log_text(self._run_id, text, artifact_name(name))
+
+    def dict(self, value: Mapping[str, Any], name: str) -> None:
+        """Keep plain data as a JSON file of the run. Raises RunError as :meth:`flush` does."""
+        self.text(json.dumps(value, indent=1), name)
+
+    def figure(self, figure: Any, name: str) -> None:
+        """Keep a picture as a file of the run. Raises RunError as :meth:`flush` does.
+
+        Args:
+            figure: a Matplotlib figure, or the path of a picture, which must have the same suffix as ``name``.
+            name: such as ``figures/maps.png``.
+        """
+        target = PurePosixPath(artifact_name(name))
+        with answering(self._uri, f"keep '{name}' of tracked run {self._run_id}"):
+            if not isinstance(figure, str | Path):
+                self._client.log_figure(self._run_id, figure, str(target))
+                return
+            import tempfile
+
+            # MLflow names a file as it finds it.
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / target.name
+                copy.write_bytes(Path(figure).read_bytes())
+                parent = str(target.parent)
+                self._client.log_artifact(self._run_id, str(copy), None if parent == "." else parent)
+
+    def close(self) -> None:
+        """Stop, and send what is waiting; a second call does nothing.
+
+        Raises:
+            RunError: metrics could not be sent and there is no ``unsent`` file that keeps them.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._stop.set()
+        self._thread.join()
+        if self._monitor is not None:
+            _stop_monitor(self._monitor)
+        try:
+            self.flush()
+        except RunError as error:
+            left = len(self._pending)
+            if self._unsent is None:
+                raise RunError(f"{left} metrics of tracked run {self._run_id} are lost: {error}") from None
+            _LOG.warning("%d metrics wait in %s for the next start of the run: %s", left, self._unsent, error)
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+    def _send_now_and_then(self, every_seconds: float) -> None:
+        while not self._stop.wait(every_seconds):
+            try:
+                self.flush()
+            except RunError as error:
+                if not self._warned:
+                    _LOG.warning("%s (metrics are kept and sent later)", error)
+                self._warned = True
+            else:
+                self._warned = False
+
+    def _not_yet_logged(self, batch: list[_Point]) -> list[_Point]:
+        fresh: dict[tuple[str, int, str], _Point] = {}
+        for point in batch:
+            if point.key not in self._known:
+                history = self._client.get_metric_history(self._run_id, point.key)
+                logged = (_Point(one.key, float(one.value), one.timestamp, one.step) for one in history)
+                self._known[point.key] = {one.identity for one in logged}
+            if point.identity not in self._known[point.key]:
+                fresh.setdefault(point.identity, point)
+        return list(fresh.values())
+
+
+def _read(unsent: Path | None) -> list[_Point]:
+    if unsent is None or not unsent.is_file():
+        return []
+    points = []
+    for line in unsent.read_text().splitlines():
+        try:
+            points.append(_Point(**json.loads(line)))
+        except (ValueError, TypeError):  # the line being written when the process was killed
+            continue
+    return points
+
+
+def _start_monitor(uri: str, run_id: str) -> Any:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
+    with answering(uri, f"watch the machine for tracked run {run_id}"):
+        monitor = SystemMetricsMonitor(run_id, tracking_uri=uri, resume_logging=True)
+        monitor.start()
+        return monitor
+
+
+def _stop_monitor(monitor: Any) -> None:
+    monitor.finish()
+    # A run shorter than the sampling interval would otherwise say nothing about its machine.
+    try:
+        monitor.collect_metrics()
+        monitor.publish_metrics(monitor.aggregate_metrics())
+        monitor.mlflow_logger.flush()
+    except Exception as error:  # what the machine was doing is not worth a run
+        _LOG.warning("the last system metrics could not be logged: %s", str(error).splitlines()[0])
