@@ -1,0 +1,50 @@
+"""Figures of detection from counts, thresholds, and intervals over subjects."""
+
+from vesalius.platform.evaluation.figures import FIGURE_KEYS, Figures, evaluate
+from vesalius.platform.evaluation.histogram import Histogram
+from vesalius.platform.evaluation.intervals import Interval, PairedResult, bootstrap_intervals, paired_bootstrap
+from vesalius.platform.evaluation.metrics import (
+    BestDice,
+    PooledFigure,
+    auroc,
+    average_precision,
+    best_dice,
+    dice_at,
+    fpr_at_recall,
+    image_auroc,
+)
+from vesalius.platform.evaluation.thresholds import Policy, Threshold, fit_threshold
+from vesalius.platform.evaluation.voxels import (
+    VOXEL_SETS,
+    VoxelSet,
+    resampled_onto,
+    subject_histogram,
+    subject_histograms,
+)
+
+__all__ = [
+    "FIGURE_KEYS",
+    "VOXEL_SETS",
+    "BestDice",
+    "Figures",
+    "Histogram",
+    "Interval",
+    "PairedResult",
+    "Policy",
+    "PooledFigure",
+    "Threshold",
+    "VoxelSet",
+    "auroc",
+    "average_precision",
+    "best_dice",
+    "bootstrap_intervals",
+    "dice_at",
+    "evaluate",
+    "fit_threshold",
+    "fpr_at_recall",
+    "image_auroc",
+    "paired_bootstrap",
+    "resampled_onto",
+    "subject_histogram",
+    "subject_histograms",
+]

@@ -1,0 +1,326 @@
+"""The score store: the maps of one model over one split."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from vesalius.platform.config import Settings, canonical_json, digest
+from vesalius.platform.contracts import Effort, Matrix4
+from vesalius.platform.errors import DivergenceError, StoreError
+from vesalius.platform.store import ChunkSettings, SourceFacts, check_subject_id, space_errors
+from vesalius.platform.store.arrays import read_array, write_array, write_group
+from vesalius.platform.store.files import sync_folder, write_file
+from vesalius.platform.store.lock import exclusive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from vesalius.platform.contracts import Score
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_SUBJECTS = "subjects"
+_PARTIAL = ".partial"
+_LOCK = ".lock"
+_OURS = frozenset({_MANIFEST, _SUBJECTS, _PARTIAL, _LOCK, "zarr.json"})
+_MAP, _RESTORATION, _EXTRAS = "map", "restoration", "extras"
+
+
+class ScoreInfo(Settings):
+    """What was scored by which model: scores with the same answers here are the same scores.
+
+    Attributes:
+        method: name in the methods' table.
+        model_digest: digest of the model's weights and settings.
+        cohort_digest: digest of the store that was scored.
+        store: its path.
+        split: the split that was scored.
+        run_id: the run the model came from, if any.
+        effort: ``quick`` is the reduced setting of the validation pass during training.
+    """
+
+    method: str
+    model_digest: str
+    cohort_digest: str
+    store: str
+    split: str
+    run_id: str = ""
+    effort: Effort = "full"
+
+
+class ScoreRecord(Settings):
+    """A scored subject: everything but the voxels, with the geometry that its map needs to go home.
+
+    Attributes:
+        subject_id: as in the store that was scored.
+        image_score: one number for the whole volume, higher is more anomalous.
+        seconds: the scoring call's duration divided by the volumes in it.
+        has_lesion: as in the store.
+        group: as in the store.
+        channels: modality names of the restoration's first axis.
+        shape: (D, H, W) of the map.
+        spacing_mm: voxel size along D, H, W.
+        affine: voxel indices of the map to mm (RAS+).
+        source: the file the subject came from, and the way back to it.
+        restoration: whether there is one.
+        extras: names of further maps.
+    """
+
+    subject_id: str
+    image_score: float
+    seconds: float
+    has_lesion: bool
+    group: str | None = None
+    channels: tuple[str, ...]
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: Matrix4
+    source: SourceFacts | None = None
+    restoration: bool = False
+    extras: tuple[str, ...] = ()
+
+
+class ScoreStore:
+    """Maps on disk. Reading is safe from any number of threads and processes; :meth:`lock` makes the one writer."""
+
+    def __init__(self, path: Path, info: ScoreInfo, records: Iterable[ScoreRecord]) -> None:
+        self.path = path
+        self.info = info
+        self._records = {record.subject_id: record for record in sorted(records, key=lambda item: item.subject_id)}
+
+    # ---- opening
+
+    @classmethod
+    def create(cls, path: Path, info: ScoreInfo) -> ScoreStore:
+        """Make an empty score store, or open what another call left unfinished or finished with the same ``info``.
+
+        Scores of another model, cohort or split at the same place are replaced.
+
+        Raises:
+            StoreError: the folder holds something that is not a score store.
+        """
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path} is a file: give a folder for the scores")
+        standing = _read_info(path)
+        if standing is None and path.is_dir():
+            foreign = sorted({entry.name for entry in path.iterdir()} - _OURS)
+            if foreign or (path / "zarr.json").exists():
+                raise StoreError(
+                    f"{path} is not empty and not a score store (it holds {(foreign or ['zarr.json'])[0]}): "
+                    "give another folder"
+                )
+        if standing != info:
+            with space_errors(path):
+                # The manifest goes first and the attributes come last: whatever falls between is no score store of
+                # anybody, and is begun anew.
+                (path / _MANIFEST).unlink(missing_ok=True)
+                (path / "zarr.json").unlink(missing_ok=True)
+                shutil.rmtree(path / _SUBJECTS, ignore_errors=True)
+                (path / _SUBJECTS).mkdir(parents=True)
+                write_group(path / _SUBJECTS, {})
+                write_group(path, {"vesalius": {"scores": FORMAT, "info": info.model_dump(mode="json")}})
+        return cls(path, info, _read_manifest(path) or _finished_subjects(path))
+
+    @classmethod
+    def open(cls, path: Path) -> ScoreStore:
+        """Open finished scores for reading.
+
+        Raises:
+            StoreError: the folder holds no scores, or the scoring was broken off.
+        """
+        info = _read_info(path)
+        if info is None:
+            raise StoreError(f"{path} holds no scores: make them with `vesalius score`")
+        records = _read_manifest(path)
+        if records is None:
+            raise StoreError(f"{path}: the scoring was broken off or is under way: run the same `vesalius score` again")
+        return cls(path, info, records)
+
+    # ---- what it holds
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest is there, which is written last."""
+        return (self.path / _MANIFEST).exists()
+
+    @property
+    def records(self) -> list[ScoreRecord]:
+        """Scored subjects sorted by id."""
+        return list(self._records.values())
+
+    @property
+    def seconds_per_volume(self) -> float | None:
+        """Mean over the subjects; None without any."""
+        return float(np.mean([record.seconds for record in self.records])) if self._records else None
+
+    def __contains__(self, subject_id: object) -> bool:
+        return subject_id in self._records
+
+    def record(self, subject_id: str) -> ScoreRecord:
+        """Return one subject's record.
+
+        Raises:
+            StoreError: the subject was not scored.
+        """
+        if subject_id not in self._records:
+            raise StoreError(f"{self.path} holds no scores of subject '{subject_id}': score the split again")
+        return self._records[subject_id]
+
+    def map(self, subject_id: str) -> NDArray[np.float16]:
+        """Return the (D, H, W) float16 anomaly map, higher is more anomalous."""
+        return self._read(subject_id, _MAP)
+
+    def restoration(self, subject_id: str) -> NDArray[np.float16] | None:
+        """Return the (C, D, H, W) float16 restoration, or None where the method has none."""
+        return self._read(subject_id, _RESTORATION) if self.record(subject_id).restoration else None
+
+    def extra(self, subject_id: str, name: str) -> NDArray[np.float16]:
+        """Return a further (D, H, W) float16 map.
+
+        Raises:
+            StoreError: there is none of that name.
+        """
+        known = self.record(subject_id).extras
+        if name not in known:
+            raise StoreError(f"{self.path}: subject {subject_id} has no extra map '{name}', only {list(known)}")
+        return self._read(subject_id, _EXTRAS, name)
+
+    # ---- writing
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Be the one writer.
+
+        Raises:
+            StoreError: another process is writing; the message names it.
+        """
+        return exclusive(self.path / _LOCK)
+
+    def write(self, record: ScoreRecord, score: Score) -> None:
+        """Write one subject's maps; complete or absent, whenever the process is killed.
+
+        Args:
+            record: its ``restoration`` and ``extras`` are filled in here.
+            score: of the volume of ``record.shape``.
+
+        Raises:
+            DivergenceError: a value is not finite as float16.
+            DiskSpaceError: the disk is full.
+        """
+        subject_id, method = check_subject_id(record.subject_id), self.info.method
+        arrays: dict[tuple[str, ...], NDArray[np.float16]] = {}
+        arrays[(_MAP,)] = as_float16(score.map.numpy(), f"{method}: its anomaly map of subject {subject_id}")
+        if score.restoration is not None:
+            name = f"{method}: its restoration of subject {subject_id}"
+            arrays[(_RESTORATION,)] = as_float16(score.restoration.numpy(), name)
+        for extra, values in sorted(score.extras.items()):
+            name = f"{method}: its '{extra}' of subject {subject_id}"
+            arrays[(_EXTRAS, extra)] = as_float16(values.numpy(), name)
+        record = record.model_copy(
+            update={"restoration": score.restoration is not None, "extras": tuple(sorted(score.extras))}
+        )
+        partial = self.path / _PARTIAL / f"{subject_id}.{uuid.uuid4().hex}"
+        final = self.path / _SUBJECTS / subject_id
+        try:
+            with space_errors(self.path):
+                partial.mkdir(parents=True)
+                for place, array in arrays.items():
+                    write_array(partial.joinpath(*place), array, ChunkSettings())
+                if score.extras:
+                    write_group(partial / _EXTRAS, {})
+                write_group(partial, {"vesalius": {"record": record.model_dump(mode="json")}})
+                shutil.rmtree(final, ignore_errors=True)
+                os.rename(partial, final)
+                sync_folder(final.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._records = dict(sorted({**self._records, subject_id: record}.items()))
+
+    def finish(self) -> None:
+        """Write the manifest: from now on the scores count as complete."""
+        body = {"records": [record.model_dump(mode="json") for record in self.records]}
+        aside = self.path / _PARTIAL
+        with space_errors(self.path):
+            aside.mkdir(exist_ok=True)
+            content = canonical_json({**body, "sha256": digest(body)}).encode()
+            write_file(self.path / _MANIFEST, content, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _read(self, subject_id: str, *names: str) -> NDArray[Any]:
+        self.record(subject_id)
+        folder = self.path.joinpath(_SUBJECTS, subject_id, *names)
+        try:
+            return read_array(folder)
+        except Exception as error:
+            raise StoreError(f"{folder} cannot be read ({type(error).__name__}): score the split again") from error
+
+
+def as_float16(values: NDArray[np.floating[Any]], name: str) -> NDArray[np.float16]:
+    """Round to float16, the type that maps are kept and counted in.
+
+    Args:
+        values: any shape.
+        name: what they are, for the message.
+
+    Raises:
+        DivergenceError: a value is NaN, infinite or beyond +-65504.
+    """
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float16)
+    if not np.isfinite(rounded).all():
+        if not np.isfinite(values).all():
+            raise DivergenceError(f"{name} holds NaN or infinite values")
+        raise DivergenceError(
+            f"{name} reaches {float(np.abs(values).max()):.4g}, beyond the 65504 that float16 can hold: rescale it"
+        )
+    return rounded
+
+
+def _attributes(folder: Path) -> Any:
+    """Return what this package noted in a group's attributes, or None."""
+    try:
+        return json.loads((folder / "zarr.json").read_text())["attributes"]["vesalius"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read_info(path: Path) -> ScoreInfo | None:
+    noted = _attributes(path)
+    if not isinstance(noted, dict) or noted.get("scores") != FORMAT:
+        return None
+    try:
+        return ScoreInfo.model_validate(noted.get("info"))
+    except ValidationError:
+        return None
+
+
+def _read_manifest(path: Path) -> list[ScoreRecord] | None:
+    """Return the records of finished scores, or None where the manifest is missing or damaged."""
+    try:
+        body = json.loads((path / _MANIFEST).read_bytes())
+        checksum = body.pop("sha256")
+        if digest(body) != checksum:
+            return None
+        return [ScoreRecord.model_validate(item) for item in body["records"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _finished_subjects(path: Path) -> list[ScoreRecord]:
+    """Return the records of subjects that are completely written: their folders were renamed into place."""
+    records = []
+    for folder in sorted((path / _SUBJECTS).iterdir()):
+        noted = _attributes(folder) if folder.is_dir() else None
+        if noted is not None:
+            records.append(ScoreRecord.model_validate(noted["record"]))
+    return records

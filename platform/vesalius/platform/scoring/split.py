@@ -1,0 +1,133 @@
+"""A method over a whole split, resumable."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from vesalius.platform.errors import CohortError, SettingError
+from vesalius.platform.progress import silent
+from vesalius.platform.scoring.maps import ScoreInfo, ScoreRecord, ScoreStore
+from vesalius.platform.scoring.volumes import score_volumes, volume_of
+from vesalius.platform.store import require_space
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from vesalius.platform.contracts import Effort, Method
+    from vesalius.platform.progress import Progress
+    from vesalius.platform.store import CohortStore, SubjectRecord
+
+
+def score_store(
+    method: Method,
+    store: CohortStore,
+    split: str,
+    out: Path,
+    *,
+    info: ScoreInfo,
+    batch_volumes: int = 4,
+    device: torch.device | str = "cpu",
+    effort: Effort = "full",
+    progress: Progress = silent,
+    subjects: Collection[str] | None = None,
+) -> ScoreStore:
+    """Score a split and keep the maps; go on where a killed call stopped, reuse what is finished.
+
+    Volumes of one shape are scored together. Which ones is decided by the split alone and not by what is done already,
+    so that a resumed scoring gives the maps of an unbroken one, bit for bit (same device). A method is deterministic:
+    its noise is keyed by each volume's content.
+
+    Seconds per volume are measured around each scoring call (transfers included, disk excluded) and divided by the
+    volumes in it; see :func:`score_volumes`.
+
+    Args:
+        method: trained.
+        store: the cohort.
+        split: which part of it.
+        out: folder of the scores.
+        info: who scored what; ``split`` and ``effort`` of this call are set in it.
+        batch_volumes: volumes in one call, at most; the method's own capacity also holds.
+        device: where to score.
+        effort: ``quick`` takes the method's reduced settings.
+        progress: called after each subject.
+        subjects: ids of a part of the split; None scores all of it.
+
+    Raises:
+        CohortError: the split holds no subject, or not one of those named.
+        DivergenceError: a map is not finite, or not as float16.
+        DiskSpaceError: there is not enough room for the maps.
+        SettingError: ``batch_volumes`` is below 1.
+        StoreError: ``out`` holds something else, or another process is scoring into it.
+    """
+    if batch_volumes < 1:
+        raise SettingError(f"batch_volumes is {batch_volumes}, expected 1 or more")
+    wanted = _wanted(store, split, subjects)
+    scores = ScoreStore.create(out, info.model_copy(update={"split": split, "effort": effort}))
+    missing = {record.subject_id for record in wanted if record.subject_id not in scores}
+    if not missing and scores.finished:
+        progress(len(wanted), len(wanted), "all scored before")
+        return scores
+    with scores.lock():
+        require_space(out, sum(_num_bytes(record) for record in wanted if record.subject_id in missing))
+        size = min(batch_volumes, method.capacity() or batch_volumes)
+        done = len(wanted) - len(missing)
+        for group in _groups(wanted, size):
+            if missing.isdisjoint(record.subject_id for record in group):
+                continue
+            answers, seconds = score_volumes(
+                method, [volume_of(store, record) for record in group], device, effort=effort
+            )
+            for record, answer in zip(group, answers, strict=True):
+                if record.subject_id in missing:
+                    scores.write(_score_record(record, answer.image_score, seconds), answer)
+                    done += 1
+                    progress(done, len(wanted), record.subject_id)
+        scores.finish()
+    return scores
+
+
+def _wanted(store: CohortStore, split: str, subjects: Collection[str] | None) -> list[SubjectRecord]:
+    records = store.subjects(split)
+    if not records:
+        known = sorted({record.split for record in store.subjects()})
+        raise CohortError(f"{store.path} holds no subject in the split '{split}', only in {', '.join(known) or 'none'}")
+    if subjects is None:
+        return records
+    strangers = sorted(set(subjects) - {record.subject_id for record in records})
+    if strangers:
+        raise CohortError(f"{store.path}: subject '{strangers[0]}' is not in the split '{split}'")
+    return [record for record in records if record.subject_id in set(subjects)]
+
+
+def _groups(records: Sequence[SubjectRecord], size: int) -> list[list[SubjectRecord]]:
+    """Return neighbours of one shape together, at most ``size`` a group."""
+    groups: list[list[SubjectRecord]] = []
+    for _, same in groupby(records, key=lambda record: record.shape):
+        run = list(same)
+        groups.extend(run[start : start + size] for start in range(0, len(run), size))
+    return groups
+
+
+def _num_bytes(record: SubjectRecord) -> int:
+    """Return the room for a map and a restoration, uncompressed."""
+    d, h, w = record.shape
+    return 2 * d * h * w * (1 + len(record.channels))
+
+
+def _score_record(record: SubjectRecord, image_score: float, seconds: float) -> ScoreRecord:
+    return ScoreRecord(
+        subject_id=record.subject_id,
+        image_score=image_score,
+        seconds=seconds,
+        has_lesion=record.has_lesion,
+        group=record.group,
+        channels=record.channels,
+        shape=record.shape,
+        spacing_mm=record.spacing_mm,
+        affine=record.affine,
+        source=record.source,
+    )
