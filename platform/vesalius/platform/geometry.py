@@ -123,8 +123,8 @@ def resample(
 ) -> NDArray[np.float32]:
     """Sample an array at the voxel centres of another grid.
 
-    Where the two grids coincide the values are copied exactly. Elsewhere a target voxel whose centre lies outside the
-    source's outermost voxel centres gets ``fill`` (linear and cubic fade to it over less than one voxel).
+    Where the two grids coincide, or differ by whole voxels, values are copied exactly. A voxel reaches half a voxel
+    beyond its centre: a target centre in a source's outermost voxel takes that voxel's value, one outside ``fill``.
 
     Args:
         array_DHW: (D, H, W) source values.
@@ -142,22 +142,22 @@ def resample(
 
     bridge = np.eye(4) if to_source is None else np.asarray(to_source, dtype=np.float64)
     mapping = np.linalg.inv(np.asarray(affine, dtype=np.float64)) @ bridge @ np.asarray(target_affine, dtype=np.float64)
-    shape = tuple(int(size) for size in target_shape)
-    offsets = _whole_offsets(mapping, shape)
+    depth, height, width = (int(size) for size in target_shape)
+    answer = np.full((depth, height, width), fill, dtype=np.float32)
+    offsets = _whole_offsets(mapping, answer.shape)
     if offsets is not None:
-        return _shifted(array_DHW, shape, offsets, fill)
-    values = np.asarray(array_DHW, dtype=np.float32)
-    answer = np.empty(shape, dtype=np.float32)
+        _copy_shifted(array_DHW, answer, offsets)
+        return answer
     affine_transform(
-        values,
+        np.asarray(array_DHW, dtype=np.float32),
         mapping[:3, :3],
         mapping[:3, 3],
-        output_shape=shape,
+        output_shape=answer.shape,
         output=answer,
         order=order,
-        mode="constant",
-        cval=fill,
+        mode="nearest",
     )
+    _fill_outside(answer, array_DHW.shape, mapping, fill)
     return answer
 
 
@@ -208,26 +208,41 @@ def write_nifti(path: Path, array: NDArray[Any], affine: ArrayLike) -> None:
 
 def _whole_offsets(mapping: Affine, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     """Return the whole-voxel offset between two grids that share axes and spacing, or None when they do not."""
-    corners = np.array([[i, j, k, 1.0] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]).T
+    corners = _corners(shape)
     offsets = np.rint(mapping[:3, 3])
-    moved = (mapping @ corners)[:3]
-    if np.abs(moved - corners[:3] - offsets[:, None]).max() > _SAME_VOXEL:
+    if np.abs(mapping[:3] @ corners - corners[:3] - offsets[:, None]).max() > _SAME_VOXEL:
         return None
     return (int(offsets[0]), int(offsets[1]), int(offsets[2]))
 
 
-def _shifted(
-    array: NDArray[Any], shape: tuple[int, ...], offsets: tuple[int, int, int], fill: float
-) -> NDArray[np.float32]:
-    answer = np.full(shape, fill, dtype=np.float32)
-    ranges = [
+def _corners(shape: tuple[int, ...]) -> Affine:
+    """Return the (4, 8) homogeneous indices of a grid's corner voxels."""
+    ends = [(0.0, size - 1.0) for size in shape]
+    return np.array([[i, j, k, 1.0] for i in ends[0] for j in ends[1] for k in ends[2]]).T
+
+
+def _copy_shifted(source: NDArray[Any], answer: NDArray[np.float32], offsets: tuple[int, int, int]) -> None:
+    """Copy what two grids have in common; voxel i of ``answer`` is voxel i + offset of ``source``."""
+    spans = [
         (max(0, -offset), min(size, extent - offset))
-        for offset, size, extent in zip(offsets, shape, array.shape, strict=True)
+        for offset, size, extent in zip(offsets, answer.shape, source.shape, strict=True)
     ]
-    if all(start < stop for start, stop in ranges):
-        target = tuple(slice(start, stop) for start, stop in ranges)
-        source = tuple(
-            slice(start + offset, stop + offset) for (start, stop), offset in zip(ranges, offsets, strict=True)
-        )
-        answer[target] = array[source]
-    return answer
+    if all(start < stop for start, stop in spans):
+        moved = [slice(start + offset, stop + offset) for (start, stop), offset in zip(spans, offsets, strict=True)]
+        answer[tuple(slice(start, stop) for start, stop in spans)] = source[tuple(moved)]
+
+
+def _fill_outside(answer: NDArray[np.float32], source_shape: tuple[int, ...], mapping: Affine, fill: float) -> None:
+    """Set target voxels whose centre lies outside every source voxel to ``fill``."""
+    limits = np.asarray(source_shape, dtype=np.float64) - 0.5 + _SAME_VOXEL
+    ends = mapping[:3] @ _corners(answer.shape)
+    low = -0.5 - _SAME_VOXEL
+    for axis in range(3):
+        # An affine image of a box lies within its corners: most axes need no look at their voxels.
+        if ends[axis].min() >= low and ends[axis].max() <= limits[axis]:
+            continue
+        i, j, k = (mapping[axis, step] * np.arange(size) for step, size in enumerate(answer.shape))
+        plane = j[:, None] + k[None, :] + mapping[axis, 3]
+        for index, start in enumerate(i):
+            place = plane + start
+            answer[index][(place < low) | (place > limits[axis])] = fill

@@ -10,7 +10,7 @@
 """
 
 from vesalius.platform.store.arrays import ChunkSettings
-from vesalius.platform.store.checking import check_store
+from vesalius.platform.store.checking import Problem, check_store, find_problems
 from vesalius.platform.store.cohort import CohortStore
 from vesalius.platform.store.records import ArrayFacts, SourceFacts, SubjectArrays, SubjectRecord, check_subject_id
 from vesalius.platform.store.space import require_space, space_errors
@@ -19,11 +19,13 @@ __all__ = [
     "ArrayFacts",
     "ChunkSettings",
     "CohortStore",
+    "Problem",
     "SourceFacts",
     "SubjectArrays",
     "SubjectRecord",
     "check_store",
     "check_subject_id",
+    "find_problems",
     "require_space",
     "space_errors",
 ]

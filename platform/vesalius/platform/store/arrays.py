@@ -13,6 +13,7 @@ from zarr.codecs import BloscCodec
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import VolumeError
+from vesalius.platform.store.files import sync_file, sync_folder
 from vesalius.platform.store.records import ArrayFacts, SubjectArrays, SubjectRecord
 
 if TYPE_CHECKING:
@@ -78,20 +79,18 @@ def array_facts(array: NDArray[Any]) -> ArrayFacts:
 
 
 def write_array(path: Path, array: NDArray[Any], chunks: ChunkSettings) -> None:
-    """Write one array (3D or 4D with channels in front) as a Zarr v3 array of its own."""
-    edge = chunks.chunk
+    """Write one array (3D, or 4D with channels in front) as a Zarr v3 array of its own."""
+    lead, space = array.shape[:-3], array.shape[-3:]
     # Channels are cut apart: whoever wants one modality decodes one modality.
-    lead = (1,) * (array.ndim - 3)
-    inner = (*lead, *(min(edge, size) for size in array.shape[-3:]))
-    outer = (
-        *array.shape[:-3],
-        *(math.ceil(size / part) * part for size, part in zip(array.shape[-3:], inner[-3:], strict=True)),
-    )
+    inner = (*(1 for _ in lead), *(min(chunks.chunk, size) for size in space))
+    counts = [math.ceil(size / part) for size, part in zip(array.shape, inner, strict=True)]
+    whole = tuple(count * part for count, part in zip(counts, inner, strict=True))
     zarr.create_array(
         zarr.storage.LocalStore(path),
         data=array,
         chunks=inner,
-        shards=outer if chunks.shard else None,
+        # A shard around a single chunk would add an index and a second decoding step for nothing.
+        shards=whole if chunks.shard and math.prod(counts) > 1 else None,
         compressors=BloscCodec(cname=chunks.codec, clevel=chunks.level, shuffle=chunks.shuffle),
         fill_value=0,
         dimension_names=_AXES[-array.ndim :],
@@ -99,15 +98,15 @@ def write_array(path: Path, array: NDArray[Any], chunks: ChunkSettings) -> None:
 
 
 def write_group(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Write a Zarr v3 group's metadata into an existing or new folder."""
-    zarr.create_group(zarr.storage.LocalStore(path), attributes=dict(attributes))
+    """Write a Zarr v3 group's metadata into an existing or new folder, to last through a loss of power."""
+    zarr.create_group(zarr.storage.LocalStore(path), attributes=dict(attributes), overwrite=False)
+    sync_file(path / "zarr.json")
+    sync_folder(path)
 
 
 def read_array(path: Path) -> NDArray[Any]:
     """Read one whole array."""
-    # Chunks of a shard are read and decoded one coroutine each; zarr's default of 10 at a time starves them.
-    with zarr.config.set({"async.concurrency": 64}):
-        return np.asarray(zarr.open_array(zarr.storage.LocalStore(path, read_only=True), mode="r")[...])
+    return np.asarray(zarr.open_array(zarr.storage.LocalStore(path, read_only=True), mode="r")[...])
 
 
 def _of_shape(array: NDArray[Any], shape: tuple[int, ...], name: str, role: str) -> NDArray[Any]:

@@ -3,65 +3,169 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vesalius.platform.config import Settings
 from vesalius.platform.errors import StoreError
 from vesalius.platform.progress import silent
 from vesalius.platform.store.arrays import array_facts, read_array
 from vesalius.platform.store.files import file_digest, folder_digests
-from vesalius.platform.store.manifest import Entry, read_manifest
+from vesalius.platform.store.lock import is_held
+from vesalius.platform.store.manifest import FORMAT, LOCK, NAME, PARTIAL, SUBJECTS, read_manifest
+from vesalius.platform.store.records import SubjectRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from vesalius.platform.progress import Progress
+    from vesalius.platform.store.manifest import Entry
+
+FRAME: dict[str, dict[str, Any]] = {SUBJECTS: {}, ".": {"vesalius": {"format": FORMAT}}}
+"""Attributes of the groups above the subjects, by folder."""
+
+_KNOWN = frozenset({NAME, LOCK, PARTIAL, SUBJECTS, "zarr.json"})
+
+
+class Problem(Settings):
+    """One thing that is wrong with a store.
+
+    Attributes:
+        subject_id: the committed subject it damages; None where it damages none.
+        sentence: what is wrong, where, and what to do.
+    """
+
+    subject_id: str | None
+    sentence: str
 
 
 def check_store(path: Path, progress: Progress = silent) -> list[str]:
-    """Return one sentence for every problem of the store at ``path``; an empty list means that all is well."""
+    """Re-read everything against its checksums.
+
+    Args:
+        path: a store; one whose manifest is damaged, too.
+        progress: called before every subject.
+
+    Returns:
+        One sentence a problem; an empty list means that every byte is what was committed.
+    """
+    return [problem.sentence for problem in find_problems(path, progress)]
+
+
+def find_problems(path: Path, progress: Progress = silent) -> list[Problem]:
+    """Do what :func:`check_store` does and say which subject each problem damages."""
     try:
         manifest = read_manifest(path)
     except StoreError as error:
-        return [str(error)]
-    problems: list[str] = []
+        return [Problem(subject_id=None, sentence=str(error))]
+    sentences = [Problem(subject_id=None, sentence=text) for text in _frame_problems(path)]
+    total = len(manifest.subjects)
     for done, (subject_id, entry) in enumerate(manifest.subjects.items()):
-        progress(done, len(manifest.subjects), subject_id)
-        problems.extend(_subject_problems(path / "subjects" / subject_id, subject_id, entry))
-    progress(len(manifest.subjects), len(manifest.subjects), "")
-    on_disk = {folder.name for folder in (path / "subjects").iterdir() if folder.is_dir()}
-    problems.extend(
-        f"subject {name} lies in the store and was never committed: run the same ingest again to take it in"
-        for name in sorted(on_disk - set(manifest.subjects))
-    )
-    return problems
+        progress(done, total, subject_id)
+        sentences.extend(
+            Problem(
+                subject_id=subject_id,
+                sentence=f"subject {subject_id}: {text}: 'vesalius check --repair' drops the subject, "
+                "and the same ingest takes it in again",
+            )
+            for text in subject_problems(path / SUBJECTS / subject_id, entry)
+        )
+    progress(total, total, "")
+    # What a writer at work has not committed yet is no problem.
+    if not is_held(path / LOCK):
+        sentences.extend(Problem(subject_id=None, sentence=text) for text in _leftovers(path, set(manifest.subjects)))
+    return sentences
 
 
-def _subject_problems(folder: Path, subject_id: str, entry: Entry) -> Iterator[str]:
+def subject_problems(folder: Path, entry: Entry) -> Iterator[str]:
+    """Yield what is wrong with one committed subject's folder."""
+    if not folder.is_dir():
+        yield f"{folder} is missing"
+        return
     metadata = folder / "zarr.json"
-    if not metadata.exists():
-        yield f"subject {subject_id} is committed and {metadata} is missing"
-        return
-    if file_digest(metadata) != entry.metadata_sha256:
-        yield f"subject {subject_id}: {metadata} is not what was committed"
-        return
-    expected = json.loads(metadata.read_bytes())["attributes"]["vesalius"]["files"]
+    readable = True
+    if not metadata.is_file():
+        yield f"{metadata} is missing"
+    elif file_digest(metadata) != entry.metadata_sha256:
+        yield f"{metadata} is not what was committed"
+    else:
+        for name, complaint in _file_problems(folder, _read_files(metadata)):
+            readable = readable and complaint == _STRANGE
+            yield f"{folder / name} {complaint}"
+    if readable:
+        yield from _array_problems(folder, entry.record)
+
+
+def read_written(folder: Path) -> SubjectRecord | None:
+    """Return the record of a subject's folder if every file of it is what was written, whoever committed it or not."""
+    try:
+        attributes = json.loads((folder / "zarr.json").read_bytes())["attributes"]["vesalius"]
+        record = SubjectRecord.model_validate(attributes["record"])
+        files = dict(attributes["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if any(True for _ in _file_problems(folder, files)) or record.subject_id != folder.name:
+        return None
+    return record
+
+
+_STRANGE = "does not belong to the store"
+
+
+def _read_files(metadata: Path) -> dict[str, str]:
+    return dict(json.loads(metadata.read_bytes())["attributes"]["vesalius"]["files"])
+
+
+def _file_problems(folder: Path, expected: dict[str, str]) -> Iterator[tuple[str, str]]:
     found = folder_digests(folder)
-    found.pop("zarr.json")
-    damaged = False
+    found.pop("zarr.json", None)
     for name in sorted({*expected, *found}):
         if name not in found:
-            yield f"subject {subject_id}: {folder / name} is missing"
+            yield name, "is missing"
         elif name not in expected:
-            yield f"subject {subject_id}: {folder / name} does not belong to the store"
-            continue
+            yield name, _STRANGE
         elif found[name] != expected[name]:
-            yield f"subject {subject_id}: {folder / name} is not what was committed"
+            yield name, "is not what was committed"
+
+
+def _array_problems(folder: Path, record: SubjectRecord) -> Iterator[str]:
+    """Decode every array: files may be whole and still not give the values back, with another version of a codec."""
+    for name, facts in record.arrays.items():
+        try:
+            found = array_facts(read_array(folder / name))
+        except Exception as error:  # whatever a decoder throws at damaged bytes
+            yield f"{folder / name} cannot be decoded ({type(error).__name__})"
         else:
+            if found != facts:
+                yield f"{folder / name} does not decode to what was committed"
+
+
+def _frame_problems(path: Path) -> Iterator[str]:
+    for folder, expected in FRAME.items():
+        metadata = path / folder / "zarr.json"
+        if group_attributes(metadata) != expected:
+            yield f"{metadata} is missing or damaged: Vesalius reads on without it, other Zarr readers do not"
+    strange = sorted({entry.name for entry in path.iterdir()} - _KNOWN)
+    yield from (f"{path / name} {_STRANGE}: move it away" for name in strange)
+
+
+def group_attributes(metadata: Path) -> Any:
+    """Return the attributes of a Zarr v3 group's metadata file, or None where it is none."""
+    try:
+        tree = json.loads(metadata.read_bytes())
+        return tree["attributes"] if (tree["zarr_format"], tree["node_type"]) == (3, "group") else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _leftovers(path: Path, committed: set[str]) -> Iterator[str]:
+    for entry in sorted((path / SUBJECTS).iterdir()) if (path / SUBJECTS).is_dir() else ():
+        if entry.name in committed or entry.name == "zarr.json":
             continue
-        damaged = True
-    if damaged:
-        return
-    for name, facts in entry.record.arrays.items():
-        if array_facts(read_array(folder / name)) != facts:
-            yield f"subject {subject_id}: {folder / name} does not decode to what was committed"
+        if read_written(entry) is None:
+            yield f"{entry} {_STRANGE}: move it away"
+        else:
+            yield f"subject {entry.name} was written and never committed: run the same ingest again to take it in"
+    partial = path / PARTIAL
+    if partial.is_dir() and any(partial.iterdir()):
+        yield f"{partial} holds what an interrupted ingest left unfinished: the next ingest clears it"

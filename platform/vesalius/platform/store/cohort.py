@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vesalius.platform.config import canonical_json, digest
 from vesalius.platform.errors import CohortError, StoreError
 from vesalius.platform.progress import silent
-from vesalius.platform.store.arrays import ChunkSettings, array_facts, encode, read_array, write_array, write_group
-from vesalius.platform.store.files import file_digest, folder_digests, remove_folder, sync_folder
+from vesalius.platform.store.arrays import ChunkSettings, read_array
+from vesalius.platform.store.checking import check_store, find_problems
+from vesalius.platform.store.creation import differences, make_store, new_manifest, write_frame
+from vesalius.platform.store.files import remove
 from vesalius.platform.store.lock import exclusive
-from vesalius.platform.store.manifest import FORMAT, NAME, Entry, Manifest, read_manifest, record_digest, write_manifest
-from vesalius.platform.store.records import SubjectArrays, SubjectRecord, check_subject_id
-from vesalius.platform.store.space import require_space, space_errors
+from vesalius.platform.store.manifest import (
+    LOCK,
+    NAME,
+    PARTIAL,
+    SUBJECTS,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from vesalius.platform.store.space import space_errors
+from vesalius.platform.store.writing import (
+    committable,
+    require_same,
+    uncommitted_records,
+    write_subject,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,13 +39,8 @@ if TYPE_CHECKING:
 
     from vesalius.platform.contracts import CohortFacts
     from vesalius.platform.progress import Progress
-
-_PARTIAL = ".partial"
-_LOCK = ".lock"
-_SUBJECTS = "subjects"
-_OURS = frozenset({_PARTIAL, _LOCK, _SUBJECTS, "zarr.json"})
-# Room for metadata, the manifest and the file system's own blocks, beside the voxels themselves.
-_SLACK_BYTES = 1_000_000
+    from vesalius.platform.store.manifest import Entry
+    from vesalius.platform.store.records import SubjectArrays, SubjectRecord
 
 
 class CohortStore:
@@ -46,7 +53,7 @@ class CohortStore:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self._manifest = manifest
-        self._locks = 0
+        self._depth = 0
 
     # ---- opening
 
@@ -72,37 +79,20 @@ class CohortStore:
         Raises:
             StoreError: the folder holds something else, or a store of another recipe or other channels.
         """
-        plain = dict(recipe)
-        if plain.get("dtype", "float32") not in ("float32", "float16"):
-            raise StoreError(f"{path}: the recipe's dtype is {plain['dtype']!r}, expected float32 or float16")
+        wanted = new_manifest(path, recipe, channels, name, chunks)
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is a file: give a folder for the store")
-        if path.is_dir() and not (path / NAME).exists():
-            foreign = sorted({entry.name for entry in path.iterdir()} - _OURS)
-            if foreign:
-                raise StoreError(
-                    f"{path} is not empty and not a cohort store (it holds {foreign[0]}): give another folder"
-                )
-        manifest = Manifest(name=name, recipe=plain, channels=tuple(channels), chunks=chunks or ChunkSettings())
-        with space_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            with exclusive(path / _LOCK):
-                if not (path / NAME).exists():
-                    require_space(path, _SLACK_BYTES)
-                    (path / _PARTIAL).mkdir(exist_ok=True)
-                    (path / _SUBJECTS).mkdir(exist_ok=True)
-                    write_group(path / _SUBJECTS, {})
-                    write_group(path, {"vesalius": {"format": FORMAT}})
-                    write_manifest(path, manifest, path / _PARTIAL)
+        if not (path / NAME).exists():
+            make_store(path, wanted)
         store = cls.open(path)
-        if store.recipe_digest != manifest.recipe_digest:
+        if store.recipe_digest != wanted.recipe_digest:
             raise StoreError(
-                f"{path} was prepared by another recipe ({_differences(store.recipe, plain)}): "
+                f"{path} was prepared by another recipe ({differences(store.recipe, wanted.recipe)}): "
                 "give the same recipe or another folder"
             )
-        if store.channels != manifest.channels:
+        if store.channels != wanted.channels:
             raise StoreError(
-                f"{path} holds the channels {', '.join(store.channels)} and not {', '.join(channels)}: "
+                f"{path} holds the channels {', '.join(store.channels)} and not {', '.join(wanted.channels)}: "
                 "give the same modalities or another folder"
             )
         return store
@@ -166,11 +156,13 @@ class CohortStore:
 
     def brain(self, subject_id: str) -> NDArray[np.bool_]:
         """Return the (D, H, W) brain mask."""
-        return self._read(subject_id, "brain").view(np.bool_)
+        return self._read(subject_id, "brain").astype(np.bool_)
 
     def mask(self, subject_id: str, role: Literal["brain", "head", "lesion"]) -> NDArray[np.bool_] | None:
         """Return a (D, H, W) mask, or None where the subject has none."""
-        return self._read(subject_id, role).view(np.bool_) if role in self.record(subject_id).arrays else None
+        if role not in self.record(subject_id).arrays:
+            return None
+        return self._read(subject_id, role).astype(np.bool_)
 
     def structures(self, subject_id: str) -> NDArray[np.integer[Any]] | None:
         """Return (D, H, W) structure labels (see ``record.structures``), or None where the subject has none."""
@@ -213,78 +205,89 @@ class CohortStore:
             StoreError: another writer is at work; the message names it.
         """
         with self._locked():
-            if self._locks == 1:
-                for leftover in (self.path / _PARTIAL).iterdir():
-                    remove_folder(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            if self._depth == 1:
+                for leftover in (self.path / PARTIAL).iterdir():
+                    remove(leftover)
+                # Another writer may have committed since this store was opened.
+                self._manifest = read_manifest(self.path)
             yield
 
     def write(self, record: SubjectRecord, arrays: SubjectArrays) -> SubjectRecord:
-        """Write a subject's voxels. It is not visible before :meth:`commit`. Workers may call this in parallel.
+        """Write a subject's voxels. They are not visible before :meth:`commit`.
+
+        The workers of the process that holds :meth:`lock` may call this in parallel, each on a store it opened itself.
+        A subject that is already committed with the same content is left alone.
 
         Returns:
-            The record with ``arrays`` and ``has_lesion`` filled in: hand it to :meth:`commit`.
+            The record with ``arrays``, ``recipe_digest`` and ``has_lesion`` filled in: hand it to :meth:`commit`.
 
         Raises:
-            CohortError: the id cannot name a subject.
-            VolumeError: shapes disagree or the image is not finite.
+            CohortError: the id cannot name a subject, or the notes are no JSON.
+            VolumeError: shapes disagree, or the image is not finite or does not fit the recipe's type.
             StoreError: the subject is committed with other content, or is of another recipe or other channels.
-            DiskSpaceError: the disk is full; nothing half-written stays.
+            DiskSpaceError: there is no room; nothing half-written stays.
         """
-        subject_id = check_subject_id(record.subject_id)
-        record = self._completed(record)
-        encoded = encode(record, arrays, self.recipe.get("dtype", "float32"))
-        lesion = encoded.get("lesion")
-        record = record.model_copy(
-            update={
-                "arrays": {name: array_facts(array) for name, array in encoded.items()},
-                "has_lesion": bool(
-                    record.has_lesion or record.labels.get("anomalous") is True or (lesion is not None and lesion.any())
-                ),
-            }
-        )
-        committed = self._manifest.subjects.get(subject_id)
-        if committed is not None:
-            if record_digest(committed.record) == record_digest(record):
-                return committed.record
-            raise StoreError(f"{self.path}: subject {subject_id} is committed with other content: give it another id")
-        require_space(self.path, sum(array.nbytes for array in encoded.values()) + _SLACK_BYTES)
-        with space_errors(self.path):
-            self._write_aside(record, encoded)
-        return record
+        return write_subject(self.path, self._manifest, record, arrays)
+
+    def uncommitted(self) -> list[SubjectRecord]:
+        """Return the subjects that a killed writer wrote and did not commit, every file re-read against its checksum.
+
+        Whether they are still wanted is the caller's to say; :meth:`commit` takes them in.
+        """
+        return uncommitted_records(self.path, read_manifest(self.path))
 
     def commit(self, records: Iterable[SubjectRecord]) -> None:
         """Make written subjects part of the cohort, all or none, by replacing the manifest in one step.
 
         Raises:
             StoreError: a subject was not written, or is committed with other content.
-            DiskSpaceError: the disk is full; the old manifest stands.
+            DiskSpaceError: there is no room; the old manifest stands.
         """
-        with self._locked(), space_errors(self.path):
+        with self._locked():
             current = read_manifest(self.path)
             entries = dict(current.subjects)
             for record in records:
                 known = entries.get(record.subject_id)
-                if known is not None and record_digest(known.record) != record_digest(record):
-                    raise StoreError(
-                        f"{self.path}: subject {record.subject_id} is committed with other content: give it another id"
-                    )
-                metadata = self.path / _SUBJECTS / check_subject_id(record.subject_id) / "zarr.json"
-                if not metadata.exists():
-                    raise StoreError(f"{self.path}: subject {record.subject_id} was not written before its commit")
                 if known is None:
-                    entries[record.subject_id] = Entry(record=record, metadata_sha256=file_digest(metadata))
-            updated = current.model_copy(update={"subjects": dict(sorted(entries.items()))})
-            if updated != current:
-                write_manifest(self.path, updated, self.path / _PARTIAL)
-            self._manifest = updated
+                    entries[record.subject_id] = committable(self.path, record)
+                else:
+                    require_same(self.path, known.record, record)
+            self._replace(current, entries)
+
+    def forget(self, subject_ids: Iterable[str]) -> None:
+        """Take subjects out of the cohort and remove their voxels, damaged or not.
+
+        Raises:
+            CohortError: one of them is not committed; nothing is taken out.
+        """
+        with self._locked():
+            current = read_manifest(self.path)
+            entries = dict(current.subjects)
+            doomed = list(dict.fromkeys(subject_ids))
+            for subject_id in doomed:
+                self._entry(subject_id)
+                entries.pop(subject_id)
+            self._replace(current, entries)
+            for subject_id in doomed:
+                remove(self.path / SUBJECTS / subject_id)
 
     # ---- checking
 
     def check(self, progress: Progress = silent) -> list[str]:
         """Re-read everything against its checksums and return one sentence a problem."""
-        from vesalius.platform.store.checking import check_store
-
         return check_store(self.path, progress)
+
+    def repair(self, progress: Progress = silent) -> list[str]:
+        """Check, forget every damaged subject, and renew damaged group metadata.
+
+        Returns:
+            The ids of the forgotten subjects: the same ingest takes them in again.
+        """
+        with self.lock():
+            damaged = sorted({p.subject_id for p in find_problems(self.path, progress) if p.subject_id is not None})
+            self.forget(damaged)
+            write_frame(self.path)
+        return damaged
 
     # ---- inside
 
@@ -296,10 +299,10 @@ class CohortStore:
 
     def _read(self, subject_id: str, name: str) -> NDArray[Any]:
         facts = self._entry(subject_id).record.arrays[name]
-        folder = self.path / _SUBJECTS / subject_id / name
+        folder = self.path / SUBJECTS / subject_id / name
         try:
             array = read_array(folder)
-        except Exception as error:
+        except Exception as error:  # whatever a decoder throws at damaged bytes
             raise StoreError(
                 f"{folder} cannot be read ({type(error).__name__}): run 'vesalius check {self.path}'"
             ) from error
@@ -307,50 +310,21 @@ class CohortStore:
             raise StoreError(f"{folder} is not what was committed: run 'vesalius check {self.path}'")
         return array
 
-    def _completed(self, record: SubjectRecord) -> SubjectRecord:
-        if record.channels != self.channels:
-            raise StoreError(
-                f"subject {record.subject_id} has the channels {', '.join(record.channels)} "
-                f"and {self.path} holds {', '.join(self.channels)}"
-            )
-        if record.recipe_digest and record.recipe_digest != self.recipe_digest:
-            raise StoreError(f"subject {record.subject_id} was prepared by another recipe than {self.path}")
-        return record.model_copy(update={"recipe_digest": self.recipe_digest})
-
-    def _write_aside(self, record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> None:
-        partial = self.path / _PARTIAL / f"{record.subject_id}.{uuid.uuid4().hex}"
-        replaced = partial.with_name(partial.name + ".replaced")
-        final = self.path / _SUBJECTS / record.subject_id
-        try:
-            partial.mkdir(parents=True)
-            for name, array in encoded.items():
-                write_array(partial / name, array, self._manifest.chunks)
-            files = folder_digests(partial, sync=True)
-            write_group(partial, {"vesalius": {"record": record.model_dump(mode="json"), "files": files}})
-            file_digest(partial / "zarr.json", sync=True)
-            sync_folder(partial)
-            if final.exists():
-                # Written before and never committed: a writer was killed in between.
-                os.rename(final, replaced)
-            os.rename(partial, final)
-            sync_folder(final.parent)
-        finally:
-            remove_folder(partial)
-            remove_folder(replaced)
+    def _replace(self, current: Manifest, entries: Mapping[str, Entry]) -> None:
+        updated = current.model_copy(update={"subjects": dict(sorted(entries.items()))})
+        if updated != current:
+            with space_errors(self.path):
+                write_manifest(self.path, updated, self.path / PARTIAL)
+        self._manifest = updated
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            if self._locks == 0:
-                stack.enter_context(exclusive(self.path / _LOCK))
-                (self.path / _PARTIAL).mkdir(exist_ok=True)
-            self._locks += 1
+            if self._depth == 0:
+                stack.enter_context(exclusive(self.path / LOCK))
+                (self.path / PARTIAL).mkdir(exist_ok=True)
+            self._depth += 1
             try:
                 yield
             finally:
-                self._locks -= 1
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    keys = [key for key in sorted({*old, *new}) if canonical_json(old.get(key)) != canonical_json(new.get(key))]
-    return "; ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in keys[:3]) or digest(old)[:12]
+                self._depth -= 1

@@ -6,10 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 
 def write_file(path: Path, content: bytes, aside: Path) -> None:
@@ -21,11 +18,15 @@ def write_file(path: Path, content: bytes, aside: Path) -> None:
         aside: an existing folder on the same disk for the unfinished file.
     """
     unfinished = aside / f"{path.name}.{uuid.uuid4().hex}"
-    with unfinished.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -38,28 +39,35 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_digest(path: Path, *, sync: bool = False) -> str:
-    """Return the SHA-256 of a file's bytes; ``sync`` also makes them last through a loss of power."""
+def sync_file(path: Path) -> None:
+    """Make a file's content last through a loss of power."""
     with path.open("rb") as handle:
-        answer = hashlib.file_digest(handle, "sha256").hexdigest()
-        if sync:
-            os.fsync(handle.fileno())
-    return answer
+        os.fsync(handle.fileno())
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def folder_digests(folder: Path, *, sync: bool = False) -> dict[str, str]:
-    """Return the SHA-256 of every file below ``folder`` by its relative path, sorted."""
+    """Return the SHA-256 of every file below ``folder`` by relative path, sorted; ``sync`` makes all of it last."""
     digests: dict[str, str] = {}
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        here = folder.__class__(parent)
+    for parent, _, names in os.walk(folder):
         for name in names:
-            digests[(here / name).relative_to(folder).as_posix()] = file_digest(here / name, sync=sync)
+            path = Path(parent, name)
+            digests[path.relative_to(folder).as_posix()] = file_digest(path)
+            if sync:
+                sync_file(path)
         if sync:
-            sync_folder(here)
+            sync_folder(Path(parent))
     return dict(sorted(digests.items()))
 
 
-def remove_folder(path: Path) -> None:
-    """Remove a folder and all below it; what cannot be removed is left."""
-    shutil.rmtree(path, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all below it; what cannot be removed is left."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NAME = "manifest.json"
+SUBJECTS = "subjects"
+PARTIAL = ".partial"
+LOCK = ".lock"
 
 
 class Entry(Settings):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import CohortError
@@ -31,7 +31,8 @@ def check_subject_id(text: str) -> str:
     # A leading dot would hide the folder and let '.' and '..' through.
     if not _SUBJECT_ID.fullmatch(text) or text.startswith("."):
         raise CohortError(
-            f"'{text[:160]}' cannot be a subject id: use 1 to 128 of A-Z, a-z, 0-9, '.', '_', '-', not beginning with '.'"
+            f"'{text[:160]}' cannot be a subject id: use 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-', "
+            "beginning with anything but '.'"
         )
     return text
 
@@ -52,6 +53,15 @@ class SourceFacts(Settings):
     shape: tuple[int, int, int]
     affine: Matrix4
     to_source: Matrix4 = IDENTITY
+
+    @field_validator("files")
+    @classmethod
+    def _names_only(cls, files: dict[str, str]) -> dict[str, str]:
+        # A folder's name may identify a patient or a machine, and it would make the digest depend on the place.
+        for name in files.values():
+            if "/" in name or "\\" in name:
+                raise ValueError(f"{name} is a path: give the file's name alone")
+        return files
 
 
 class ArrayFacts(Settings):
