@@ -1,0 +1,322 @@
+"""Versions of a registered model: made, listed, fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from vesalius.platform.config import Settings, digest
+from vesalius.platform.errors import ModelError, RunError
+from vesalius.platform.models import CARD_FILE, WEIGHTS_FILE, read_card
+from vesalius.platform.registry.packing import ARTIFACT_FOLDER, pack
+from vesalius.platform.runs import find_run
+from vesalius.platform.store.space import space_errors
+from vesalius.platform.tracking import answering, client, end_run, start_run, tracking_uri
+from vesalius.platform.tracking.connection import missing, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vesalius.platform.models import ModelCard
+
+CHAMPION = "champion"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_REFERENCE = re.compile(r"models:/(?P<name>[^/@]*)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>[0-9]+))")
+_PREFIX = "vesalius."
+
+
+class VersionFacts(Settings):
+    """A version of a registered model.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        champion: whether the alias points at it now.
+        decision: ``promoted``, ``kept back``, or empty where no promotion was tried or it was broken off.
+        method: name in the methods' table.
+        run_id: the run it came from.
+        cohort_digest: of the cohort it was trained on.
+        digest: of the model: method, settings, cohort and weights.
+        created: time of registration, milliseconds since 1970.
+        previous_champion: the version it took the alias from.
+        gate: figures of its promotion.
+        metrics: figures on the split its thresholds were fitted on.
+        test_figures: for the reader; nothing was chosen by them.
+    """
+
+    name: str
+    version: str
+    champion: bool = False
+    decision: str = ""
+    method: str = ""
+    run_id: str = ""
+    cohort_digest: str = ""
+    digest: str = ""
+    created: int = 0
+    previous_champion: str | None = None
+    gate: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    test_figures: dict[str, Any] = Field(default_factory=dict)
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if a model may be registered under it.
+
+    Raises:
+        ModelError: it holds anything but letters, digits, dot, underscore and hyphen.
+    """
+    if not _NAME.fullmatch(name):
+        raise ModelError(f"'{name[:160]}' cannot name a model: use up to 128 letters, digits, '.', '_' and '-'")
+    return name
+
+
+def register(
+    model: Path,
+    name: str,
+    *,
+    home: Path,
+    methods: str,
+    uri: str | None = None,
+    mlflow_run_id: str | None = None,
+    experiment: str = "vesalius",
+) -> VersionFacts:
+    """Register a model as a new version, or find the version that holds this very model; moves no alias.
+
+    Args:
+        model: a model's folder.
+        name: registered model, made where it does not exist.
+        home: decides the tracking store where ``uri`` does not.
+        methods: where MLflow's own loader finds the methods' table, ``package.module:NAME``; a constant of the
+            program, never read from a model.
+        uri: the tracking store.
+        mlflow_run_id: the tracked run the version belongs to; one is made where there is none.
+        experiment: of the run that is made.
+
+    Raises:
+        ModelError: there is no model in the folder, or the name cannot be used.
+        RunError: the tracked run is missing, or nothing answers at ``uri``.
+    """
+    check_name(name)
+    card = read_card(model)
+    uri = uri or tracking_uri(home)
+    mlflow = client(uri)
+    content = digest(card)
+    for known in _versions(mlflow, uri, name):
+        if known.tags.get(f"{_PREFIX}card") == content:
+            return _facts(known, champion_version(mlflow, uri, name))
+    run_id = mlflow_run_id
+    if run_id is None:
+        run_id = start_run(uri, experiment, f"register {card.run_id or name}", {"method": card.method})
+        end_run(uri, run_id, "FINISHED")
+    with answering(uri, f"register a version of '{name}'", ModelError), tempfile.TemporaryDirectory() as scratch:
+        try:
+            run = mlflow.get_run(run_id)
+        except Exception as cause:
+            if not missing(cause):
+                raise
+            raise RunError(f"there is no tracked run '{run_id}' at {shown(uri)}: check MLFLOW_TRACKING_URI") from None
+        packed = Path(scratch) / "packed"
+        pack(model, card, packed, methods)
+        place = f"models/{content[:16]}"
+        with space_errors(Path(scratch)):
+            mlflow.log_artifacts(run_id, str(packed), place)
+        _ensure_registered(mlflow, name)
+        made = mlflow.create_model_version(
+            name,
+            source=f"{run.info.artifact_uri}/{place}",
+            run_id=run_id,
+            tags=_tags(card, content),
+            description=f"{card.method}, trained by run {card.run_id} on {', '.join(card.cohort.channels)}",
+        )
+        return _facts(made, None)
+
+
+def history(name: str, *, home: Path, uri: str | None = None) -> list[VersionFacts]:
+    """Return all versions of a registered model, oldest first.
+
+    Raises:
+        ModelError: there is no such model.
+        RunError: nothing answers at ``uri``.
+    """
+    check_name(name)
+    uri = uri or tracking_uri(home)
+    mlflow = client(uri)
+    found = _versions(mlflow, uri, name)
+    if not found:
+        raise ModelError(f"no version of '{name}' is registered at {shown(uri)}: promote a run with --name {name}")
+    champion = champion_version(mlflow, uri, name)
+    return [_facts(version, champion) for version in found]
+
+
+def resolve(reference: str, *, home: Path, uri: str | None = None) -> Path:
+    """Return the local folder of a model, for :func:`vesalius.platform.models.load_model`.
+
+    Of a registered version, exactly its two files are fetched, by their names: nothing that the registry lists is
+    followed, and no code of it is run. They stay in ``home/models`` and are fetched once.
+
+    Args:
+        reference: ``models:/NAME@champion``, ``models:/NAME/3``, a run id, or a folder.
+        home: with the runs and the fetched models.
+        uri: the tracking store.
+
+    Raises:
+        ModelError: there is no such version or model.
+        RunError: there is no such run, it has no model yet, or nothing answers at ``uri``.
+    """
+    if reference.startswith("models:"):
+        return _fetch(reference, home, uri or tracking_uri(home))
+    folder = Path(reference).expanduser()
+    if (folder / CARD_FILE).is_file():
+        return folder.absolute()
+    if (folder / "model" / CARD_FILE).is_file():
+        return (folder / "model").absolute()
+    if folder.is_dir() and not (home / "runs" / reference / "run.json").is_file():
+        raise ModelError(
+            f"{folder} holds no model ({CARD_FILE} is missing): name a finished run or models:/NAME@champion"
+        )
+    run = find_run(home, reference)
+    if not (run.model / CARD_FILE).is_file():
+        raise RunError(
+            f"run '{run.run_id}' has no model yet (it is {run.state}): finish it with `vesalius train --resume {run.run_id}`"
+        )
+    return run.model
+
+
+def champion_version(mlflow: Any, uri: str, name: str) -> str | None:
+    """Return the number of the version that the alias points at, or None."""
+    with answering(uri, f"find the champion of '{name}'", ModelError):
+        try:
+            found = mlflow.get_model_version_by_alias(name, CHAMPION)
+        except Exception as cause:
+            if not missing(cause):
+                raise
+            return None
+        return str(found.version)
+
+
+def tag_version(mlflow: Any, name: str, version: str, tags: Mapping[str, Any]) -> None:
+    """Set tags of a version: texts as they are, anything else as JSON."""
+    for key, value in tags.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        mlflow.set_model_version_tag(name, version, f"{_PREFIX}{key}", text)
+
+
+def _fetch(reference: str, home: Path, uri: str) -> Path:
+    match = _REFERENCE.fullmatch(reference)
+    if match is None or not _NAME.fullmatch(match["name"]):
+        raise ModelError(
+            f"'{reference[:160]}' names no registered model: expected models:/NAME@champion or models:/NAME/3"
+        )
+    name = match["name"]
+    mlflow = client(uri)
+    with answering(uri, f"fetch {reference}", ModelError):
+        try:
+            if match["alias"]:
+                version = mlflow.get_model_version_by_alias(name, match["alias"])
+            else:
+                version = mlflow.get_model_version(name, match["version"])
+        except Exception as cause:
+            if not missing(cause):
+                raise
+            raise ModelError(_no_such_version(mlflow, uri, name, reference)) from None
+        content = version.tags.get(f"{_PREFIX}card", "")
+        key = digest([uri, name, str(version.version), version.source, content])[:16]
+        folder = home / "models" / name / f"{version.version}-{key}"
+        if not (folder / CARD_FILE).is_file():
+            _download(f"{mlflow.get_model_version_download_uri(name, version.version)}/{ARTIFACT_FOLDER}", folder, uri)
+        return folder
+
+
+def _download(place: str, folder: Path, uri: str) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    with space_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        try:
+            for name in (WEIGHTS_FILE, CARD_FILE):
+                with tempfile.TemporaryDirectory() as scratch:
+                    found = download_artifacts(artifact_uri=f"{place}/{name}", dst_path=scratch, tracking_uri=uri)
+                    shutil.copyfile(found, aside / name)
+            try:
+                os.rename(aside, folder)
+            except OSError:  # another process has fetched the same meanwhile
+                if not (folder / CARD_FILE).is_file():
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _no_such_version(mlflow: Any, uri: str, name: str, reference: str) -> str:
+    known = _versions(mlflow, uri, name)
+    if not known:
+        names = ", ".join(sorted(model.name for model in mlflow.search_registered_models(max_results=20))) or "none"
+        return f"{reference}: no model '{name}' is registered at {shown(uri)}; registered are: {names}"
+    numbers = ", ".join(str(version.version) for version in known)
+    return f"{reference}: '{name}' has no such version or alias; its versions are {numbers}"
+
+
+def _versions(mlflow: Any, uri: str, name: str) -> list[Any]:
+    with answering(uri, f"list the versions of '{name}'", ModelError):
+        found: list[Any] = []
+        token = None
+        while True:
+            page = mlflow.search_model_versions(f"name='{name}'", max_results=1000, page_token=token)
+            found.extend(page)
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda version: int(version.version))
+
+
+def _ensure_registered(mlflow: Any, name: str) -> None:
+    try:
+        mlflow.create_registered_model(name, description="Registered by `vesalius promote`.")
+    except Exception as cause:
+        if getattr(cause, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _tags(card: ModelCard, content: str) -> dict[str, str]:
+    tags = {
+        "card": content,
+        "digest": card.digest,
+        "method": card.method,
+        "run_id": card.run_id,
+        "cohort_digest": card.cohort.digest,
+        "metrics": json.dumps(card.metrics),
+    }
+    return {f"{_PREFIX}{key}": value for key, value in tags.items()}
+
+
+def _facts(version: Any, champion: str | None) -> VersionFacts:
+    tags = {key.removeprefix(_PREFIX): value for key, value in version.tags.items() if key.startswith(_PREFIX)}
+
+    def read(key: str) -> Any:
+        try:
+            value = json.loads(tags.get(key, "{}"))
+        except ValueError:  # edited by hand in MLflow's own pages
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    return VersionFacts(
+        name=version.name,
+        version=str(version.version),
+        champion=str(version.version) == champion,
+        decision=tags.get("decision", ""),
+        method=tags.get("method", ""),
+        run_id=tags.get("run_id", ""),
+        cohort_digest=tags.get("cohort_digest", ""),
+        digest=tags.get("digest", ""),
+        created=int(version.creation_timestamp or 0),
+        previous_champion=tags.get("previous_champion") or None,
+        gate=read("gate"),
+        metrics=read("metrics"),
+        test_figures=read("test_figures"),
+    )
