@@ -93,12 +93,13 @@ def promote(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Promotion:
-    """Register a model and make it the champion if it beats the champion on the gate; else say by how much it fell short.
+    """Register a model, and make it the champion if it beats the champion on the gate.
 
     Both are scored on the gate split of one store. They are compared by average precision over all voxels of all
     its subjects, and the candidate wins where the one-sided lower bound of the difference (paired bootstrap over
     subjects) lies above zero. The first champion of a name needs no comparison. Promotions of one name wait for
-    each other. Everything is checked before anything is registered.
+    each other. Everything is checked before anything is registered. A candidate that does not win stays registered,
+    and the answer says by how much it fell short.
 
     Args:
         model: the candidate's folder.
@@ -141,7 +142,7 @@ def promote(
                 card,
                 store,
                 gate,
-                home / "gate",
+                home / "gate" / name,
                 settings,
                 device=device,
                 progress=lambda done, total, note: progress(done, total, f"{who}: {note}"),
@@ -151,10 +152,11 @@ def promote(
         its_own = average_precision(Histogram.pooled(mine))
         if its_own is None:
             raise CohortError(f"the gate of {store.path} holds no lesion voxel among the {settings.voxel_set} voxels")
-        theirs = None
-        if rival is not None and read_card(rival).digest != candidate.digest:
-            theirs = scored(rival, "champion")
-        version = register(model, name, home=home, methods=methods, uri=uri, mlflow_run_id=mlflow_run_id).version
+        if champion is not None and rival is not None and read_card(rival).digest == candidate.digest:
+            theirs, version = None, champion
+        else:
+            theirs = None if rival is None else scored(rival, "champion")
+            version = register(model, name, home=home, methods=methods, uri=uri, mlflow_run_id=mlflow_run_id).version
         answer = _decide(name, version, champion, candidate, its_own, mine, theirs, settings)
         known = {facts.version: facts for facts in history(name, home=home, uri=uri)}
         answer = answer.model_copy(
@@ -201,15 +203,13 @@ def _decide(
         sentence = f"version {version} is the first champion of '{name}' (average precision {its_own:.4f} on the gate)"
         return Promotion(promoted=True, sentence=sentence, **facts)
     if theirs is None:
-        sentence = f"run '{candidate.run_id}' is the champion of '{name}' already (version {champion})"
-        if version != champion:
-            sentence += f"; version {version} has the same weights with another card and is kept back"
-        return Promotion(promoted=version == champion, champion_average_precision=its_own, sentence=sentence, **facts)
+        sentence = f"the model of run '{candidate.run_id}' is the champion of '{name}' already (version {champion})"
+        return Promotion(promoted=True, champion_average_precision=its_own, sentence=sentence, **facts)
     result = compare(mine, theirs, settings)
     promoted = result.lower_bound > 0
     figures = (
         f"average precision {result.a:.4f} on the gate against {result.b:.4f} of version {champion} "
-        f"(difference {result.difference:+.4f}, with {result.confidence:.0%} confidence above {result.lower_bound:+.4f}; "
+        f"(difference {result.difference:+.4f}, above {result.lower_bound:+.4f} with {result.confidence:.0%} confidence; "
         f"{result.num_subjects} subjects)"
     )
     if promoted:

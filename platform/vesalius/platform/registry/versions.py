@@ -19,7 +19,7 @@ from vesalius.platform.registry.packing import ARTIFACT_FOLDER, pack
 from vesalius.platform.runs import find_run
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.tracking import answering, client, end_run, start_run, tracking_uri
-from vesalius.platform.tracking.connection import missing, shown
+from vesalius.platform.tracking.connection import existing_run, missing, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,12 +116,7 @@ def register(
         run_id = start_run(uri, experiment, f"register {card.run_id or name}", {"method": card.method})
         end_run(uri, run_id, "FINISHED")
     with answering(uri, f"register a version of '{name}'", ModelError), tempfile.TemporaryDirectory() as scratch:
-        try:
-            run = mlflow.get_run(run_id)
-        except Exception as cause:
-            if not missing(cause):
-                raise
-            raise RunError(f"there is no tracked run '{run_id}' at {shown(uri)}: check MLFLOW_TRACKING_URI") from None
+        run = existing_run(mlflow, uri, run_id)
         packed = Path(scratch) / "packed"
         pack(model, card, packed, methods)
         place = f"models/{content[:16]}"
@@ -184,7 +179,8 @@ def resolve(reference: str, *, home: Path, uri: str | None = None) -> Path:
     run = find_run(home, reference)
     if not (run.model / CARD_FILE).is_file():
         raise RunError(
-            f"run '{run.run_id}' has no model yet (it is {run.state}): finish it with `vesalius train --resume {run.run_id}`"
+            f"run '{run.run_id}' has no model yet (it is {run.state}): "
+            f"finish it with `vesalius train --resume {run.run_id}`"
         )
     return run.model
 
