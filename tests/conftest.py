@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vesalius.platform.config import digest
+from vesalius.platform.geometry import as_matrix
 from vesalius.platform.store import CohortStore, SubjectArrays, SubjectRecord
 
 if TYPE_CHECKING:
@@ -86,3 +87,43 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> CohortStore:
     """Return a tiny cohort: 6 train, 4 validation, 4 gate, 4 test."""
     folder = tmp_path_factory.mktemp("toy")
     return write_cohort(folder / "toy.zarr", {"train": 6, "validation": 4, "gate": 4, "test": 4})
+
+
+@pytest.fixture(scope="session")
+def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> CohortStore:
+    """Return a phantom cohort small enough for every contract test: 6 train, 3 each of the other splits."""
+    from vesalius.datasets.phantom import PhantomSettings, phantom_cohort
+
+    path = tmp_path_factory.mktemp("phantom") / "phantom.zarr"
+    recipe = {"name": "phantom"}
+    store = CohortStore.create(path, recipe=recipe, channels=("T1w",))
+    cases = phantom_cohort(
+        num_train=6, num_validation=3, num_gate=3, num_test=3, settings=PhantomSettings(shape=(20, 24, 20)), seed=1
+    )
+    with store.lock():
+        records = []
+        for case in cases:
+            subject = case.make()
+            affine = as_matrix(subject.affine)
+            records.append(
+                store.write(
+                    SubjectRecord(
+                        subject_id=case.subject_id,
+                        split=case.split,
+                        channels=subject.channels,
+                        shape=subject.brain.shape,
+                        spacing_mm=subject.spacing_mm,
+                        affine=affine,
+                        structures=subject.structure_names,
+                    ),
+                    SubjectArrays(
+                        image=subject.image,
+                        brain=subject.brain,
+                        head=subject.head,
+                        lesion=subject.lesion if subject.lesion.any() else None,
+                        structures=subject.structures,
+                    ),
+                )
+            )
+        store.commit(records)
+    return CohortStore.open(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,7 @@ def test_an_epoch_visits_everything_once(toy_store: CohortStore, view: View) -> 
     for step in range(num_steps(stage, len(cache), facts.grid)):
         visits.update(load_batch(cache, stage, facts, seed=0, step=step).subjects.tolist())
     each = items_per_epoch(view, 1, facts.grid)
-    assert visits == {subject: each for subject in range(len(cache))}
+    assert visits == dict.fromkeys(range(len(cache)), each)
 
 
 @given(st.integers(1, 300), st.integers(1, 8), st.integers(1, 9))
@@ -151,7 +152,7 @@ def test_shares_never_split_a_group(num: int, group: int, world_size: int) -> No
     shares = [share(num, group, rank, world_size) for rank in range(world_size)]
     assert shares[0][0] == 0
     assert shares[-1][1] == num
-    for (_, stop), (start, _) in zip(shares, shares[1:], strict=False):
+    for (_, stop), (start, _) in itertools.pairwise(shares):
         assert stop == start
         assert stop % group == 0 or stop == num
     sizes = [(stop - start + group - 1) // group for start, stop in shares]
@@ -206,4 +207,6 @@ def test_a_value_that_is_not_finite_stops_with_stage_step_and_subject() -> None:
         digest="",
     )
     with pytest.raises(DivergenceError, match=r"step 1 of stage 's' \(subjects a\)"):
-        load_batch(VolumeCache(Reader(), ["a"], 2**20), _stage(Points(per_volume=5), batch_size=1), facts, seed=0, step=1)
+        load_batch(
+            VolumeCache(Reader(), ["a"], 2**20), _stage(Points(per_volume=5), batch_size=1), facts, seed=0, step=1
+        )

@@ -181,7 +181,9 @@ class Batch:
 
     def _noise(self, draw: Callable[..., Tensor], name: str, shape: Sequence[int]) -> Tensor:
         keys = ((self.seed, self.stage, self.step, name, int(item)) for item in self.items.tolist())
-        noise = torch.stack([draw(*shape, generator=generator(*key)) for key in keys])
+        drawn = [draw(*shape, generator=generator(*key)) for key in keys]
+        # A rank without items still meets the others with an empty batch of the right shape.
+        noise = torch.stack(drawn) if drawn else torch.empty(0, *shape)
         return noise.to(self.image.device)
 
 

@@ -130,13 +130,12 @@ def load_batch(
     start, stop = share(global_size, stage.group_size, rank, world_size)
     cut = _CUTTERS[type(stage.view)]
     parts = [cut(stage.view, cache, stage.name, facts, seed, first + item) for item in range(start, stop)]
+    subjects = [subject for subject, *_ in parts]
     if parts:
-        subjects, images, brains, positions = zip(*parts, strict=True)
+        image, brain, position = (torch.from_numpy(np.stack(arrays)) for arrays in list(zip(*parts, strict=True))[1:])
     else:  # more workers than items: an empty share of the right shape, so that collectives still meet
-        _, image, brain, position = cut(stage.view, cache, stage.name, facts, seed, first)
-        subjects = ()
-        images, brains, positions = (np.empty((0, *a.shape), a.dtype) for a in (image, brain, position))
-    image = torch.from_numpy(np.stack(images) if parts else images)
+        _, *arrays = cut(stage.view, cache, stage.name, facts, seed, first)
+        image, brain, position = (torch.from_numpy(array[None])[:0] for array in arrays)
     if not torch.isfinite(image).all():
         names = ", ".join(sorted({cache.subjects[subject] for subject in subjects}))
         raise DivergenceError(
@@ -152,8 +151,8 @@ def load_batch(
         global_size=global_size,
         subjects=torch.tensor(subjects, dtype=torch.int64),
         image=image,
-        brain=torch.from_numpy(np.stack(brains) if parts else brains),
-        position=torch.from_numpy(np.stack(positions) if parts else positions),
+        brain=brain,
+        position=position,
     )
 
 
@@ -237,8 +236,10 @@ def _cut_slice(view: Slices, cache: VolumeCache, stage: str, facts: CohortFacts,
     subject, which = divmod(chosen, len(indices))
     image_CDHW, brain = cache[subject]
     cut = indices[which]
+    where: list[slice | int] = [slice(None)] * 3
+    where[view.axis] = cut
     position = _axes(facts)[view.axis][cut : cut + 1]
-    return subject, image_CDHW.take(cut, axis=view.axis + 1), brain.take(cut, axis=view.axis), position
+    return subject, image_CDHW[(slice(None), *where)], brain[tuple(where)], position
 
 
 def _cut_volume(view: WholeVolumes, cache: VolumeCache, stage: str, facts: CohortFacts, seed: int, index: int) -> _Cut:

@@ -40,7 +40,7 @@ TWO_WORKERS_ATOL = 2e-4
 
 def training_settings(**changes: Any) -> TrainingSettings:
     """Return loop settings for tiny runs: frequent checkpoints, a validation pass half-way, little threads."""
-    values = {"checkpoint_every": 3, "validate_every": 5, "validate_subjects": 2, "log_every": 1, "device": "cpu"}
+    values = {"checkpoint_every": 2, "validate_every": 5, "validate_subjects": 2, "log_every": 1, "device": "cpu"}
     return TrainingSettings.model_validate({**values, **changes})
 
 

@@ -223,7 +223,7 @@ class _Run:
                     group["lr"] = lr * stage.lr(step / self.steps[index])
             window.append(stage.step(batch.to(self.device), update))
             stage.after_update()
-            self._average_statistics(stage)
+            average_statistics(stage.trains, self.collective)
             done = step + 1
             last_step = done == self.steps[index]
             self.state = self._moved(stage, index, done, spent + time.monotonic() - clock)
@@ -318,19 +318,16 @@ class _Run:
         # The others wait: a rank that ran ahead and failed could otherwise leave a checkpoint no one can trust.
         self.collective.sum(torch.zeros(1, device=self.device))
 
-    def _average_statistics(self, stage: Stage) -> None:
-        if self.collective.world_size == 1:
-            return
-        for module in _modules(stage.trains):
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-                for buffer in (module.running_mean, module.running_var):
-                    if buffer is not None:
-                        buffer.copy_(self.collective.sum(buffer) / self.collective.world_size)
 
-
-def _modules(roots: Sequence[nn.Module]) -> Iterable[nn.Module]:
-    for root in roots:
-        yield from root.modules()
+def average_statistics(trains: Sequence[nn.Module], collective: Collective) -> None:
+    """Average the running statistics of batch normalisation over ranks, so that replicas stay identical."""
+    if collective.world_size == 1:
+        return
+    for module in (module for root in trains for module in root.modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            for buffer in (module.running_mean, module.running_var):
+                if buffer is not None:
+                    buffer.copy_(collective.sum(buffer) / collective.world_size)
 
 
 def _dropout_seed(seed: int, stage: str, step: int, rank: int) -> int:

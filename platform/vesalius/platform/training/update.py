@@ -52,7 +52,7 @@ class Updater:
             flat = self._collective.sum(torch.cat([g.reshape(-1) for g in gradients]))
             totals = self._collective.sum(totals)
             sizes = [g.numel() for g in gradients]
-            gradients = [part.view_as(g) for part, g in zip(flat.split(sizes), gradients, strict=True)]
+            gradients = [part.view_as(g) for part, g in zip(torch.split(flat, sizes), gradients, strict=True)]
         loss_total, count_total = totals.tolist()
         if count_total == 0:  # every item was discarded (patches of background only): nothing to learn from
             return 0.0

@@ -1,0 +1,97 @@
+"""The contract suite over every method of the table, on the phantom. A new method is tested by existing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import BaseModel
+
+from vesalius.methods import METHODS
+from vesalius.platform.contracts import Method
+from vesalius.platform.tables import lookup
+from vesalius.platform.testing import methods as contract
+
+if TYPE_CHECKING:
+    from vesalius.platform.contracts import MethodSettings
+    from vesalius.platform.store import CohortStore
+
+
+@pytest.fixture(params=list(METHODS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def method_type(name: str) -> type[Method]:
+    found: type[Method] = lookup(METHODS, name, "method")
+    return found
+
+
+@pytest.fixture
+def settings(method_type: type[Method]) -> MethodSettings:
+    return method_type.presets()["tiny"]
+
+
+def test_builds_from_settings(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
+    contract.assert_builds_from_settings(method_type, settings, phantom_store)
+
+
+def test_every_preset_is_valid_and_paper_is_the_default(method_type: type[Method]) -> None:
+    presets = method_type.presets()
+    assert {"paper", "tiny"} <= set(presets)
+    assert presets["paper"] == method_type.settings_type()
+    for preset in presets.values():
+        assert type(preset).model_validate_json(preset.model_dump_json()) == preset
+
+
+def test_every_setting_says_what_it_is(method_type: type[Method]) -> None:
+    waiting: list[type[BaseModel]] = [method_type.settings_type]
+    while waiting:
+        for field, info in waiting.pop().model_fields.items():
+            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+                waiting.append(info.annotation)
+                continue
+            assert info.description, f"{field} has no description"
+            extra = info.json_schema_extra
+            assert isinstance(extra, dict)
+            assert extra.get("source"), f"{field} does not say where its default is from"
+
+
+def test_exact_resume(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
+    contract.assert_exact_resume(method_type, settings, phantom_store)
+
+
+def test_two_workers_equal_one(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
+    contract.assert_two_workers_equal_one(method_type, settings, phantom_store)
+
+
+def test_loss_falls(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
+    contract.assert_loss_falls(method_type, settings, phantom_store)
+
+
+def test_scores(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
+    contract.assert_scores(method_type, settings, phantom_store)
+
+
+def test_save_and_load_keep_scores(
+    name: str, method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore
+) -> None:
+    contract.assert_save_and_load_keep_scores(method_type, settings, phantom_store, name, METHODS)
+
+
+def test_nan_stops(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
+    contract.assert_nan_stops(method_type, settings, phantom_store)
+
+
+def test_table_and_folder_agree() -> None:
+    import vesalius.methods
+
+    folder = Path(vesalius.methods.__file__).parent
+    stems = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert stems - {"__init__", "blocks"} == set(METHODS)
+    for key, entry in METHODS.items():
+        assert issubclass(lookup(METHODS, key, "method"), Method)
+        assert entry.path.startswith(f"vesalius.methods.{key}")
+        assert entry.summary

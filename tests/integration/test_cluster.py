@@ -1,0 +1,141 @@
+"""Ray for real: tasks with bounded flight, training that equals the plain loop, failures that keep their words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vesalius.methods import METHODS
+from vesalius.platform import cluster
+from vesalius.platform.errors import DivergenceError, RunError
+from vesalius.platform.runs import RunFolder, RunSpec, create_run
+from vesalius.platform.tables import lookup
+from vesalius.platform.testing.methods import training_settings
+from vesalius.platform.training import Checkpoints, backend_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vesalius.platform.store import CohortStore
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with cluster.session(2):
+        yield
+
+
+def _square(value: int) -> int:
+    if value == 3:
+        raise ValueError("three is out")
+    return value * value
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_tasks_hand_over_results_and_errors(num_workers: int, ray_session: None) -> None:
+    seen: list[tuple[int, int]] = []
+    outcomes = dict(
+        cluster.map_tasks(
+            _square, range(8), num_workers=num_workers, progress=lambda d, t, _: seen.append((d, t)), total=8
+        )
+    )
+    error = outcomes.pop(3)
+    assert isinstance(error, ValueError)
+    assert str(error).endswith("three is out")
+    assert outcomes == {value: value * value for value in range(8) if value != 3}
+    assert seen == [(done, 8) for done in range(1, 9)]
+
+
+def test_no_more_is_taken_than_workers_can_hold(ray_session: None) -> None:
+    taken = 0
+
+    def source() -> Iterator[int]:
+        nonlocal taken
+        for value in range(10, 40):
+            taken += 1
+            yield value
+
+    for done, _ in enumerate(cluster.map_tasks(_square, source(), num_workers=2), start=1):
+        assert taken <= done + 4, "at most two tasks a worker are in flight"
+    assert taken == 30
+
+
+def _run(home: Path, name: str, method: str, store: CohortStore, num_workers: int, **training: object) -> RunFolder:
+    settings = lookup(METHODS, method, "method").presets()["tiny"]
+    spec = RunSpec(
+        run_id=name,
+        method=method,
+        settings=settings.model_dump(mode="json"),
+        training=training_settings(threads=1, **training),
+        store=str(store.path),
+        cohort_digest=store.digest,
+        num_workers=num_workers,
+        created="2026-01-01T00:00:00Z",
+    )
+    return create_run(home, spec)
+
+
+def _weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    last = Checkpoints(run.checkpoints).last()
+    assert last is not None
+    weights: dict[str, torch.Tensor] = load_file(run.checkpoints / last / "weights.safetensors")
+    return weights
+
+
+@pytest.mark.parametrize("method", ["implicit_field", "healthy_atlas"])
+def test_ray_train_equals_the_plain_loop(
+    method: str, toy_store: CohortStore, tmp_path: Path, ray_session: None
+) -> None:
+    method_type = lookup(METHODS, method, "method")
+    plain = cluster.train(_run(tmp_path, "plain", method, toy_store, 0), method_type)
+    seen: list[tuple[int, int, str]] = []
+    one = cluster.train(
+        _run(tmp_path, "one", method, toy_store, 1),
+        method_type,
+        progress=lambda d, t, s: seen.append((d, t, s)),
+        watch_every_seconds=0.05,
+    )
+    two = cluster.train(_run(tmp_path, "two", method, toy_store, 2), method_type)
+    assert {run.state for run in (plain, one, two)} == {"finished"}
+    assert seen[-1][0] == seen[-1][1] > 0
+    for name, value in _weights(plain).items():
+        assert torch.equal(value, _weights(one)[name]), f"{name}: one Ray worker is the plain loop"
+        torch.testing.assert_close(value, _weights(two)[name], rtol=2e-3, atol=2e-4)
+
+
+def test_a_divergence_on_a_worker_keeps_its_words(toy_store: CohortStore, tmp_path: Path, ray_session: None) -> None:
+    method_type = lookup(METHODS, "implicit_field", "method")
+    run = _run(tmp_path, "wild", "implicit_field", toy_store, 2)
+    settings = {**run.spec.settings}
+    for key in settings:
+        if key.endswith(("learning_rate", "lr")):
+            settings[key] = 1e30
+    assert settings != run.spec.settings, "the test must make it diverge"
+    spec = run.spec.model_copy(update={"settings": settings, "run_id": "wilder"})
+    with pytest.raises(DivergenceError, match=r"step \d+ of stage"):
+        cluster.train(create_run(tmp_path, spec), method_type)
+    assert RunFolder(tmp_path / "runs" / "wilder").state == "failed"
+
+
+def test_a_changed_store_is_refused(toy_store: CohortStore, tmp_path: Path) -> None:
+    run = _run(tmp_path, "stale", "healthy_atlas", toy_store, 0)
+    spec = run.spec.model_copy(update={"cohort_digest": "0" * 64, "run_id": "staler"})
+    with pytest.raises(RunError, match="has changed since run 'staler' was created"):
+        cluster.train(create_run(tmp_path, spec), lookup(METHODS, "healthy_atlas", "method"))
+
+
+def test_more_workers_than_cores_is_one_sentence(toy_store: CohortStore, tmp_path: Path, ray_session: None) -> None:
+    run = _run(tmp_path, "many", "healthy_atlas", toy_store, 64)
+    with pytest.raises(RunError, match="64 workers need 64 cores"):
+        cluster.train(run, lookup(METHODS, "healthy_atlas", "method"))
+
+
+def test_the_backend_follows_the_device() -> None:
+    assert backend_for(torch.device("cpu")) == "gloo"
+    assert backend_for(torch.device("cuda")) == "nccl"
