@@ -8,8 +8,9 @@
     SCORES/.partial/             what is being written
 """
 
-from vesalius.platform.scoring.maps import ScoreInfo, ScoreRecord, ScoreStore
+from vesalius.platform.scoring.maps import ScoreStore
 from vesalius.platform.scoring.native import native_map, write_native
+from vesalius.platform.scoring.records import ScoreInfo, ScoreRecord
 from vesalius.platform.scoring.split import score_store
 from vesalius.platform.scoring.volumes import score_volume, score_volumes, volume_of
 

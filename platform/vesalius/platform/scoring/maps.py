@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from vesalius.platform.config import Settings, canonical_json, digest
-from vesalius.platform.contracts import Effort, Matrix4
+from vesalius.platform.config import canonical_json, digest
 from vesalius.platform.errors import DivergenceError, StoreError
-from vesalius.platform.store import ChunkSettings, SourceFacts, check_subject_id, space_errors
+from vesalius.platform.scoring.records import ScoreInfo, ScoreRecord
+from vesalius.platform.store import ChunkSettings, check_subject_id, space_errors
 from vesalius.platform.store.arrays import read_array, write_array, write_group
 from vesalius.platform.store.files import sync_folder, write_file
 from vesalius.platform.store.lock import exclusive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts import Score
 
 FORMAT = 1
-_MANIFEST = "manifest.json"
+# Not the name of a cohort store's manifest: neither kind of folder can be taken for the other.
+_MANIFEST = "scores.json"
 _SUBJECTS = "subjects"
 _PARTIAL = ".partial"
 _LOCK = ".lock"
@@ -37,62 +38,8 @@ _OURS = frozenset({_MANIFEST, _SUBJECTS, _PARTIAL, _LOCK, "zarr.json"})
 _MAP, _RESTORATION, _EXTRAS = "map", "restoration", "extras"
 
 
-class ScoreInfo(Settings):
-    """What was scored by which model: scores with the same answers here are the same scores.
-
-    Attributes:
-        method: name in the methods' table.
-        model_digest: digest of the model's weights and settings.
-        cohort_digest: digest of the store that was scored.
-        store: its path.
-        split: the split that was scored.
-        run_id: the run the model came from, if any.
-        effort: ``quick`` is the reduced setting of the validation pass during training.
-    """
-
-    method: str
-    model_digest: str
-    cohort_digest: str
-    store: str
-    split: str
-    run_id: str = ""
-    effort: Effort = "full"
-
-
-class ScoreRecord(Settings):
-    """A scored subject: everything but the voxels, with the geometry that its map needs to go home.
-
-    Attributes:
-        subject_id: as in the store that was scored.
-        image_score: one number for the whole volume, higher is more anomalous.
-        seconds: the scoring call's duration divided by the volumes in it.
-        has_lesion: as in the store.
-        group: as in the store.
-        channels: modality names of the restoration's first axis.
-        shape: (D, H, W) of the map.
-        spacing_mm: voxel size along D, H, W.
-        affine: voxel indices of the map to mm (RAS+).
-        source: the file the subject came from, and the way back to it.
-        restoration: whether there is one.
-        extras: names of further maps.
-    """
-
-    subject_id: str
-    image_score: float
-    seconds: float
-    has_lesion: bool
-    group: str | None = None
-    channels: tuple[str, ...]
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    affine: Matrix4
-    source: SourceFacts | None = None
-    restoration: bool = False
-    extras: tuple[str, ...] = ()
-
-
 class ScoreStore:
-    """Maps on disk. Reading is safe from any number of threads and processes; :meth:`lock` makes the one writer."""
+    """Maps on disk. Reading is safe from any number of threads and processes; :meth:`writing` makes the one writer."""
 
     def __init__(self, path: Path, info: ScoreInfo, records: Iterable[ScoreRecord]) -> None:
         self.path = path
@@ -102,13 +49,14 @@ class ScoreStore:
     # ---- opening
 
     @classmethod
-    def create(cls, path: Path, info: ScoreInfo) -> ScoreStore:
-        """Make an empty score store, or open what another call left unfinished or finished with the same ``info``.
+    @contextlib.contextmanager
+    def writing(cls, path: Path, info: ScoreInfo) -> Iterator[ScoreStore]:
+        """Be the one writer of an empty score store, or of what another call with the same identity left here.
 
         Scores of another model, cohort or split at the same place are replaced.
 
         Raises:
-            StoreError: the folder holds something that is not a score store.
+            StoreError: the folder holds something that is not a score store, or another process is writing.
         """
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is a file: give a folder for the scores")
@@ -120,17 +68,14 @@ class ScoreStore:
                     f"{path} is not empty and not a score store (it holds {(foreign or ['zarr.json'])[0]}): "
                     "give another folder"
                 )
-        if standing != info:
-            with space_errors(path):
-                # The manifest goes first and the attributes come last: whatever falls between is no score store of
-                # anybody, and is begun anew.
-                (path / _MANIFEST).unlink(missing_ok=True)
-                (path / "zarr.json").unlink(missing_ok=True)
-                shutil.rmtree(path / _SUBJECTS, ignore_errors=True)
-                (path / _SUBJECTS).mkdir(parents=True)
-                write_group(path / _SUBJECTS, {})
-                write_group(path, {"vesalius": {"scores": FORMAT, "info": info.model_dump(mode="json")}})
-        return cls(path, info, _read_manifest(path) or _finished_subjects(path))
+        with space_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with exclusive(path / _LOCK):
+            standing = _read_info(path)
+            if standing is None or standing.identity != info.identity:
+                with space_errors(path):
+                    _begin(path, info)
+            yield cls(path, info, _finished_subjects(path))
 
     @classmethod
     def open(cls, path: Path) -> ScoreStore:
@@ -148,11 +93,6 @@ class ScoreStore:
         return cls(path, info, records)
 
     # ---- what it holds
-
-    @property
-    def finished(self) -> bool:
-        """Whether the manifest is there, which is written last."""
-        return (self.path / _MANIFEST).exists()
 
     @property
     def records(self) -> list[ScoreRecord]:
@@ -198,16 +138,8 @@ class ScoreStore:
 
     # ---- writing
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Be the one writer.
-
-        Raises:
-            StoreError: another process is writing; the message names it.
-        """
-        return exclusive(self.path / _LOCK)
-
     def write(self, record: ScoreRecord, score: Score) -> None:
-        """Write one subject's maps; complete or absent, whenever the process is killed.
+        """Write one subject's maps; complete or absent, whenever the process is killed. Only inside :meth:`writing`.
 
         Args:
             record: its ``restoration`` and ``extras`` are filled in here.
@@ -262,7 +194,9 @@ class ScoreStore:
         try:
             return read_array(folder)
         except Exception as error:
-            raise StoreError(f"{folder} cannot be read ({type(error).__name__}): score the split again") from error
+            raise StoreError(
+                f"{folder} cannot be read ({type(error).__name__}): remove {self.path} and score the split again"
+            ) from error
 
 
 def as_float16(values: NDArray[np.floating[Any]], name: str) -> NDArray[np.float16]:
@@ -284,6 +218,17 @@ def as_float16(values: NDArray[np.floating[Any]], name: str) -> NDArray[np.float
             f"{name} reaches {float(np.abs(values).max()):.4g}, beyond the 65504 that float16 can hold: rescale it"
         )
     return rounded
+
+
+def _begin(path: Path, info: ScoreInfo) -> None:
+    """Empty the folder and note what will be scored."""
+    # The manifest goes first and the attributes come last: killed in between, the folder is begun anew.
+    (path / _MANIFEST).unlink(missing_ok=True)
+    (path / "zarr.json").unlink(missing_ok=True)
+    shutil.rmtree(path / _SUBJECTS, ignore_errors=True)
+    (path / _SUBJECTS).mkdir()
+    write_group(path / _SUBJECTS, {})
+    write_group(path, {"vesalius": {"scores": FORMAT, "info": info.model_dump(mode="json")}})
 
 
 def _attributes(folder: Path) -> Any:
@@ -321,6 +266,7 @@ def _finished_subjects(path: Path) -> list[ScoreRecord]:
     records = []
     for folder in sorted((path / _SUBJECTS).iterdir()):
         noted = _attributes(folder) if folder.is_dir() else None
-        if noted is not None:
-            records.append(ScoreRecord.model_validate(noted["record"]))
+        # What cannot be read counts as not scored, and is scored again.
+        with contextlib.suppress(ValidationError):
+            records.append(ScoreRecord.model_validate(noted["record"] if isinstance(noted, dict) else None))
     return records

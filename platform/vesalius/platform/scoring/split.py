@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from vesalius.platform.errors import CohortError, SettingError
+from vesalius.platform.errors import CohortError, SettingError, StoreError
 from vesalius.platform.progress import silent
-from vesalius.platform.scoring.maps import ScoreInfo, ScoreRecord, ScoreStore
+from vesalius.platform.scoring.maps import ScoreStore
+from vesalius.platform.scoring.records import ScoreInfo, ScoreRecord
 from vesalius.platform.scoring.volumes import score_volumes, volume_of
 from vesalius.platform.store import require_space
 
@@ -49,7 +50,7 @@ def score_store(
         store: the cohort.
         split: which part of it.
         out: folder of the scores.
-        info: who scored what; ``split`` and ``effort`` of this call are set in it.
+        info: method, model and run; what this call knows itself (store, cohort, split, effort) is set in it.
         batch_volumes: volumes in one call, at most; the method's own capacity also holds.
         device: where to score.
         effort: ``quick`` takes the method's reduced settings.
@@ -66,12 +67,14 @@ def score_store(
     if batch_volumes < 1:
         raise SettingError(f"batch_volumes is {batch_volumes}, expected 1 or more")
     wanted = _wanted(store, split, subjects)
-    scores = ScoreStore.create(out, info.model_copy(update={"split": split, "effort": effort}))
-    missing = {record.subject_id for record in wanted if record.subject_id not in scores}
-    if not missing and scores.finished:
+    facts = {"split": split, "effort": effort, "store": str(store.path.absolute()), "cohort_digest": store.digest}
+    info = info.model_copy(update=facts)
+    finished = _finished(out, info, wanted)
+    if finished is not None:
         progress(len(wanted), len(wanted), "all scored before")
-        return scores
-    with scores.lock():
+        return finished
+    with ScoreStore.writing(out, info) as scores:
+        missing = {record.subject_id for record in wanted if record.subject_id not in scores}
         require_space(out, sum(_num_bytes(record) for record in wanted if record.subject_id in missing))
         size = min(batch_volumes, method.capacity() or batch_volumes)
         done = len(wanted) - len(missing)
@@ -87,7 +90,16 @@ def score_store(
                     done += 1
                     progress(done, len(wanted), record.subject_id)
         scores.finish()
-    return scores
+    return ScoreStore.open(out)
+
+
+def _finished(out: Path, info: ScoreInfo, wanted: Sequence[SubjectRecord]) -> ScoreStore | None:
+    try:
+        scores = ScoreStore.open(out)
+    except StoreError:
+        return None
+    complete = scores.info.identity == info.identity and all(record.subject_id in scores for record in wanted)
+    return scores if complete else None
 
 
 def _wanted(store: CohortStore, split: str, subjects: Collection[str] | None) -> list[SubjectRecord]:
