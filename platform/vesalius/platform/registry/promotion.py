@@ -209,7 +209,8 @@ def _decide(
     promoted = result.lower_bound > 0
     figures = (
         f"average precision {result.a:.4f} on the gate against {result.b:.4f} of version {champion} "
-        f"(difference {result.difference:+.4f}, above {result.lower_bound:+.4f} with {result.confidence:.0%} confidence; "
+        f"("
+        f"difference {result.difference:+.4f}, above {result.lower_bound:+.4f} with {result.confidence:.0%} confidence; "
         f"{result.num_subjects} subjects)"
     )
     if promoted:

@@ -76,15 +76,15 @@ def client(uri: str) -> Any:
         _probe(uri)
         from mlflow import MlflowClient
 
-        made = MlflowClient(tracking_uri=uri, registry_uri=uri)
         key = (os.getpid(), uri)
         with _lock:
             if key not in _ready:
                 with _alone(uri):
-                    made.search_experiments(max_results=1)
-                    made.search_registered_models(max_results=1)
+                    first = MlflowClient(tracking_uri=uri, registry_uri=uri)
+                    first.search_experiments(max_results=1)
+                    first.search_registered_models(max_results=1)
                 _ready.add(key)
-        return made
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextlib.contextmanager
@@ -136,7 +136,9 @@ def shown(uri: str) -> str:
 
 def _foreign(cause: Exception) -> bool:
     modules = {kind.__module__.partition(".")[0] for kind in type(cause).__mro__}
-    return bool(modules & {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3"}) or isinstance(cause, OSError)
+    return bool(modules & {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "alembic"}) or isinstance(
+        cause, OSError
+    )
 
 
 def _gist(cause: Exception, uri: str) -> str:

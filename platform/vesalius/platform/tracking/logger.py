@@ -31,9 +31,10 @@ def metric_key(name: str) -> str:
     A name that has to be changed gets six digits of its hash, so that two names never fall together.
     """
     safe = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
-    parts = [part for part in safe.split("/") if part not in ("", ".", "..")]
-    safe = "/".join(parts)[: _LONGEST_KEY - 7]
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("/")
+    safe = "/".join(part for part in safe.split("/") if part not in ("", ".", ".."))
+    if safe and safe == name and len(safe) <= _LONGEST_KEY:
+        return safe
+    return f"{safe[: _LONGEST_KEY - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def artifact_name(name: str) -> str:
