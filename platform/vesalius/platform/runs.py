@@ -178,22 +178,33 @@ def new_run_id(method: str) -> str:
     return f"{method}-{now}-{secrets.token_hex(2)}"
 
 
+def check_new_run(home: Path, run_id: str) -> None:
+    """Check that a run of that id can be made.
+
+    Raises:
+        RunError: the id is not a plain name, or a run of that id exists.
+    """
+    if not _RUN_ID.match(run_id):
+        raise RunError(f"'{run_id}' cannot name a run: use letters, digits, '.', '_' and '-' only")
+    if (home / "runs" / run_id).exists():
+        raise RunError(
+            f"a run '{run_id}' exists already: go on with `vesalius train --resume {run_id}`, or choose another name"
+        )
+
+
 def create_run(home: Path, spec: RunSpec) -> RunFolder:
     """Make the folder of a new run and write its specification.
 
     Raises:
         RunError: the id is not a plain name, or a run of that id exists.
     """
-    if not _RUN_ID.match(spec.run_id):
-        raise RunError(f"'{spec.run_id}' cannot name a run: use letters, digits, '.', '_' and '-' only")
+    check_new_run(home, spec.run_id)
     folder = RunFolder(home / "runs" / spec.run_id)
     try:
         folder.path.mkdir(parents=True)
     except FileExistsError:
-        raise RunError(
-            f"a run '{spec.run_id}' exists already: go on with `vesalius train --resume {spec.run_id}`, "
-            "or choose another name"
-        ) from None
+        check_new_run(home, spec.run_id)
+        raise
     folder._write("run.json", spec.model_dump_json(indent=1))
     folder.set_state("created")
     return folder

@@ -1,0 +1,143 @@
+"""A trained model at work on single files: prepare as its cohort was, score, and bring the answer home."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from vesalius.datasets.prepare import prepare_file
+
+from vesalius.infra.pictures import draw_score
+from vesalius.methods import METHODS
+from vesalius.platform.contracts import Score, Volume
+from vesalius.platform.errors import ModelError, SettingError, VolumeError
+from vesalius.platform.models import load_model
+from vesalius.platform.scoring import score_volume, write_native
+from vesalius.platform.store import SubjectArrays
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vesalius.platform.models import ModelCard
+    from vesalius.platform.scoring import ScoreStore
+    from vesalius.platform.store import CohortStore, SubjectRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A scored file.
+
+    Attributes:
+        record: of the prepared volume, with the way back to the file.
+        arrays: the prepared volume.
+        score: the method's answer on the prepared grid.
+        seconds: of scoring, preparation excluded.
+        card: of the model.
+    """
+
+    record: SubjectRecord
+    arrays: SubjectArrays
+    score: Score
+    seconds: float
+    card: ModelCard
+
+    @property
+    def threshold(self) -> float | None:
+        """The model's threshold over all voxels, where it has one."""
+        found = self.card.thresholds.get("all")
+        return None if found is None else found.value
+
+    @property
+    def anomalous_ml(self) -> float | None:
+        """Millilitres at or above the threshold."""
+        if self.threshold is None:
+            return None
+        voxel_ml = float(np.prod(self.record.spacing_mm)) / 1000.0
+        return round(float((self.score.map >= self.threshold).sum()) * voxel_ml, 3)
+
+
+def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None = None, device: str = "cpu") -> Answer:
+    """Score one volume from its files, one a channel in the order of the model's channels. Writes nothing.
+
+    Raises:
+        ModelError: the model is missing or damaged, or is of another grid.
+        SettingError: there are more or fewer files than channels.
+        VolumeError: a file cannot be read or holds no usable image.
+    """
+    method, card = load_model(model, METHODS, device)
+    channels = card.cohort.channels
+    if len(files) != len(channels):
+        raise SettingError(
+            f"the model takes {len(channels)} image(s) ({', '.join(channels)}) and {len(files)} were given: "
+            "give one file for each, in this order"
+        )
+    record, arrays = prepare_file(dict(zip(channels, files, strict=True)), card.recipe, brain_mask)
+    if record.shape != card.cohort.grid:
+        raise VolumeError(
+            f"{files[0]} becomes a grid of {_grid(record.shape)} and the model was trained on "
+            f"{_grid(card.cohort.grid)}: "
+            "give a volume like those of its cohort, or a model whose recipe fixes the grid"
+        )
+    volume = Volume(
+        subject_id=record.subject_id,
+        image=torch.from_numpy(np.ascontiguousarray(arrays.image, dtype=np.float32)),
+        brain=torch.from_numpy(np.ascontiguousarray(arrays.brain)),
+        spacing_mm=record.spacing_mm,
+        affine=record.affine,
+    )
+    score, seconds = score_volume(method, volume, device)
+    return Answer(record=record, arrays=arrays, score=score, seconds=seconds, card=card)
+
+
+def stored_answer(store: CohortStore, scores: ScoreStore, card: ModelCard, subject_id: str) -> Answer:
+    """Return a subject's answer from finished scores, as if it had just been scored."""
+    record = scores.record(subject_id)
+    restoration = scores.restoration(subject_id)
+    return Answer(
+        record=store.record(subject_id),
+        arrays=SubjectArrays(image=store.image(subject_id), brain=store.brain(subject_id)),
+        score=Score(
+            map=torch.from_numpy(scores.map(subject_id).astype(np.float32)),
+            image_score=record.image_score,
+            restoration=None if restoration is None else torch.from_numpy(restoration.astype(np.float32)),
+        ),
+        seconds=record.seconds,
+        card=card,
+    )
+
+
+def write_answer(answer: Answer, folder: Path, stem: str) -> dict[str, str]:
+    """Write map, restoration and picture below ``folder`` and return their paths by kind.
+
+    Map and restoration are NIfTI in the input file's own shape and affine.
+
+    Raises:
+        ModelError: the folder is a file.
+        DiskSpaceError: there is no room.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"{folder} is a file: give a folder for the maps")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {"map": folder / f"{stem}_map.nii.gz"}
+    write_native(written["map"], answer.score.map.numpy(), answer.record)
+    if answer.score.restoration is not None:
+        for index, channel in enumerate(answer.card.cohort.channels):
+            key = "restoration" if len(answer.card.cohort.channels) == 1 else f"restoration_{channel}"
+            written[key] = folder / f"{stem}_{key}.nii.gz"
+            write_native(written[key], answer.score.restoration[index].numpy(), answer.record)
+    written["picture"] = draw_score(
+        answer.record,
+        answer.arrays,
+        answer.score,
+        folder / f"{stem}.png",
+        title=f"{stem} by {answer.card.method}",
+        threshold=answer.threshold,
+    )
+    return {kind: str(path) for kind, path in written.items()}
+
+
+def _grid(shape: tuple[int, int, int]) -> str:
+    return " x ".join(str(edge) for edge in shape)

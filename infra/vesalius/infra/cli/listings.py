@@ -1,0 +1,114 @@
+"""``vesalius methods`` and ``vesalius datasets``: what there is, and what can be set."""
+
+from typing import Annotated, Any
+
+import typer
+
+from vesalius.infra.cli.options import JsonOption
+from vesalius.infra.console import Terminal
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A method, to see its settings.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the methods, or with NAME one method's settings, presets and search spaces."""
+    with Terminal(as_json) as terminal:
+        from vesalius.infra import tables
+        from vesalius.methods import METHODS
+        from vesalius.platform.tables import lookup
+
+        if name is None:
+            rows = [{"name": key, "summary": entry.summary} for key, entry in METHODS.items()]
+            terminal.result(
+                {"methods": rows}, tables.listing(rows, "Method"), "One method's settings: vesalius methods NAME"
+            )
+            return
+        kind = lookup(METHODS, name, "method")
+        document = {"name": name, "summary": METHODS[name].summary, **describe_method(kind)}
+        terminal.result(
+            document,
+            tables.heading(name, document["summary"]),
+            tables.settings(document["settings"], "method"),
+            tables.presets(document["presets"]),
+        )
+
+
+def describe_method(kind: Any) -> dict[str, Any]:
+    """Return the settings (default, description, source, space, choices) and presets of a method class."""
+    from vesalius.infra.tables import describe_settings
+    from vesalius.platform.config import flatten
+
+    default = flatten(kind.settings_type())
+    presets = {}
+    for preset, chosen in kind.presets().items():
+        flat = flatten(chosen)
+        presets[preset] = {key: value for key, value in flat.items() if value != default.get(key)}
+    return {"settings": describe_settings(kind.settings_type()), "presets": presets}
+
+
+def datasets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A layout or a recipe, to see more of it.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the folder layouts and the recipes, or with NAME one of them."""
+    with Terminal(as_json) as terminal:
+        from vesalius.datasets import LAYOUTS
+        from vesalius.datasets.recipes import RECIPES
+        from vesalius.infra import tables
+        from vesalius.infra.cli.options import one_of
+
+        if name is None:
+            layouts = [{"name": key, "summary": entry.summary} for key, entry in LAYOUTS.items()]
+            recipes = [{"name": key, "summary": entry.summary} for key, entry in RECIPES.items()]
+            terminal.result(
+                {"layouts": layouts, "recipes": recipes},
+                tables.listing(layouts, "Layout"),
+                tables.listing(recipes, "Recipe"),
+                "More of one: vesalius datasets NAME",
+            )
+        elif one_of(name, [*LAYOUTS, *RECIPES], "layout or recipe") in LAYOUTS:
+            _show_layout(terminal, name)
+        else:
+            _show_recipe(terminal, name)
+
+
+def _show_layout(terminal: Terminal, name: str) -> None:
+    import inspect
+
+    from vesalius.datasets import LAYOUTS
+    from vesalius.infra import tables
+    from vesalius.platform.tables import lookup, resolve
+
+    kind = lookup(LAYOUTS, name, "layout")
+    module = resolve(f"{kind.__module__}:__doc__") or ""
+    description = inspect.cleandoc(module)
+    document = {
+        "name": name,
+        "kind": "layout",
+        "summary": LAYOUTS[name].summary,
+        "default_recipe": kind.default_recipe,
+        "description": description,
+    }
+    terminal.result(
+        document,
+        tables.heading(name, LAYOUTS[name].summary),
+        "",
+        tables.plain_text(description),
+        "",
+        f"default recipe: {kind.default_recipe}   (vesalius datasets {kind.default_recipe})",
+    )
+
+
+def _show_recipe(terminal: Terminal, name: str) -> None:
+    from vesalius.datasets.recipes import RECIPES, recipe_named
+    from vesalius.infra import tables
+
+    rows = tables.describe_settings(recipe_named(name))
+    document = {"name": name, "kind": "recipe", "summary": RECIPES[name].summary, "settings": rows}
+    terminal.result(document, tables.heading(name, RECIPES[name].summary), tables.settings(rows, "recipe"))

@@ -1,0 +1,57 @@
+"""Options that several verbs share, each declared once so that it reads the same everywhere."""
+
+# Typer reads annotations while the program runs, so this folder does without postponed annotations.
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vesalius.platform.errors import SettingError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Write the result alone to stdout, as one JSON document.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given several times."),
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder of runs and models (default: $VESALIUS_HOME, else ~/.vesalius)"),
+]
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A cohort store.", show_default=False)]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, or auto: cuda where there is one.", metavar="DEVICE")
+]
+VoxelsOption = Annotated[
+    Literal["all", "brain", "both"],
+    typer.Option("--voxels", help="Voxels that count: the whole grid, the brain, or both."),
+]
+
+
+def home_folder(home: Path | None) -> Path:
+    """Return the absolute folder of runs and models."""
+    if home is not None:
+        os.environ["VESALIUS_HOME"] = str(absolute(home))
+    from vesalius.platform import runs
+
+    return runs.home()
+
+
+def absolute(path: Path) -> Path:
+    """Return ``path`` resolved from the folder the command was typed in; ``~`` is the user's home."""
+    return Path(os.path.abspath(path.expanduser()))
+
+
+def one_of(value: str, known: list[str], kind: str) -> str:
+    """Return ``value`` when it is known.
+
+    Raises:
+        SettingError: it is not; the message names the nearest one.
+    """
+    if value in known:
+        return value
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"the known ones are {', '.join(known)}"
+    raise SettingError(f"unknown {kind} '{value}': {hint}")

@@ -1,0 +1,77 @@
+"""``vesalius train``: learn a method on a cohort, or go on with a broken-off run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vesalius.infra.cli.options import HomeOption, JsonOption, SetOption, absolute, home_folder
+from vesalius.infra.console import Terminal
+
+
+def train(
+    method: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help="See `vesalius methods`.", show_default=False)
+    ] = None,
+    store: Annotated[Path | None, typer.Argument(metavar="STORE", help="A cohort store.", show_default=False)] = None,
+    preset: Annotated[str, typer.Option(help="Named settings of the method to start from.")] = "paper",
+    assignments: SetOption = None,
+    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers; 0 trains in this process, without Ray.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Name of the run (default: method, time, a few letters)")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with this run where it was broken off.")
+    ] = None,
+    start_from: Annotated[
+        str | None, typer.Option("--from", metavar="RUN@STAGE", help="Start after another run's finished stage.")
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment the run is tracked under.")] = "vesalius",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train METHOD on STORE, fit its threshold on the validation split, and keep the model.
+
+    Settings are `method.KEY` (see `vesalius methods METHOD`) and `training.KEY` (seed, precision, checkpoint_every,
+    ...). A run that was stopped or killed goes on, bit for bit, with --resume RUN.
+    """
+    with Terminal(as_json) as terminal:
+        from vesalius.infra import pipeline, tables
+        from vesalius.platform.errors import SettingError
+        from vesalius.platform.runs import find_run
+
+        folder = home_folder(home)
+        if resume is not None:
+            given = {"METHOD": method, "--set": assignments, "--name": name, "--from": start_from}
+            extra = [flag for flag, value in given.items() if value]
+            if extra:
+                raise SettingError(f"--resume goes on with the run's own settings: leave out {', '.join(extra)}")
+            run = find_run(folder, resume)
+        else:
+            if method is None or store is None:
+                raise SettingError(
+                    "name a method and a store, as in `vesalius train implicit_field STORE`, or use --resume RUN"
+                )
+            run = pipeline.start_run(
+                method,
+                absolute(store),
+                home=folder,
+                preset=preset,
+                assignments=assignments or [],
+                num_workers=workers,
+                name=name,
+                start_from=start_from,
+                experiment=experiment,
+            )
+        terminal.resume_hint = f"vesalius train --resume {run.run_id}"
+        terminal.say(f"run {run.run_id}")
+        with terminal.progress("training") as progress:
+            pipeline.train(run, progress=progress)
+        with terminal.progress("threshold") as progress:
+            card = pipeline.fit_thresholds(run, progress=progress)
+        document = pipeline.describe_run(run, card)
+        rows = [(key, value) for key, value in document.items() if not isinstance(value, dict)]
+        rows.append(("seconds", ", ".join(f"{stage} {spent:.1f}" for stage, spent in document["seconds"].items())))
+        rows += [
+            (f"threshold ({voxels})", f"{value['value']:.6g}, {value['policy']} on {value['split']}")
+            for voxels, value in document["thresholds"].items()
+        ]
+        terminal.result(document, tables.key_values(rows), f"\nNext: vesalius evaluate {run.run_id}")

@@ -1,0 +1,173 @@
+"""Everything once, small: a cohort of phantoms, three methods, what they find, and a champion."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from vesalius.datasets.ingest import ingest
+from vesalius.infra import pipeline, tables
+from vesalius.infra.pictures import draw_runs
+from vesalius.platform import cluster, registry
+from vesalius.platform.config import digest
+from vesalius.platform.errors import RunError
+from vesalius.platform.runs import find_run
+from vesalius.platform.store import CohortStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vesalius.infra.console import Terminal
+    from vesalius.platform.evaluation import Figures, VoxelSet
+    from vesalius.platform.progress import Progress
+    from vesalius.platform.registry import Promotion
+    from vesalius.platform.runs import RunFolder
+
+METHODS_SHOWN = ("intensity_threshold", "healthy_atlas", "implicit_field")
+"""From the plainest to the one that the demo is about; they challenge the champion in this order."""
+
+REGISTERED_NAME = "phantom"
+_CAPTION = (
+    "Generated heads with planted lesions. All methods learnt from healthy heads only; the line on each map is the "
+    "threshold chosen on the validation split. AP: average precision over all voxels of the test split."
+)
+
+
+def run_demo(terminal: Terminal, out: Path, *, num_workers: int = 1) -> None:
+    """Do everything once in ``out``; what an earlier call finished is found and reused.
+
+    Args:
+        terminal: where progress and the result are written.
+        out: folder for the cohort, the runs, tracking, the registry and the picture.
+        num_workers: Ray Train workers; 0 trains in this process.
+    """
+    started = time.monotonic()
+    home = out / "home"
+    # Tracking and registry of a demo belong to the demo, whatever server the shell points at.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    store = _make_cohort(terminal, out)
+    runs = _train_all(terminal, store, home, num_workers)
+    judged: list[tuple[RunFolder, Mapping[VoxelSet, Figures]]] = []
+    for run in runs:
+        with terminal.progress(f"score {run.spec.method}") as progress:
+            judged.append((run, pipeline.evaluate_run(run, "test", progress=progress)))
+    picture = draw_runs(
+        judged, "test", out / "demo.png", title="Three methods look at heads they have never seen", caption=_CAPTION
+    )
+    promotions = [_challenge(terminal, run, home) for run in runs]
+    champion = registry.resolve(f"models:/{REGISTERED_NAME}@champion", home=home)
+    document = {
+        "out": str(out),
+        "cohort": {"store": str(store.path), "digest": store.digest, "num_subjects": len(store.subjects())},
+        "figures": [
+            {"run": run.run_id, **one.model_dump(mode="json")} for run, figures in judged for one in figures.values()
+        ],
+        "promotions": promotions,
+        "champion": {"model": f"models:/{REGISTERED_NAME}@champion", "folder": str(champion)},
+        "picture": str(picture),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    _write(out / "demo.json", document)
+    terminal.result(document, *_say(document, out))
+
+
+def _make_cohort(terminal: Terminal, out: Path) -> CohortStore:
+    with terminal.progress("make heads") as progress:
+        report = ingest("phantom", out / "phantom", out / "cohort", name="phantom", progress=progress)
+    report.raise_for_failures()
+    return CohortStore.open(out / "cohort")
+
+
+def _train_all(terminal: Terminal, store: CohortStore, home: Path, num_workers: int) -> list[RunFolder]:
+    runs = [_find_or_start(name, store, home, num_workers) for name in METHODS_SHOWN]
+    if all(run.state == "finished" for run in runs) or num_workers == 0:
+        for run in runs:
+            _train(terminal, run)
+        return runs
+    terminal.say("starting Ray")
+    with cluster.session():  # one runtime for the three of them: starting it takes longer than a baseline
+        for run in runs:
+            _train(terminal, run)
+    return runs
+
+
+def _train(terminal: Terminal, run: RunFolder) -> None:
+    with terminal.progress(f"train {run.spec.method}") as progress:
+        pipeline.train(run, progress=progress)
+
+
+def _find_or_start(name: str, store: CohortStore, home: Path, num_workers: int) -> RunFolder:
+    """Return the demo's run of a method; its name holds a digest of what decides its outcome."""
+    preset = "demo" if "demo" in pipeline.method_type(name).presets() else "paper"
+    settings, training = pipeline.choose_settings(name, preset, [])
+    key = digest([settings.model_dump(mode="json"), training.model_dump(mode="json"), store.digest, num_workers])
+    run_id = f"{name}-{key[:8]}"
+    try:
+        return find_run(home, run_id)
+    except RunError:
+        return pipeline.start_run(
+            name, store.path, home=home, preset=preset, num_workers=num_workers, name=run_id, experiment="demo"
+        )
+
+
+def _challenge(terminal: Terminal, run: RunFolder, home: Path) -> dict[str, Any]:
+    """Let a run challenge the champion, or find what came of it when it did."""
+    decided = _decided(run, home)
+    if decided is not None:
+        return decided
+    with terminal.progress(f"gate {run.spec.method}") as progress:
+        promotion = pipeline.promote_run(run, REGISTERED_NAME, home=home, progress=_scoring_only(progress))
+    return _row(run, promotion)
+
+
+def _decided(run: RunFolder, home: Path) -> dict[str, Any] | None:
+    path = run.path / "promotion.json"
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    versions = {facts.version: facts for facts in registry.history(REGISTERED_NAME, home=home)}
+    facts = versions.get(str(kept.get("version")))
+    return kept if facts is not None and facts.run_id == run.run_id else None
+
+
+def _row(run: RunFolder, promotion: Promotion) -> dict[str, Any]:
+    row = {"method": run.spec.method, **promotion.model_dump(mode="json")}
+    _write(run.path / "promotion.json", row)
+    return row
+
+
+def _scoring_only(progress: Progress) -> Progress:
+    def report(done: int, total: int, note: str) -> None:
+        if total:
+            progress(done, total, note)
+
+    return report
+
+
+def _say(document: Mapping[str, Any], out: Path) -> list[Any]:
+    shown: list[Any] = [""]
+    for voxels in ("all", "brain"):
+        rows = [row for row in document["figures"] if row["voxel_set"] == voxels]
+        shown.append(tables.figures(rows, tables.figures_title(rows[0])))
+    shown.append(tables.gate(document["promotions"]))
+    shown.append(
+        tables.key_values(
+            [
+                ("picture", document["picture"]),
+                ("champion", f"{document['champion']['model']}  (--home {out / 'home'})"),
+                ("figures", str(out / "demo.json")),
+                ("took", f"{document['seconds']:.0f} s"),
+            ]
+        )
+    )
+    return shown
+
+
+def _write(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    os.replace(aside, path)

@@ -1,0 +1,41 @@
+"""The way of a run, composed from the floors below: train, fit the thresholds, score, evaluate, promote.
+
+Each step finds what an earlier call has finished and leaves it alone, so that the same command given twice costs
+the work once, and a broken-off one goes on.
+"""
+
+from __future__ import annotations
+
+from vesalius.infra.pipeline.judging import (
+    device_name,
+    evaluate_run,
+    fit_thresholds,
+    score_run,
+    scores_folder,
+)
+from vesalius.infra.pipeline.registered import model_folder, promote_run, score_reference
+from vesalius.infra.pipeline.training import (
+    choose_settings,
+    describe_run,
+    method_type,
+    require_model,
+    start_run,
+    train,
+)
+
+__all__ = [
+    "choose_settings",
+    "describe_run",
+    "device_name",
+    "evaluate_run",
+    "fit_thresholds",
+    "method_type",
+    "model_folder",
+    "promote_run",
+    "require_model",
+    "score_reference",
+    "score_run",
+    "scores_folder",
+    "start_run",
+    "train",
+]

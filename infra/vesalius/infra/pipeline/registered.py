@@ -1,0 +1,101 @@
+"""Models by any name: a run's, a registered one's, a folder's; scored, and promoted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vesalius.infra.pipeline.judging import device_name, kept_rows, score_run, scores_folder
+from vesalius.infra.pipeline.training import require_model, tracked_as
+from vesalius.methods import METHODS
+from vesalius.platform import registry
+from vesalius.platform.errors import SettingError
+from vesalius.platform.models import ModelCard, load_model, model_digest
+from vesalius.platform.progress import silent
+from vesalius.platform.runs import RunFolder, find_run
+from vesalius.platform.scoring import ScoreInfo, ScoreStore, score_store
+from vesalius.platform.store import CohortStore
+
+if TYPE_CHECKING:
+    from vesalius.platform.progress import Progress
+    from vesalius.platform.registry import Promotion
+
+METHODS_PATH = "vesalius.methods:METHODS"
+"""Where a registered model finds the table of methods; a constant of ours, never read from a model."""
+
+
+def model_folder(reference: str, home: Path) -> Path:
+    """Return the local folder of a model named by run id, ``models:/NAME@champion`` or a path.
+
+    Raises:
+        RunError, ModelError: there is no such run or model.
+    """
+    return registry.resolve(reference, home=home)
+
+
+def score_reference(
+    reference: str,
+    split: str,
+    *,
+    home: Path,
+    store: Path | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> tuple[CohortStore, ScoreStore, ModelCard]:
+    """Score a split with a run's or a registered model.
+
+    A run's maps are kept with the run; any other model's below ``out``, which is then needed, as is ``store``.
+    """
+    if (home / "runs" / reference / "run.json").is_file():
+        run = find_run(home, reference)
+        cohort = CohortStore.open(store or Path(run.spec.store))
+        return cohort, score_run(run, split, store=cohort, device=device, progress=progress), require_model(run)
+    folder = model_folder(reference, home)
+    if store is None or out is None:
+        raise SettingError(f"'{reference}' is not a run: say what to score with --store and where to with --out")
+    cohort = CohortStore.open(store)
+    method, card = load_model(folder, METHODS, device_name(device))
+    info = ScoreInfo(
+        method=card.method,
+        model_digest=model_digest(folder),
+        cohort_digest=cohort.digest,
+        store=str(cohort.path),
+        split=split,
+        run_id=card.run_id,
+    )
+    place = out / "scores" / split
+    scores = score_store(method, cohort, split, place, info=info, device=device_name(device), progress=progress)
+    return cohort, scores, card
+
+
+def promote_run(
+    run: RunFolder,
+    name: str,
+    *,
+    home: Path,
+    store: Path | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Promotion:
+    """Register a run's model and let it challenge the champion on the gate split; see ``registry.promote``.
+
+    Raises:
+        RunError: the run is not finished.
+        CohortError: there is no gate split, or it shares subjects with another.
+    """
+    require_model(run)
+    cohort = CohortStore.open(store or Path(run.spec.store))
+    tracked = tracked_as(run.spec)
+    return registry.promote(
+        run.model,
+        name,
+        home=home,
+        store=cohort,
+        methods=METHODS_PATH,
+        uri=None if tracked is None else tracked[0],
+        mlflow_run_id=None if tracked is None else tracked[1],
+        test_figures=kept_rows(run, scores_folder(run, "test", cohort).name),
+        device=device,
+        progress=progress,
+    )

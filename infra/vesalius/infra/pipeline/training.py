@@ -1,0 +1,221 @@
+"""Start a run, train it from where it stands, keep its model."""
+
+from __future__ import annotations
+
+import datetime
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import create_model
+
+from vesalius.methods import METHODS
+from vesalius.platform import cluster, tracking
+from vesalius.platform.config import Settings, override, parse_assignments, validate
+from vesalius.platform.errors import RunError, SettingError, VesaliusError
+from vesalius.platform.models import ModelCard, read_card, save_model
+from vesalius.platform.progress import silent
+from vesalius.platform.runs import RunFolder, RunSpec, check_new_run, create_run, find_run, new_run_id
+from vesalius.platform.store import CohortStore
+from vesalius.platform.tables import lookup
+from vesalius.platform.training import Checkpoints, TrainingSettings, choose_device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vesalius.platform.contracts import Method, MethodSettings
+    from vesalius.platform.progress import Progress
+
+
+def method_type(name: str) -> type[Method]:
+    """Return the class of a method by its name in the table.
+
+    Raises:
+        SettingError: no such method; names the nearest one.
+    """
+    kind: type[Method] = lookup(METHODS, name, "method")
+    return kind
+
+
+def choose_settings(name: str, preset: str, assignments: Sequence[str]) -> tuple[MethodSettings, TrainingSettings]:
+    """Return a method's and the loop's settings: a preset, changed by ``method.*`` and ``training.*`` assignments.
+
+    Raises:
+        SettingError: an unknown method, preset or key (with the nearest known one), or a value that does not fit.
+    """
+    presets = method_type(name).presets()
+    if preset not in presets:
+        raise SettingError(f"{name} has no preset '{preset}': it has {', '.join(presets)}")
+    start = presets[preset]
+    combined = create_model(
+        "RunSettings", __base__=Settings, method=(type(start), start), training=(TrainingSettings, TrainingSettings())
+    )
+    chosen = override(combined(), parse_assignments(assignments))
+    method_settings: MethodSettings = getattr(chosen, "method")  # noqa: B009 - a field made above
+    training: TrainingSettings = getattr(chosen, "training")  # noqa: B009
+    return method_settings, training
+
+
+def start_run(
+    name_of_method: str,
+    store: Path,
+    *,
+    home: Path,
+    preset: str = "paper",
+    assignments: Sequence[str] = (),
+    num_workers: int = 1,
+    name: str | None = None,
+    start_from: str | None = None,
+    experiment: str = "vesalius",
+) -> RunFolder:
+    """Check all that can be checked, then create a run's folder and its tracked run.
+
+    Raises:
+        SettingError: the method or a setting is not known or does not fit.
+        StoreError: the store cannot be used.
+        CohortError: it holds no healthy training subjects of one grid.
+        RunError: the name is taken, or the run to start from is missing.
+    """
+    settings, training = choose_settings(name_of_method, preset, assignments)
+    choose_device(training.device)
+    cohort = CohortStore.open(store)
+    method_type(name_of_method)(settings, cohort.facts())  # a setting that does not fit the cohort says so now
+    run_id = name or new_run_id(name_of_method)
+    if start_from is not None:
+        _check_start(start_from, home, name_of_method)
+    check_new_run(home, run_id)
+    uri = tracking.tracking_uri(home)
+    spec = RunSpec(
+        run_id=run_id,
+        method=name_of_method,
+        settings=settings.model_dump(mode="json"),
+        training=training,
+        store=str(store),
+        cohort_digest=cohort.digest,
+        num_workers=num_workers,
+        start_from=start_from,
+        experiment=experiment,
+        mlflow_tracking_uri=uri,
+        created=now(),
+    )
+    tags = {"method": spec.method, "cohort_digest": spec.cohort_digest, "vesalius_run": run_id}
+    tracked = tracking.start_run(uri, experiment, run_id, {**spec.flat(), "preset": preset}, tags)
+    return create_run(home, spec.model_copy(update={"mlflow_run_id": tracked}))
+
+
+def _check_start(start_from: str, home: Path, name_of_method: str) -> None:
+    other, separator, stage = start_from.partition("@")
+    if not separator or not stage:
+        raise SettingError(f"--from is '{start_from}': expected RUN@STAGE, such as my-run@adversarial")
+    run = find_run(home, other)
+    if run.spec.method != name_of_method:
+        raise RunError(
+            f"run '{other}' trained {run.spec.method}, not {name_of_method}: start from a run of the same method"
+        )
+    Checkpoints(run.checkpoints).end_of(stage)
+
+
+def train(run: RunFolder, *, progress: Progress = silent) -> ModelCard:
+    """Train a run to its end from where it stands and write its model; a finished run is left alone.
+
+    Raises:
+        RunError: the store has changed since the run was created.
+        DivergenceError: a loss or gradient is not finite.
+    """
+    spec = run.spec
+    if run.state == "finished" and (run.model / "model.json").is_file():
+        return read_card(run.model)
+    tracked = tracked_as(spec)
+    if tracked is not None:
+        tracking.resume_run(*tracked)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        cluster.train(run, method_type(spec.method), progress=progress)
+        card = _write_model(run)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if tracked is not None:
+            with suppress(VesaliusError):  # the error on its way says more than a tracking server out of reach
+                tracking.end_run(*tracked, status)
+    return card
+
+
+def _write_model(run: RunFolder) -> ModelCard:
+    spec = run.spec
+    store = CohortStore.open(Path(spec.store))
+    kind = method_type(spec.method)
+    facts = store.facts()
+    method = kind(validate(kind.settings_type, spec.settings, str(run.path / "run.json")), facts)
+    checkpoints = Checkpoints(run.checkpoints)
+    last = checkpoints.last()
+    if last is None:
+        raise RunError(f"run '{run.run_id}' has no checkpoint: go on with `vesalius train --resume {run.run_id}`")
+    checkpoints.load_weights(last, method)
+    state = checkpoints.state(last)
+    card = ModelCard(
+        method=spec.method,
+        settings=spec.settings,
+        cohort=facts,
+        recipe=store.recipe,
+        thresholds={},
+        metrics={},
+        run_id=run.run_id,
+        stage=state.best.stage if state.best else state.finished_stages[-1],
+        step=state.best.step if state.best else state.step,
+        created=now(),
+        vesalius_version=version("vesalius"),
+        weights_sha256="",
+    )
+    return save_model(run.model, method, card)
+
+
+def require_model(run: RunFolder) -> ModelCard:
+    """Return the card of a finished run's model.
+
+    Raises:
+        RunError: the run has not been trained to its end.
+    """
+    if not (run.model / "model.json").is_file():
+        raise RunError(
+            f"run '{run.run_id}' is not finished ({run.state}): go on with `vesalius train --resume {run.run_id}`"
+        )
+    return read_card(run.model)
+
+
+def describe_run(run: RunFolder, card: ModelCard) -> dict[str, Any]:
+    """Return what ``vesalius train`` says of a finished run."""
+    spec = run.spec
+    checkpoints = Checkpoints(run.checkpoints)
+    last = checkpoints.last()
+    stages = checkpoints.state(last).seconds if last else {}
+    return {
+        "run": run.run_id,
+        "state": run.state,
+        "method": spec.method,
+        "folder": str(run.path),
+        "model": str(run.model),
+        "store": spec.store,
+        "cohort_digest": spec.cohort_digest,
+        "num_workers": spec.num_workers,
+        "seconds": {stage: round(value, 2) for stage, value in stages.items()},
+        "thresholds": {voxels: one.model_dump(mode="json") for voxels, one in card.thresholds.items()},
+        "weights_sha256": card.weights_sha256,
+        "mlflow_run_id": spec.mlflow_run_id,
+        "mlflow_tracking_uri": spec.mlflow_tracking_uri,
+    }
+
+
+def tracked_as(spec: RunSpec) -> tuple[str, str] | None:
+    """Return where a run is tracked and as what, or None where it is not."""
+    if spec.mlflow_tracking_uri is None or spec.mlflow_run_id is None:
+        return None
+    return spec.mlflow_tracking_uri, spec.mlflow_run_id
+
+
+def now() -> str:
+    """Return the time, UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
