@@ -3,7 +3,8 @@
 stdout carries the result alone, a table for a person or, with ``--json``, one JSON document for a program.
 Libraries that print (Ray, MLflow, SimpleITK) are turned to stderr for as long as a verb runs. A failure is one
 sentence on stderr; with ``--json`` stdout then carries ``{"error": {"kind", "message", "exit_code"}}``, so that
-a program always finds exactly one document there. The exit code is the same in both modes.
+a program always finds exactly one document there (a verb that failed in part, or did not promote, has written its
+result by then and adds no second one). The exit code is the same in both modes.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Terminal:
         self.resume_hint = resume_hint
         self.errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._result: TextIO = sys.stdout
+        self._answered = False
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Terminal:
@@ -81,8 +83,8 @@ class Terminal:
 
     def result(self, document: Mapping[str, Any], *renderables: RenderableType) -> None:
         """Write the result: ``document`` with ``--json``, else ``renderables`` one below the other (stdout)."""
+        self._answered = True
         if self.as_json:
-            # Streamed in one write so that a reader never sees half a document.
             self._result.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
             self._result.flush()
             return
@@ -103,7 +105,7 @@ class Terminal:
         label, style = ("interrupted ", "bold yellow") if code == INTERRUPTED else ("error ", "bold red")
         self.errors.print(label, style=style, end="")
         self.errors.print(sentence, soft_wrap=True)
-        if self.as_json:
+        if self.as_json and not self._answered:
             document = {"error": {"kind": kind, "message": sentence, "exit_code": code}}
             self._result.write(json.dumps(document, indent=2) + "\n")
             self._result.flush()

@@ -224,8 +224,8 @@ def key_values(pairs: Iterable[tuple[str, object]]) -> Table:
 
 def _is_best(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], field: str) -> bool:
     values = [other[field] for other in rows if other.get(field) is not None]
-    if row.get(field) is None or not values:
-        return False
+    if row.get(field) is None or len(set(values)) < 2:
+        return False  # nothing stands out where all are the same
     return bool(row[field] == (min(values) if field in _LOWER_IS_BETTER else max(values)))
 
 
