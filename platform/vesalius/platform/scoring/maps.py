@@ -169,8 +169,8 @@ class ScoreStore:
                 for place, array in arrays.items():
                     write_array(partial.joinpath(*place), array, ChunkSettings())
                 if score.extras:
-                    write_group(partial / _EXTRAS, {})
-                write_group(partial, {"vesalius": {"record": record.model_dump(mode="json")}})
+                    write_group(partial / _EXTRAS, {}, partial)
+                write_group(partial, {"vesalius": {"record": record.model_dump(mode="json")}}, partial)
                 shutil.rmtree(final, ignore_errors=True)
                 os.rename(partial, final)
                 sync_folder(final.parent)
@@ -227,8 +227,10 @@ def _begin(path: Path, info: ScoreInfo) -> None:
     (path / "zarr.json").unlink(missing_ok=True)
     shutil.rmtree(path / _SUBJECTS, ignore_errors=True)
     (path / _SUBJECTS).mkdir()
-    write_group(path / _SUBJECTS, {})
-    write_group(path, {"vesalius": {"scores": FORMAT, "info": info.model_dump(mode="json")}})
+    aside = path / _PARTIAL
+    aside.mkdir(exist_ok=True)
+    write_group(path / _SUBJECTS, {}, aside)
+    write_group(path, {"vesalius": {"scores": FORMAT, "info": info.model_dump(mode="json")}}, aside)
 
 
 def _attributes(folder: Path) -> Any:
