@@ -1,0 +1,54 @@
+"""What a method, a stage, a batch, a volume and a score are. Torch and pydantic, nothing else.
+
+Shape suffixes used throughout:
+
+====== =====================================================================
+B      items of a batch (what an item is, the view says)
+K      points of one volume
+N      voxels of a point's neighbourhood
+C      channels (modalities)
+D H W  the voxel axes i, j, k of an array in canonical RAS+ orientation
+       (left to right, posterior to anterior, inferior to superior)
+====== =====================================================================
+
+A method has settings, stages and a score, and nothing else. A stage is a first-class phase of training. All
+state lives in parameters, buffers and the stages' optimisers, so that a checkpoint is complete by construction.
+"""
+
+from vesalius.platform.contracts.batch import Batch, generator
+from vesalius.platform.contracts.method import Effort, Method
+from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, setting, spaces
+from vesalius.platform.contracts.stage import Collective, Metrics, Stage, Update
+from vesalius.platform.contracts.views import Patches, Points, Slices, View, WholeVolumes, slice_indices
+from vesalius.platform.contracts.volumes import CohortFacts, Matrix4, Score, Volume, axis_positions, grid_positions
+from vesalius.platform.tables import TableEntry
+
+__all__ = [
+    "Batch",
+    "Choice",
+    "CohortFacts",
+    "Collective",
+    "Effort",
+    "Matrix4",
+    "Method",
+    "MethodSettings",
+    "Metrics",
+    "Patches",
+    "Points",
+    "Range",
+    "Score",
+    "Slices",
+    "Space",
+    "Stage",
+    "TableEntry",
+    "Update",
+    "View",
+    "Volume",
+    "WholeVolumes",
+    "axis_positions",
+    "generator",
+    "grid_positions",
+    "setting",
+    "slice_indices",
+    "spaces",
+]

@@ -1,0 +1,55 @@
+"""Settings of a method, declared one by one with their search spaces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from vesalius.platform.config import Settings
+
+
+class Range(Settings):
+    """A numeric search space, whole numbers where the field is an int; ``log`` samples its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+class Choice(Settings):
+    """A search space of listed values."""
+
+    values: tuple[bool | int | float | str, ...]
+
+
+Space = Range | Choice
+
+
+def setting(default: Any, description: str, *, space: Space | None = None, source: str = "", **bounds: Any) -> Any:
+    """Declare a setting of a method.
+
+    Args:
+        default: the paper's value.
+        description: one sentence for ``vesalius methods NAME``.
+        space: what a study may search, where it makes sense to.
+        source: paper and section, or who states otherwise.
+        bounds: pydantic bounds: ``gt``, ``ge``, ``lt``, ``le``.
+    """
+    extra: dict[str, Any] = {"source": source, "space": space.model_dump() if space else None}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def spaces(settings_type: type[Settings]) -> dict[str, Space]:
+    """Return the search spaces declared on a settings class, by field name."""
+    found: dict[str, Space] = {}
+    for name, info in settings_type.model_fields.items():
+        extra = info.json_schema_extra
+        space = extra.get("space") if isinstance(extra, dict) else None
+        if isinstance(space, dict):
+            found[name] = Choice.model_validate(space) if "values" in space else Range.model_validate(space)
+    return found
+
+
+class MethodSettings(Settings):
+    """Base of every method's settings; defaults are the paper's."""

@@ -1,0 +1,112 @@
+"""A phase of training, and what the platform hands to it: an update and the other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from vesalius.platform.contracts.batch import Batch
+    from vesalius.platform.contracts.views import View
+
+Metrics = Mapping[str, "float | Tensor"]
+
+
+class Update(Protocol):
+    """Performs one optimiser step on the global batch; handed to a stage's ``step`` by the platform.
+
+    The platform splits ``batch`` into micro-batches, runs ``loss`` on each (under bf16 autocast where the run's
+    precision says so), calls backward for that optimiser's parameters only, sums gradients and counts over
+    ranks and divides, checks finiteness, clips, steps. So a generator's loss leaves nothing in the critic, and
+    unequal counts over ranks or micro-batches are weighted right. No graph may be shared by two updates.
+    """
+
+    def __call__(self, optimizer: str, loss: Callable[[Batch], tuple[Tensor, Tensor | float]], batch: Batch) -> float:
+        """Step ``optimizer`` on the loss.
+
+        Args:
+            optimizer: a name of the stage's ``optimizers``.
+            loss: ``micro_batch -> (sum of losses, count)``; the sum is a scalar with a graph.
+            batch: this rank's share of the global batch.
+
+        Returns:
+            The mean loss over the global batch (the same on every rank).
+
+        Raises:
+            DivergenceError: the loss or a gradient is not finite.
+        """
+        ...
+
+
+class Collective(Protocol):
+    """What a stage's ``finish`` may ask of the other ranks. With one worker, it answers alone."""
+
+    rank: int
+    world_size: int
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of ``value`` over all ranks (same shape and dtype, a new tensor)."""
+        ...
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """Return every rank's ``value``, in rank order; shapes may differ in the first dimension."""
+        ...
+
+
+def _constant(progress: float) -> float:
+    return 1.0
+
+
+def _nothing() -> None:
+    return None
+
+
+def _nothing_to_finish(collective: Collective) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One phase of training.
+
+    What is fitted without gradients (intensity classes, an atlas) is a stage without optimisers: ``begin`` clears
+    its accumulators, ``step`` adds a batch to them, ``finish`` sums them over ranks and solves. Broken off, such
+    a stage restarts at its own first step.
+
+    Attributes:
+        name: unique within the method; it keys the randomness and stands in errors, metrics and ``--from``.
+        view: how the stage looks at the cohort.
+        batch_size: items of the view in the GLOBAL batch.
+        epochs: passes over the split as the papers count them; steps follow from the cohort.
+        trains: modules that this stage trains. Every other module is in eval mode and frozen.
+        optimizers: by name; ``{}`` is legal.
+        step: one batch a step; ``batch.step`` tells a critic loop where it stands.
+        split: the split it sees; only healthy subjects of it are used unless ``healthy_only`` is False.
+        healthy_only: leave out subjects with a lesion.
+        group_size: items that batch statistics are taken over; a group is never split over ranks or micro-batches.
+        lr: multiplier of every optimiser's learning rates as a stateless function of progress in [0, 1].
+        begin: called on every rank before the stage's first step (not on resume in its middle).
+        after_update: called on every rank after each step: project codes onto the ball.
+        finish: called on every rank after the last step: solve moments, build a memory.
+        selectable: may "best so far" be chosen in this stage?
+    """
+
+    name: str
+    view: View
+    batch_size: int
+    epochs: float
+    step: Callable[[Batch, Update], Metrics]
+    trains: Sequence[nn.Module] = ()
+    optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
+    split: str = "train"
+    healthy_only: bool = True
+    group_size: int = 1
+    lr: Callable[[float], float] = _constant
+    begin: Callable[[], None] = _nothing
+    after_update: Callable[[], None] = _nothing
+    finish: Callable[[Collective], None] = _nothing_to_finish
+    selectable: bool = False
