@@ -137,5 +137,5 @@ def test_more_workers_than_cores_is_one_sentence(toy_store: CohortStore, tmp_pat
 
 
 def test_the_backend_follows_the_device() -> None:
-    assert backend_for(torch.device("cpu")) == "gloo"
-    assert backend_for(torch.device("cuda")) == "nccl"
+    assert backend_for("cpu") == "gloo"
+    assert backend_for("cuda") == "nccl"

@@ -28,7 +28,7 @@ Matrix4 = tuple[
     tuple[float, float, float, float],
     tuple[float, float, float, float],
 ]
-"""Four rows of an affine: the type of ``contracts.Matrix4``, kept here so that preparing volumes needs no torch."""
+"""Four rows of an affine, as records and JSON keep it."""
 
 Affine = NDArray[np.float64]
 Shape3 = tuple[int, int, int]

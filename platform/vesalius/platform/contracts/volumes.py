@@ -11,16 +11,10 @@ from torch import Tensor
 
 from vesalius.platform.config import Settings
 from vesalius.platform.contracts.batch import generator
+from vesalius.platform.geometry import Matrix4
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-Matrix4 = tuple[
-    tuple[float, float, float, float],
-    tuple[float, float, float, float],
-    tuple[float, float, float, float],
-    tuple[float, float, float, float],
-]
 
 
 class CohortFacts(Settings):

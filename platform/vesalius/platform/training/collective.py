@@ -52,9 +52,9 @@ class Distributed:
         return [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
-def backend_for(device: torch.device) -> str:
+def backend_for(device_type: str) -> str:
     """Return the process group's backend: NCCL between CUDA devices, gloo between CPUs."""
-    return "nccl" if device.type == "cuda" else "gloo"
+    return "nccl" if device_type == "cuda" else "gloo"
 
 
 def collective() -> Collective:

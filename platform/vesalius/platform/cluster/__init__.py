@@ -1,0 +1,12 @@
+"""Ray: the one place where training and ingest meet it.
+
+A run is trained by :func:`train` on N Ray Train workers, or in the calling process where N is 0. Checkpoints are
+our own (:mod:`vesalius.platform.training.checkpoint`), on storage that all workers see: a restarted worker group
+finds the last one by itself, so a checkpoint counts as soon as it is renamed and not when a controller polls.
+"""
+
+from vesalius.platform.cluster.session import session
+from vesalius.platform.cluster.tasks import map_tasks
+from vesalius.platform.cluster.training import train
+
+__all__ = ["map_tasks", "session", "train"]

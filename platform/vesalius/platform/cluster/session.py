@@ -1,0 +1,55 @@
+"""Hold a Ray runtime, quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextlib.contextmanager
+def session(num_cpus: int | None = None) -> Iterator[None]:
+    """Hold a Ray runtime: the one that runs already, the cluster at ``RAY_ADDRESS``, or a local one for the while.
+
+    Args:
+        num_cpus: cores of a local runtime; all of the machine's where None.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own start-up
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        else:
+            # A runtime on loopback that ends with us needs no token; a cluster's own mode is left as it is.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            ray.init(
+                num_cpus=num_cpus or os.cpu_count(),
+                object_store_memory=512 * 2**20,
+                log_to_driver=False,
+                logging_level="ERROR",
+                dashboard_host="127.0.0.1",
+            )
+    try:
+        yield
+    finally:
+        ray.shutdown()

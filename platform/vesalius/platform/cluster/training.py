@@ -1,0 +1,148 @@
+"""Train a run from the driver: on Ray Train workers, or in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vesalius.platform import errors
+from vesalius.platform.cluster.session import session
+from vesalius.platform.cluster.worker import work
+from vesalius.platform.errors import RunError, VesaliusError
+from vesalius.platform.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vesalius.platform.contracts import Method
+    from vesalius.platform.progress import Progress
+    from vesalius.platform.runs import RunFolder
+
+
+def train(
+    run: RunFolder, method_type: type[Method], *, progress: Progress = silent, watch_every_seconds: float = 0.5
+) -> RunFolder:
+    """Train a run to its end, from where it stands; write its model folder's weights as the last checkpoint.
+
+    Args:
+        run: created or broken off.
+        method_type: the class that the run's method names.
+        progress: called with steps done, steps in all and the stage's name, from a thread of its own.
+        watch_every_seconds: how often.
+
+    Raises:
+        RunError: the store has changed since the run was created.
+        DivergenceError: a loss or gradient is not finite.
+        VesaliusError: whatever a worker raised on purpose.
+    """
+    failure = run.path / "failure.json"
+    failure.unlink(missing_ok=True)
+    _check_store(run)
+    run.set_state("training")
+    try:
+        with _watching(run, progress, watch_every_seconds):
+            if run.spec.num_workers == 0:
+                work({"run": str(run.path), "method": method_type})
+            else:
+                _train_on_ray(run, method_type)
+        if failure.is_file():
+            raise _failure(failure)
+    except KeyboardInterrupt:
+        run.set_state("interrupted")
+        raise
+    except BaseException:
+        run.set_state("failed")
+        raise
+    run.set_state("finished")
+    return run
+
+
+def _check_store(run: RunFolder) -> None:
+    from vesalius.platform.store import CohortStore
+
+    spec = run.spec
+    now = CohortStore.open(Path(spec.store)).digest
+    if now != spec.cohort_digest:
+        raise RunError(
+            f"the store {spec.store} has changed since run '{run.run_id}' was created "
+            f"(digest {spec.cohort_digest[:12]}, now {now[:12]}): start a new run on it"
+        )
+
+
+def _train_on_ray(run: RunFolder, method_type: type[Method]) -> None:
+    spec = run.spec
+    with session():
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from vesalius.platform.training import backend_for
+
+        # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs.
+        wants = spec.training.device
+        use_gpu = wants == "cuda" or (wants == "auto" and ray.cluster_resources().get("GPU", 0) >= spec.num_workers)
+        cores = ray.cluster_resources().get("CPU", 1)
+        if cores < spec.num_workers:
+            raise RunError(
+                f"{spec.num_workers} workers need {spec.num_workers} cores and the cluster has {cores:g}: "
+                "use fewer workers or a larger cluster"
+            )
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"run": str(run.path), "method": method_type},
+            torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
+            scaling_config=ScalingConfig(
+                num_workers=spec.num_workers, use_gpu=use_gpu, resources_perworker={"CPU": 1, "GPU": int(use_gpu)}
+            ),
+            run_config=RunConfig(
+                name=f"{run.run_id}-{int(time.time())}",
+                storage_path=str(run.path / "ray"),
+                failure_config=FailureConfig(max_failures=spec.training.max_failures),
+            ),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Ray's own
+            try:
+                trainer.fit()
+            except Exception as error:
+                # A worker's own word, where it left one, says more than the controller's.
+                if (run.path / "failure.json").is_file():
+                    raise _failure(run.path / "failure.json") from None
+                raise RunError(
+                    f"training of '{run.run_id}' failed on the cluster: {str(error).strip().splitlines()[-1][:300]}; "
+                    f"go on with `vesalius train --resume {run.run_id}`"
+                ) from error
+
+
+def _failure(path: Path) -> VesaliusError:
+    value = json.loads(path.read_text())
+    kind = getattr(errors, value["kind"], VesaliusError)
+    error: VesaliusError = kind(value["message"])
+    return error
+
+
+@contextlib.contextmanager
+def _watching(run: RunFolder, progress: Progress, every_seconds: float) -> Iterator[None]:
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(every_seconds):
+            now = run.progress
+            if now.total:
+                progress(now.overall, now.total, now.stage)
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        now = run.progress
+        if now.total:
+            progress(now.overall, now.total, now.stage)
