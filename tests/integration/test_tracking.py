@@ -34,12 +34,6 @@ from vesalius.platform.tracking import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# MLflow's own dependencies, not ours: what they deprecate is theirs to mend.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow.*"),
-]
-
 
 @pytest.fixture(autouse=True)
 def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,8 @@ class VesaliusModel(PythonModel):  # type: ignore[misc]
         methods = resolve(str(context.model_config["methods"]))
         self._method, self._card = load_model(Path(context.artifacts["model"]), methods, self._device)
 
-    # MLflow takes type hints on ``predict`` as its own schema language; the signature says what goes in.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    # MLflow reads these type hints when the class is made: a bare ndarray it leaves to the signature.
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> dict[str, Any]:
         """Score prepared volumes, each on its own.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,21 +41,24 @@ def pack(model: Path, card: ModelCard, target: Path, methods: str) -> None:
         target: a folder that is made.
         methods: where the loader finds the methods' table, ``package.module:NAME``.
     """
-    from mlflow.pyfunc import save_model
-
     chosen = target.parent / Path(ARTIFACT_FOLDER).name
     chosen.mkdir()
     for name in (WEIGHTS_FILE, CARD_FILE):
         shutil.copyfile(model / name, chosen / name)
-    save_model(
-        path=str(target),
-        python_model=str(_CODE),
-        artifacts={"model": str(chosen)},
-        signature=signature(len(card.cohort.channels)),
-        pip_requirements=requirements(),
-        model_config={"methods": methods, "device": "cpu"},
-        metadata={"method": card.method, "channels": list(card.cohort.channels), "digest": card.digest},
-    )
+    with warnings.catch_warnings():
+        # MLflow warns of its own type hints when it is imported.
+        warnings.simplefilter("ignore")
+        from mlflow.pyfunc import save_model
+
+        save_model(
+            path=str(target),
+            python_model=str(_CODE),
+            artifacts={"model": str(chosen)},
+            signature=signature(len(card.cohort.channels)),
+            pip_requirements=requirements(),
+            model_config={"methods": methods, "device": "cpu"},
+            metadata={"method": card.method, "channels": list(card.cohort.channels), "digest": card.digest},
+        )
     pickles = [path.name for path in target.rglob("*") if path.suffix in _PICKLES]
     if pickles:
         raise ModelError(f"MLflow wrote {pickles[0]} into the model, which is refused: nothing may need unpickling")

@@ -209,9 +209,8 @@ def _decide(
     promoted = result.lower_bound > 0
     figures = (
         f"average precision {result.a:.4f} on the gate against {result.b:.4f} of version {champion} "
-        f"("
-        f"difference {result.difference:+.4f}, above {result.lower_bound:+.4f} with {result.confidence:.0%} confidence; "
-        f"{result.num_subjects} subjects)"
+        f"(difference {result.difference:+.4f}, above {result.lower_bound:+.4f} with "
+        f"{result.confidence:.0%} confidence; {result.num_subjects} subjects)"
     )
     if promoted:
         sentence = f"version {version} is the new champion of '{name}': {figures}"

@@ -152,8 +152,10 @@ def _gist(cause: Exception, uri: str) -> str:
 
 
 def _import_quietly() -> None:
-    # Said before MLflow is imported, which reads them then: no usage reports, no git in a folder that has none.
+    # Said before MLflow is imported, which reads them then: no usage reports, no git in a folder that has none, no
+    # bar of its own for every file.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow  # noqa: F401
 
