@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
+Matrix4 = tuple[
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+]
+"""Four rows of an affine, as records and JSON keep it."""
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, no NaN or infinity."""

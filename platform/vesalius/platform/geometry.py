@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vesalius.platform.config import Matrix4 as Matrix4
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from vesalius.platform.store.records import SourceFacts
-
-Matrix4 = tuple[
-    tuple[float, float, float, float],
-    tuple[float, float, float, float],
-    tuple[float, float, float, float],
-    tuple[float, float, float, float],
-]
-"""Four rows of an affine, as records and JSON keep it."""
 
 Affine = NDArray[np.float64]
 Shape3 = tuple[int, int, int]

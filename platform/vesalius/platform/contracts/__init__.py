@@ -15,13 +15,13 @@ A method has settings, stages and a score, and nothing else. A stage is a first-
 state lives in parameters, buffers and the stages' optimisers, so that a checkpoint is complete by construction.
 """
 
+from vesalius.platform.config import Matrix4
 from vesalius.platform.contracts.batch import Batch, generator
 from vesalius.platform.contracts.method import Effort, Method
 from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, setting, spaces
 from vesalius.platform.contracts.stage import Collective, Metrics, Stage, Update
 from vesalius.platform.contracts.views import Patches, Points, Slices, View, WholeVolumes, slice_indices
 from vesalius.platform.contracts.volumes import CohortFacts, Score, Volume, axis_positions, grid_positions
-from vesalius.platform.geometry import Matrix4
 from vesalius.platform.tables import TableEntry
 
 __all__ = [

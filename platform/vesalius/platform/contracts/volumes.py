@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vesalius.platform.config import Settings
+from vesalius.platform.config import Matrix4, Settings
 from vesalius.platform.contracts.batch import generator
-from vesalius.platform.geometry import Matrix4
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
