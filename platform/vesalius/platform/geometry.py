@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vesalius.platform.config import Matrix4 as Matrix4
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from vesalius.platform.config import Matrix4
     from vesalius.platform.store.records import SourceFacts
 
 Affine = NDArray[np.float64]

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from vesalius.platform.config import Settings
+from vesalius.platform.config import Matrix4, Settings
 from vesalius.platform.errors import CohortError
-from vesalius.platform.geometry import Matrix4
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +30,7 @@ def check_subject_id(text: str) -> str:
     # A leading dot would hide the folder and let '.' and '..' through.
     if not _SUBJECT_ID.fullmatch(text) or text.startswith("."):
         raise CohortError(
-            f"'{text[:160]}' cannot be a subject id: use 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-', "
+            f"{text[:160]!r} cannot be a subject id: use 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-', "
             "beginning with anything but '.'"
         )
     return text
@@ -114,6 +113,11 @@ class SubjectRecord(Settings):
     has_lesion: bool = False
     notes: dict[str, Any] = Field(default_factory=dict)
     arrays: dict[str, ArrayFacts] = Field(default_factory=dict)
+
+    @field_validator("subject_id")
+    @classmethod
+    def _names_a_folder(cls, subject_id: str) -> str:
+        return check_subject_id(subject_id)
 
 
 @dataclass(frozen=True, kw_only=True)
