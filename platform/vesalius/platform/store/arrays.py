@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ from zarr.codecs import BloscCodec
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import VolumeError
-from vesalius.platform.store.files import sync_file, sync_folder
+from vesalius.platform.store.files import write_file
 from vesalius.platform.store.records import ArrayFacts, SubjectArrays, SubjectRecord
 
 if TYPE_CHECKING:
@@ -93,15 +94,19 @@ def write_array(path: Path, array: NDArray[Any], chunks: ChunkSettings) -> None:
         shards=whole if chunks.shard and math.prod(counts) > 1 else None,
         compressors=BloscCodec(cname=chunks.codec, clevel=chunks.level, shuffle=chunks.shuffle),
         fill_value=0,
+        # "c.0.0.0" and not "c/0/0/0": every folder less is one less to make, to sync and to copy.
+        chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=_AXES[-array.ndim :],
     )
 
 
-def write_group(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Write a Zarr v3 group's metadata into an existing or new folder, to last through a loss of power."""
-    zarr.create_group(zarr.storage.LocalStore(path), attributes=dict(attributes), overwrite=False)
-    sync_file(path / "zarr.json")
-    sync_folder(path)
+def write_group(path: Path, attributes: Mapping[str, Any], aside: Path) -> None:
+    """Write a Zarr v3 group's metadata into an existing folder, whole or not at all.
+
+    Zarr's own writer would leave its unfinished file in the folder when it is killed; ours leaves it in ``aside``.
+    """
+    metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    write_file(path / "zarr.json", json.dumps(metadata, indent=2, allow_nan=False).encode(), aside)
 
 
 def read_array(path: Path) -> NDArray[Any]:

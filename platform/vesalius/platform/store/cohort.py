@@ -171,6 +171,8 @@ class CohortStore:
     def facts(self, split: str = "train") -> CohortFacts:
         """Return what a method may know of the cohort: the ordered healthy subjects of a split and their one grid.
 
+        The affine is the first subject's; another's may differ by where its grid lies.
+
         Raises:
             CohortError: there is no healthy subject in the split, or they do not share one grid.
         """
@@ -181,10 +183,12 @@ class CohortStore:
             raise CohortError(f"{self.path} holds no healthy subject in the split '{split}'")
         first = records[0]
         for record in records[1:]:
-            if record.shape != first.shape or not np.allclose(record.affine, first.affine, rtol=0, atol=1e-4):
+            # Not the whole affine: where nothing was registered, each subject's grid lies around its own brain.
+            if record.shape != first.shape or not np.allclose(record.spacing_mm, first.spacing_mm, rtol=0, atol=1e-4):
                 raise CohortError(
-                    f"{self.path}: subjects {first.subject_id} and {record.subject_id} lie on different grids "
-                    f"({first.shape} and {record.shape}): prepare them with one grid"
+                    f"{self.path}: subjects {first.subject_id} ({first.shape} voxels of {first.spacing_mm} mm) and "
+                    f"{record.subject_id} ({record.shape} of {record.spacing_mm}) lie on different grids: "
+                    "prepare them with one grid"
                 )
         return CohortFacts(
             subjects=tuple(record.subject_id for record in records),
@@ -265,8 +269,8 @@ class CohortStore:
             entries = dict(current.subjects)
             doomed = list(dict.fromkeys(subject_ids))
             for subject_id in doomed:
-                self._entry(subject_id)
-                entries.pop(subject_id)
+                if entries.pop(subject_id, None) is None:
+                    raise CohortError(f"{self.path} holds no subject '{subject_id}'")
             self._replace(current, entries)
             for subject_id in doomed:
                 remove(self.path / SUBJECTS / subject_id)
@@ -322,7 +326,8 @@ class CohortStore:
         with contextlib.ExitStack() as stack:
             if self._depth == 0:
                 stack.enter_context(exclusive(self.path / LOCK))
-                (self.path / PARTIAL).mkdir(exist_ok=True)
+                with space_errors(self.path):
+                    (self.path / PARTIAL).mkdir(exist_ok=True)
             self._depth += 1
             try:
                 yield

@@ -71,8 +71,7 @@ def write_frame(path: Path) -> None:
     for folder, attributes in FRAME.items():
         metadata = path / folder / "zarr.json"
         if group_attributes(metadata) != attributes:
-            metadata.unlink(missing_ok=True)
-            write_group(path / folder, attributes)
+            write_group(path / folder, attributes, path / PARTIAL)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import StoreError
+from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,22 +26,11 @@ def exclusive(path: Path) -> Iterator[None]:
 
     Raises:
         StoreError: another writer holds it (the message names that writer), or the folder may not be written.
+        DiskSpaceError: there is no room for the lock file.
     """
+    with space_errors(path.parent):
+        descriptor = _acquire(path)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        if error.errno not in _FORBIDDEN:
-            raise
-        raise StoreError(f"{path.parent} may not be written ({error.strerror}): choose another folder") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 512, 0).decode(errors="replace").strip() or "another process"
-            raise StoreError(f"{path.parent} is being written by {holder}: wait for it to end, or stop it") from None
-        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {started}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -60,3 +50,25 @@ def is_held(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise
+        raise StoreError(f"{path.parent} may not be written ({error.strerror}): choose another folder") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {started}\n".encode(), 0)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 512, 0).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise StoreError(f"{path.parent} is being written by {holder}: wait for it to end, or stop it") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

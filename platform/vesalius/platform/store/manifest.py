@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from vesalius.platform.config import Settings, canonical_json, digest
 from vesalius.platform.errors import StoreError
@@ -53,6 +53,14 @@ class Manifest(Settings):
     channels: tuple[str, ...]
     chunks: ChunkSettings = ChunkSettings()
     subjects: dict[str, Entry] = Field(default_factory=dict)
+
+    @field_validator("subjects")
+    @classmethod
+    def _filed_under_their_ids(cls, subjects: dict[str, Entry]) -> dict[str, Entry]:
+        for key, entry in subjects.items():
+            if key != entry.record.subject_id:
+                raise ValueError(f"subject {entry.record.subject_id} is filed under {key}")
+        return subjects
 
     @property
     def recipe_digest(self) -> str:

@@ -127,7 +127,7 @@ def _write_aside(path: Path, record: SubjectRecord, encoded: Mapping[str, NDArra
         for name, array in encoded.items():
             write_array(partial / name, array, chunks)
         files = folder_digests(partial, sync=True)
-        write_group(partial, {"vesalius": {"record": record.model_dump(mode="json"), "files": files}})
+        write_group(partial, {"vesalius": {"record": record.model_dump(mode="json"), "files": files}}, partial.parent)
         if final.exists():
             os.rename(final, replaced)
         os.rename(partial, final)

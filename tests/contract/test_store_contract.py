@@ -1,0 +1,56 @@
+"""The contract suite, over the store as it is made by default and in the shapes that change what is written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vesalius.platform.store import ChunkSettings, CohortStore
+from vesalius.platform.testing.store import CHECKS, StoreFactory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def one_channel(path: Path) -> CohortStore:
+    return CohortStore.create(path, recipe={"name": "small"}, channels=("T1w",))
+
+
+def several_chunks(path: Path) -> CohortStore:
+    """Two channels of several chunks: the array is a shard with an index, and not one bare chunk."""
+    return CohortStore.create(
+        path, recipe={"name": "sharded", "dtype": "float32"}, channels=("T1w", "FLAIR"), chunks=ChunkSettings(chunk=8)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder in memory where there is one: hundreds of stores are made, synced and removed in it."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="vesalius-") as name:
+        yield Path(name)
+
+
+# The steps are the same for a shard; only what lies in the files is not.
+TRIALS = [
+    pytest.param(
+        check,
+        make,
+        id=f"{check.__name__.removeprefix('check_')}-{make.__name__}",
+        marks=[pytest.mark.long] if make is several_chunks and "every_step" in check.__name__ else [],
+    )
+    for check in CHECKS
+    for make in (one_channel, several_chunks)
+]
+
+
+@pytest.mark.parametrize(("check", "make"), TRIALS)
+def test_store_contract(check: Callable[[StoreFactory, Path], None], make: StoreFactory, folder: Path) -> None:
+    check(make, folder)
