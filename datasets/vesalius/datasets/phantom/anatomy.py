@@ -7,6 +7,7 @@ ventricles. Everything is kept on one lattice, so the grid asked for changes the
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -18,17 +19,23 @@ from vesalius.datasets.phantom.lattice import Lattice, smooth_noise, stream
 from vesalius.datasets.phantom.shapes import capsule, ellipsoid, intersection, union
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vesalius.datasets.phantom.lattice import Array, Axes
     from vesalius.datasets.phantom.settings import VariabilitySettings
 
-BRAIN = Lattice(low_mm=(-81, -117, -75), high_mm=(81, 87, 96), spacing_mm=3)
+BRAIN = Lattice(low_mm=(-87, -120, -81), high_mm=(87, 84, 93), spacing_mm=3)  # the brain and a rim of 5 mm and more
+DEEP = Lattice(low_mm=(-48, -84, -57), high_mm=(48, 48, 42), spacing_mm=3)  # the part of BRAIN that holds the nuclei
 HEAD = Lattice(low_mm=(-112, -144, -152), high_mm=(112, 128, 120), spacing_mm=8)
 FOLDS = Lattice(low_mm=(-120, -135, -120), high_mm=(120, 135, 120), spacing_mm=5)  # symmetric about x = 0
-FOLD_WAVELENGTH_MM = 26.0
+FOLD_WAVELENGTH_MM = 32.0
+FOLD_DEPTH = 0.45  # 0: folds run in any direction; 1: straight towards the middle
+SULCUS_DEPTH_MM = 20.0
 TEMPLATE_SEED = 0  # what all subjects share
 
-MIDDLE = (0.0, -17.0, 16.0)
-CEREBRUM = (67.0, 87.0, 64.0)
+# Fitted to the mean outline of the 40 registered brains of docs/decisions/0003-phantom.md (Dice 0.95).
+MIDDLE = (0.0, -19.0, 2.3)
+CEREBRUM = (76.4, 91.0, 83.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +44,14 @@ class Anatomy:
 
     Attributes:
         fields: smooth functions on :data:`BRAIN`, in millimetres (depths are positive inside).
+        deep: depths inside ventricles and nuclei, on :data:`DEEP`.
         head: depths inside the head and the cavity of the skull, on :data:`HEAD`.
         sulcus_mm: half the width of a sulcus.
         thickness_mm: thickness of the cortex.
     """
 
     fields: dict[str, Array]
+    deep: dict[str, Array]
     head: dict[str, Array]
     sulcus_mm: float
     thickness_mm: float
@@ -72,9 +81,13 @@ def draw_anatomy(seed: int, variability: VariabilitySettings) -> Anatomy:
         )
 
     at = template(BRAIN)
-    fields = _brain_fields(at, _folds(seed, v.shared_folding), float(widths[2]))
+    reach = np.float32(SULCUS_DEPTH_MM) * np.exp(np.float32(0.3) * smooth_noise(rng, BRAIN, 30))
+    fields = _brain_fields(at, _folds(seed, v.shared_folding), reach)
+    fields["outline"] += np.float32(v.outline_mm) * smooth_noise(rng, BRAIN, 15)
+    fields["mouth"] = np.exp(np.float32(v.sulcus_region_spread) * smooth_noise(rng, BRAIN, 25))
     return Anatomy(
         fields=fields,
+        deep=_deep_fields(at, float(widths[2])),
         head=_head_fields(template(HEAD)),
         sulcus_mm=v.sulcus_mm / 2 * float(widths[0]),
         thickness_mm=v.thickness_mm * float(widths[1]),
@@ -82,6 +95,13 @@ def draw_anatomy(seed: int, variability: VariabilitySettings) -> Anatomy:
 
 
 COARSE = Lattice(low_mm=(-112, -144, -152), high_mm=(112, 128, 120), spacing_mm=8)
+
+
+def brain_mask(at: dict[str, Array], axes: Axes) -> NDArray[np.bool_]:
+    """Return (D, H, W) what skull-stripping leaves of the fields read on a grid: it dips into the mouths of sulci."""
+    dip = np.float32(2.5) * np.exp(-np.square(at["sheet"] * np.float32(0.4))) * (at["excess"] < 0)
+    dip *= np.clip((axes[2] + np.float32(25)) / 10, 0, 1)  # the base has no such mouths
+    return np.asarray(at["outline"] > dip)
 
 
 def _displacement(seed: int, axis: int, v: VariabilitySettings) -> Array:
@@ -136,45 +156,79 @@ def _folds(seed: int, shared: float) -> Array:
 
 
 def _outlines(at: Axes) -> tuple[Array, Array, Array]:
-    """Depths inside the cerebrum, the cerebellum and the brainstem."""
+    """Depths inside the outlines of cerebrum, cerebellum and brainstem; the first two overlap, see :func:`_parts`."""
     x, y, z = at
     side: Axes = (np.abs(x), y, z)
-    floor = z + np.float32(20) + np.float32(0.06) * (y + np.float32(20))
-    cerebrum = intersection(ellipsoid(at, MIDDLE, CEREBRUM), floor, 14)
-    cerebrum = union(cerebrum, ellipsoid(side, (42, -12, -20), (25, 44, 24)), 10)
-    cerebellum = ellipsoid(side, (19, -66, -36), (33, 28, 22))
+    floor = z + np.float32(32.2) - np.float32(0.04) * (y + np.float32(20))
+    cerebrum = intersection(ellipsoid(at, MIDDLE, CEREBRUM), floor, 15)
+    cerebrum = union(cerebrum, ellipsoid(side, (36.8, 2.6, -32.5), (27.4, 26.1, 22.4)), 8)
+    cerebellum = ellipsoid(side, (16, -61, -31), (43.5, 34.8, 37))
     stem = union(
-        capsule(at, (0, -23, -8), (0, -27, -34), (13, 15)), capsule(at, (0, -27, -34), (0, -42, -72), (11, 8)), 6
+        capsule(at, (0, -22, -8), (0, -26, -34), (11, 16)), capsule(at, (0, -26, -34), (0, -42, -64), (11, 8)), 6
     )
     return cerebrum, cerebellum, stem
 
 
-def _brain_fields(at: Axes, folds: Array, ventricle: float) -> dict[str, Array]:
+def _parts(at: Axes, cerebrum: Array, cerebellum: Array) -> tuple[Array, Array]:
+    """Return the depths of cerebrum and cerebellum, parted by the tentorium."""
+    x, y, z = at
+    roof = np.float32(-10) - np.float32(0.32) * np.abs(x) - np.float32(0.2) * (y + np.float32(55)) - z
+    below = intersection(roof, np.float32(-36) - y + np.float32(0.25) * np.abs(x), 10)
+    below = intersection(below, cerebellum, 6)
+    return intersection(cerebrum, -below, 6), below
+
+
+def _brain_fields(at: Axes, folds: Array, reach: Array) -> dict[str, Array]:
     x, y, z = at
     cerebrum, cerebellum, stem = _outlines(at)
-    # Folds are read where the ray from the middle meets the surface, so that sulci run inwards.
+    hull = union(union(cerebrum, cerebellum, 4), stem, 4)
+    cerebrum, cerebellum = _parts(at, cerebrum, cerebellum)
+    # Folds are read nearer to where the ray from the middle meets the surface, so that sulci run inwards.
     radius = np.sqrt(
         sum(((a - np.float32(m)) / np.float32(r)) ** 2 for a, m, r in zip(at, MIDDLE, CEREBRUM, strict=True))
     )
-    outwards = np.maximum(radius, np.float32(0.35)) ** np.float32(-0.7)
+    outwards = np.maximum(radius, np.float32(0.35)) ** np.float32(-FOLD_DEPTH)
     index = [
         ((a - np.float32(m)) * outwards + np.float32(m - low)) * np.float32(1 / FOLDS.spacing_mm)
         for a, m, low in zip(at, MIDDLE, FOLDS.low_mm, strict=True)
     ]
-    fold = ndimage.map_coordinates(folds, index, order=1, mode="grid-wrap", output=np.float32)
-    slope = np.sqrt(sum(np.square(g) for g in np.gradient(fold, BRAIN.spacing_mm)))
-    sheet = fold / (slope + np.float32(0.03))
+    sheet = _sheet(ndimage.map_coordinates(folds, index, order=1, mode="grid-wrap", output=np.float32))
+    folia = [
+        (a - np.float32(low)) * np.float32(finer / FOLDS.spacing_mm)
+        for a, low, finer in zip(at, FOLDS.low_mm, (0.9, 2.6, 2.6), strict=True)  # leaves run from left to right
+    ]
+    leaf = _sheet(ndimage.map_coordinates(folds, folia, order=1, mode="grid-wrap", output=np.float32))
     side: Axes = (np.abs(x), y, z)
-    core = ellipsoid(at, (0, -14, 8), (60, 46, 26))
-    insula = ellipsoid((side[0], y, z - np.float32(0.15) * (y + 5)), (58, -4, -2), (22, 34, 2.5))
+    core = ellipsoid(at, (0, -8, 4), (60, 46, 27))
+    # How far below the depth that sulci reach; they come in from the outer surface and from the medial wall, and
+    # the middle of the base has none.
+    medial = np.hypot(x, np.maximum(core, 0))
+    middle = union(ellipsoid(at, (0, -14, -14), (26, 44, 34)), ellipsoid(side, (25, -18, 20), (10, 56, 16)), 8)
+    callosum = core * np.float32(1.5) - np.maximum(side[0] - np.float32(25), 0)
+    excess = np.maximum(np.minimum(cerebrum, medial) - reach, np.maximum(middle, callosum))
+    slant = z + np.float32(0.4) * (y + np.float32(5)) + np.float32(0.3) * (side[0] - np.float32(48))
+    valley = ellipsoid((side[0], y, np.zeros_like(z)), (57, -2, 0), (20, 28, 1000))
+    insula = np.hypot(slant, np.maximum(-valley, 0))
     fields = {
+        "outline": hull,
         "x": x,
         "cerebrum": cerebrum,
         "cerebellum": cerebellum,
         "stem": stem,
         "sheet": sheet,
+        "leaf": leaf,
+        "excess": excess,
         "core": core,
         "insula": insula,
+    }
+    return {name: np.asarray(field, np.float32) for name, field in fields.items()}
+
+
+def _deep_fields(at: Axes, ventricle: float) -> dict[str, Array]:
+    x, y, z = (a[_within(BRAIN, DEEP)] for a in at)
+    side: Axes = (np.abs(x), y, z)
+    at = (x, y, z)
+    fields = {
         "ventricle": _lateral_ventricle(side, ventricle),
         "midline_ventricle": np.maximum(
             ellipsoid(at, (0, -12, -1), (2.2 * ventricle, 14, 10)), ellipsoid(at, (0, -44, -32), (6, 5 * ventricle, 10))
@@ -184,25 +238,37 @@ def _brain_fields(at: Axes, folds: Array, ventricle: float) -> dict[str, Array]:
             ellipsoid(side, (13, 14, 6), (5.5, 9, 9)), capsule(side, (14, 8, 14), (20, -22, 22), (4, 2.5)), 4
         ),
         "lentiform": ellipsoid((side[0] + np.float32(0.25) * (y - 2), y, z), (25, 2, 1), (7, 16, 10)),
+        "hippocampus": capsule(side, (22, -6, -20), (28, -32, -10), (7.5, 4)),
     }
     return {name: np.asarray(field, np.float32) for name, field in fields.items()}
 
 
+def _within(outer: Lattice, inner: Lattice) -> tuple[slice, ...]:
+    starts = [round((b - a) / outer.spacing_mm) for a, b in zip(outer.low_mm, inner.low_mm, strict=True)]
+    return tuple(slice(start, start + num) for start, num in zip(starts, inner.shape, strict=True))
+
+
+def _sheet(noise: Array) -> Array:
+    """Return the distance from where ``noise`` crosses zero, in millimetres and to first order, with its sign."""
+    slope = np.sqrt(sum(np.square(g) for g in np.gradient(noise, BRAIN.spacing_mm)))
+    return np.asarray(noise / (slope + np.float32(0.03)), np.float32)
+
+
 def _lateral_ventricle(side: Axes, width: float) -> Array:
     way = [
-        ((9, 34, 2), 3.5),
-        ((9, 20, 12), 4.5),
-        ((11, -8, 23), 4.5),
-        ((18, -34, 18), 5.5),
-        ((26, -44, 8), 5.0),
-        ((33, -26, -10), 2.0),
+        ((7, 32, 3), 3.5),
+        ((7, 18, 13), 5.0),
+        ((8, -8, 22), 5.0),
+        ((17, -34, 19), 6.0),
+        ((26, -44, 9), 5.0),
+        ((33, -28, -10), 2.0),
         ((32, -10, -18), 2.5),
     ]
     depth: Array | None = None
-    for (start, first), (end, second) in zip(way[:-1], way[1:], strict=True):
+    for (start, first), (end, second) in itertools.pairwise(way):
         part = capsule(side, start, end, (first * width, second * width))
         depth = part if depth is None else np.maximum(depth, part)
-    horn = capsule(side, (26, -44, 8), (24, -72, 6), (4 * width, 1.5 * width))
+    horn = capsule(side, (26, -44, 9), (24, -72, 6), (4 * width, 1.5 * width))
     assert depth is not None
     return np.maximum(depth, horn)
 
@@ -210,7 +276,7 @@ def _lateral_ventricle(side: Axes, width: float) -> Array:
 def _head_fields(at: Axes) -> dict[str, Array]:
     cerebrum, cerebellum, stem = _outlines(at)
     hull = np.maximum(np.maximum(cerebrum, cerebellum), stem)
-    cavity = union(ellipsoid(at, (0, -17, 10), (70, 91, 72)), hull + np.float32(2.5), 8)
+    cavity = union(ellipsoid(at, (0, -18, 8), (72, 90, 74)), hull + np.float32(2.5), 8)
     face = ellipsoid(at, (0, 38, -62), (54, 56, 62))
     neck = capsule(at, (0, -30, -50), (0, -38, -160), (58, 56))
     head = union(union(cavity + np.float32(14), face, 20), neck, 20)

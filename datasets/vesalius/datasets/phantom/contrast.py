@@ -10,26 +10,27 @@ if TYPE_CHECKING:
     from vesalius.datasets.phantom.settings import Modality
 
 TISSUES: Final = (
-    "csf",
-    "grey",
-    "white",
-    "thalamus",
-    "caudate",
-    "lentiform",
-    "cerebellar_grey",
-    "bone",
-    "marrow",
-    "fat",
-    "muscle",
-    "air",
+    ("csf", 0.20, 2.40, 0.25, 8.0),
+    ("grey", 0.66, 1.35, 1.20, 38.0),
+    ("white", 1.00, 1.00, 1.00, 29.0),
+    ("thalamus", 0.82, 1.15, 1.08, 36.0),
+    ("caudate", 0.74, 1.25, 1.18, 37.0),
+    ("lentiform", 0.79, 1.05, 1.05, 37.0),
+    ("hippocampus", 0.70, 1.40, 1.25, 37.0),
+    ("cerebellar_grey", 0.76, 1.40, 1.20, 38.0),
+    ("bone", 0.12, 0.15, 0.12, 1100.0),
+    ("marrow", 0.55, 0.90, 0.80, 350.0),
+    ("fat", 1.25, 1.20, 1.30, -80.0),
+    ("muscle", 0.55, 0.75, 0.65, 50.0),
+    ("air", 0.0, 0.0, 0.0, -1000.0),
 )
 
 INTENSITIES: Final[Mapping[Modality, Mapping[str, float]]] = {
-    "T1w": dict(zip(TISSUES, (0.30, 0.68, 1.00, 0.86, 0.72, 0.80, 0.68, 0.12, 0.55, 1.25, 0.55, 0.0), strict=True)),
-    "T2w": dict(zip(TISSUES, (2.40, 1.35, 1.00, 1.15, 1.25, 1.05, 1.40, 0.15, 0.90, 1.20, 0.75, 0.0), strict=True)),
-    "FLAIR": dict(zip(TISSUES, (0.25, 1.20, 1.00, 1.08, 1.18, 1.05, 1.20, 0.12, 0.80, 1.30, 0.65, 0.0), strict=True)),
-    "CT": dict(zip(TISSUES, (8.0, 38.0, 29.0, 36.0, 37.0, 37.0, 38.0, 1100.0, 350.0, -80.0, 50.0, -1000.0), strict=True)),
-}  # fmt: skip
+    "T1w": {name: value for name, value, _, _, _ in TISSUES},
+    "T2w": {name: value for name, _, value, _, _ in TISSUES},
+    "FLAIR": {name: value for name, _, _, value, _ in TISSUES},
+    "CT": {name: value for name, _, _, _, value in TISSUES},
+}
 """T1w from the real cohort of docs/decisions/0003-phantom.md; the others from textbook orders of tissues."""
 
 NOISE: Final[Mapping[Modality, float]] = {"T1w": 1.0, "T2w": 1.3, "FLAIR": 1.2, "CT": 150.0}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vesalius.datasets.phantom.anatomy import BRAIN, Anatomy
+from vesalius.datasets.phantom.anatomy import BRAIN, Anatomy, brain_mask
 from vesalius.datasets.phantom.lattice import Lattice, smooth_noise, stream
 
 if TYPE_CHECKING:
@@ -120,11 +120,8 @@ class _Body:
         """Depth to add so that the volume inside the brain is the one asked for."""
         axes = self.lattice.axes
         depth = self.depth(axes)
-        hull = np.maximum(
-            np.maximum(BRAIN.read(anatomy.fields["cerebrum"], axes), BRAIN.read(anatomy.fields["cerebellum"], axes)),
-            BRAIN.read(anatomy.fields["stem"], axes),
-        )
-        inside = np.sort(depth[hull > 0])[::-1]
+        at = {name: BRAIN.read(anatomy.fields[name], axes) for name in ("outline", "sheet", "excess")}
+        inside = np.sort(depth[brain_mask(at, axes)])[::-1]
         wanted = round(np.pi / 6 * self.lesion.size_mm**3 / self.lattice.spacing_mm**3)
         if len(inside) == 0:
             return np.float32(0)

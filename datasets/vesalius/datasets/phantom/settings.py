@@ -45,10 +45,12 @@ class VariabilitySettings(Settings):
         translation_mm: deviation of the residual shift along each axis.
         warp_large_mm: deviation of the smooth displacement on a scale of 60 mm.
         warp_small_mm: deviation of the smooth displacement on a scale of 25 mm.
+        outline_mm: deviation of the outline that skull-stripping leaves, on a scale of 15 mm; the tissue stays where it is.
         asymmetry: share of the displacement's variance that differs between the hemispheres.
         shared_folding: share of the folding pattern's variance that all subjects have in common.
         sulcus_mm: mean width of a sulcus.
         sulcus_spread: deviation of the logarithm of a subject's sulcal width.
+        sulcus_region_spread: deviation of the logarithm of the sulcal width from region to region of a subject.
         thickness_mm: mean thickness of the cortex.
         thickness_spread: deviation of the logarithm of a subject's cortical thickness.
         ventricle_spread: deviation of the logarithm of a subject's ventricular width.
@@ -58,22 +60,24 @@ class VariabilitySettings(Settings):
         noise: deviation of the Rician noise relative to white matter in T1w; of Gaussian noise in CT, see contrast.
     """
 
-    scale: float = Field(0.015, ge=0, le=0.2)
+    scale: float = Field(0.012, ge=0, le=0.2)
     rotation_degrees: float = Field(1.0, ge=0, le=10)
-    translation_mm: float = Field(1.0, ge=0, le=10)
-    warp_large_mm: float = Field(3.0, ge=0, le=8)
-    warp_small_mm: float = Field(1.5, ge=0, le=4)
-    asymmetry: float = Field(0.3, ge=0, le=1)
-    shared_folding: float = Field(0.5, ge=0, le=1)
-    sulcus_mm: float = Field(2.4, gt=0, le=10)
-    sulcus_spread: float = Field(0.2, ge=0, le=1)
-    thickness_mm: float = Field(3.2, gt=0, le=10)
-    thickness_spread: float = Field(0.05, ge=0, le=1)
+    translation_mm: float = Field(0.7, ge=0, le=10)
+    warp_large_mm: float = Field(1.7, ge=0, le=8)
+    warp_small_mm: float = Field(0.6, ge=0, le=4)
+    outline_mm: float = Field(1.6, ge=0, le=4)
+    asymmetry: float = Field(0.4, ge=0, le=1)
+    shared_folding: float = Field(0.97, ge=0, le=1)
+    sulcus_mm: float = Field(7.5, gt=0, le=10)
+    sulcus_spread: float = Field(0.05, ge=0, le=1)
+    sulcus_region_spread: float = Field(0.5, ge=0, le=2)
+    thickness_mm: float = Field(4.5, gt=0, le=10)
+    thickness_spread: float = Field(0.02, ge=0, le=1)
     ventricle_spread: float = Field(0.25, ge=0, le=1)
     contrast_spread: float = Field(0.03, ge=0, le=0.5)
-    texture: float = Field(0.04, ge=0, le=0.5)
+    texture: float = Field(0.035, ge=0, le=0.5)
     bias: float = Field(0.04, ge=0, le=0.5)
-    noise: float = Field(0.02, ge=0, le=0.5)
+    noise: float = Field(0.017, ge=0, le=0.5)
 
 
 class PhantomSettings(Settings):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vesalius.datasets.phantom.anatomy import BRAIN, HEAD, Anatomy, draw_anatomy
+from vesalius.datasets.phantom.anatomy import BRAIN, CEREBRUM, DEEP, HEAD, MIDDLE, Anatomy, brain_mask, draw_anatomy
 from vesalius.datasets.phantom.contrast import INTENSITIES, LESION_RESPONSE, NOISE, TISSUES
 from vesalius.datasets.phantom.lattice import smooth_noise, stream
 from vesalius.datasets.phantom.lesions import PlantedLesion, plant
@@ -37,10 +37,16 @@ STRUCTURES: Final[dict[str, int]] = {
     "right_lentiform": 14,
     "left_cerebellum": 15,
     "right_cerebellum": 16,
-    "midline_ventricles": 17,
-    "brainstem": 18,
+    "left_hippocampus": 17,
+    "right_hippocampus": 18,
+    "midline_ventricles": 19,
+    "brainstem": 20,
 }
 """Label of each structure in :attr:`PhantomSubject.structures`; 0 is outside the brain. Left is x < 0."""
+
+
+MOUTH_MM = 6.0  # depth over which a sulcus narrows
+BLUR_MM = 3.5  # of the image itself, beside the size of a voxel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +152,7 @@ def _inside(depth: Array, width: float) -> Array:
     return np.clip(share, 0, 1, out=share)
 
 
-def _beyond(distance: Array, half: float, width: float) -> Array:
+def _beyond(distance: Array, half: Array | float, width: float) -> Array:
     """Share of a voxel farther than ``half`` from a sheet that its centre is ``distance`` away from (either side)."""
     upper = np.clip(distance + np.float32(width / 2), -half, half)
     lower = np.clip(distance - np.float32(width / 2), -half, half)
@@ -157,24 +163,32 @@ def _tissues(
     anatomy: Anatomy, axes: Axes, settings: PhantomSettings
 ) -> tuple[dict[str, Array], NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]:
     at = {name: BRAIN.read(values, axes) for name, values in anatomy.fields.items()}
-    width = float(np.mean(settings.spacing_mm))
-    sulcus, thick = anatomy.sulcus_mm, anatomy.thickness_mm
-    # Cerebrum: pial surface and white surface, below the hull and away from folds, fissures and the insula.
-    fold = np.hypot(at["sheet"], np.maximum(at["cerebrum"] - np.float32(17), 0))
+    at |= {name: DEEP.read(values, axes) for name, values in anatomy.deep.items()}
+    width = float(np.hypot(np.mean(settings.spacing_mm), BLUR_MM))
+    thick = anatomy.thickness_mm
+    brain = brain_mask(at, axes)
+    # Cerebrum: pial surface and white surface, below the outline and away from folds, fissures and the insula.
+    fold = np.hypot(at["sheet"], np.maximum(at["excess"], 0))
     middle = np.hypot(at["x"], np.maximum(at["core"], 0))
-    away = -at["insula"]
-    pial = _inside(at["cerebrum"] - np.float32(1.5), width)
-    white = _inside(at["cerebrum"] - np.float32(1.5 + thick), width)
-    for distance in (fold, middle):
-        pial *= _beyond(distance, sulcus, width)
-        white *= _beyond(distance, sulcus + thick, width)
-    pial *= _inside(away, width)
-    white *= _inside(away - np.float32(thick), width)
+    depth = at["cerebrum"] - np.float32(0.8)
+    pial = _inside(depth, width)
+    white = _inside(depth - np.float32(thick), width)
+    # A sulcus is a wedge: wide at its mouth, a mere contact of its banks below.
+    mouth = np.float32(anatomy.sulcus_mm) * at["mouth"] * np.exp(-np.maximum(depth, 0) * np.float32(1 / MOUTH_MM))
+    for distance, half in (
+        (fold, mouth + np.float32(0.25)),
+        (middle, mouth * np.float32(0.5) + np.float32(0.35)),
+        (at["insula"], mouth + np.float32(0.6)),
+    ):
+        pial *= _beyond(distance, half, width)
+        white *= _beyond(distance, half + np.float32(thick), width)
     # Below: cerebellum and stem fill what the cerebrum leaves.
-    free = 1 - _inside(at["cerebrum"], width)
     stem = _inside(at["stem"], width)
-    cerebellum = _inside(at["cerebellum"] - np.float32(1), width) * free * (1 - stem)
-    core = _inside(at["cerebellum"] - np.float32(9) + np.float32(1.2) * at["sheet"], width) * cerebellum
+    depth = at["cerebellum"] - np.float32(0.8)
+    cerebellum = _inside(depth, width) * _beyond(at["leaf"], 0.12, width) * (1 - stem)
+    core = _inside(depth - np.float32(13), width)
+    core = np.maximum(core, _inside(np.minimum(depth - np.float32(4), np.abs(at["leaf"]) - np.float32(2.5)), width))
+    core *= cerebellum
     pial, white = pial * (1 - stem), white * (1 - stem)
     ventricle = _inside(at["ventricle"], width)
     midline = _inside(at["midline_ventricle"], width)
@@ -182,16 +196,15 @@ def _tissues(
     solid = 1 - fluid
     tissue = {"cerebellar_grey": (cerebellum - core) * solid}
     left = solid
-    for name in ("thalamus", "caudate", "lentiform"):
+    nuclei = np.zeros_like(solid)
+    for name in ("thalamus", "caudate", "lentiform", "hippocampus"):
         tissue[name] = _inside(at[name], width) * left * (1 - stem)
         left = left - tissue[name]
-    nuclei = tissue["thalamus"] + tissue["caudate"] + tissue["lentiform"]
+        nuclei += tissue[name]
     # The nuclei lie within the white matter; what they take, it loses.
     around = np.clip(solid - nuclei, 0, 1)
     tissue["grey"] = (pial - white) * around
     tissue["white"] = (white + stem) * around + core * solid
-    hull = np.maximum(np.maximum(at["cerebrum"], at["cerebellum"]), at["stem"])
-    brain = hull > 0
     tissue["csf"] = np.clip(1 - sum(tissue.values()), 0, 1)
     side = (np.array(axes[0]) >= 0).astype(np.uint8)[:, None, None]
     labels = {
@@ -203,6 +216,7 @@ def _tissues(
         "caudate": tissue["caudate"],
         "lentiform": tissue["lentiform"],
         "cerebellum": cerebellum * solid,
+        "hippocampus": tissue["hippocampus"],
     }
     best = np.full(brain.shape, -1.0, np.float32)
     structures = np.zeros(brain.shape, np.uint8)
@@ -232,6 +246,15 @@ def _tissues(
     return tissue, structures, brain, (outside > 0) | brain
 
 
+def _coil(axes: Axes) -> Array:
+    """Sensitivity that all subjects share: the middle of the head is brighter than its rim."""
+    squared = sum(
+        np.square((axis - np.float32(m)) / np.float32(r))
+        for axis, m, r in zip(np.meshgrid(*axes, indexing="ij", sparse=True), MIDDLE, CEREBRUM, strict=True)
+    )
+    return np.asarray(np.float32(0.92) + np.float32(0.28) * np.exp(squared * np.float32(-1 / 0.35)), np.float32)
+
+
 def _image(
     seed: int,
     settings: PhantomSettings,
@@ -244,7 +267,9 @@ def _image(
     v = settings.variability
     rng = stream(seed, f"contrast {modality}")
     spread = np.exp(v.contrast_spread * rng.standard_normal(len(TISSUES)))
-    level = {name: INTENSITIES[modality][name] * float(s) for name, s in zip(TISSUES, spread, strict=True)}
+    level = {
+        name: INTENSITIES[modality][name] * float(s) for name, s in zip(INTENSITIES[modality], spread, strict=True)
+    }
     image = np.zeros(settings.shape, np.float32)
     for name, share in tissue.items():
         image += share * np.float32(level[name])
@@ -259,6 +284,7 @@ def _image(
         return image + noise * rng.standard_normal(settings.shape, dtype=np.float32)
     bias = smooth_noise(stream(seed, f"bias {modality}"), HEAD, 90)
     image *= np.exp(np.float32(v.bias) * HEAD.read(bias, axes))
+    image *= _coil(axes)
     real = image + noise * rng.standard_normal(settings.shape, dtype=np.float32)
     imaginary = noise * rng.standard_normal(settings.shape, dtype=np.float32)
     return np.hypot(real, imaginary)
