@@ -5,7 +5,7 @@ A method imports torch and the contracts, nothing else: no Ray, no MLflow, no fi
 
 from __future__ import annotations
 
-from vesalius.platform.contracts import TableEntry
+from vesalius.platform.tables import TableEntry
 
 METHODS: dict[str, TableEntry] = {
     "implicit_field": TableEntry(

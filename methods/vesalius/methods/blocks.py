@@ -35,13 +35,19 @@ Window = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 class MapSettings(Settings):
     """How raw evidence becomes a score map and a number for the volume."""
 
-    min_pool: Window = setting(1, "edge of the minimum window in voxels; 1 is none")
-    average_pool: Window = setting(1, "edge of the averaging window in voxels; 1 is none")
-    voxels: Literal["all", "brain"] = setting("all", "where the map is kept: the whole box, or zero outside the brain")
-    image_score: Literal["top_mean", "max", "mean"] = setting(
-        "top_mean", "the volume's number: mean of the highest fraction, maximum or mean of the map inside the brain"
+    min_pool: Window = setting(1, "edge of the minimum window in voxels; 1 is none", source="this implementation")
+    average_pool: Window = setting(1, "edge of the averaging window in voxels; 1 is none", source="this implementation")
+    voxels: Literal["all", "brain"] = setting(
+        "all", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )
-    top_fraction: float = setting(0.01, "fraction of brain voxels that top_mean averages", gt=0, le=1)
+    image_score: Literal["top_mean", "max", "mean"] = setting(
+        "top_mean",
+        "the volume's number: mean of the highest fraction, maximum or mean of the map inside the brain",
+        source="this implementation",
+    )
+    top_fraction: float = setting(
+        0.01, "fraction of brain voxels that top_mean averages", gt=0, le=1, source="this implementation"
+    )
 
 
 def min_pool(map_DHW: Tensor, size: int) -> Tensor:
@@ -67,9 +73,16 @@ def average_pool(map_DHW: Tensor, size: int) -> Tensor:
         return map_DHW
     pooled = map_DHW.reshape(-1, 1, *map_DHW.shape[-3:])
     # The number of voxels inside a clipped cube is a product over the axes, so the mean separates too.
+    # Padding by hand: torch refuses its own where an axis is shorter than the window.
     for axis in range(3):
-        kernel, stride, padding = _line(axis, size)
-        pooled = F.avg_pool3d(pooled, kernel, stride, padding, count_include_pad=False)
+        kernel, stride, (d, h, w) = _line(axis, size)
+        num = pooled.shape[2 + axis]
+        index = torch.arange(num, device=pooled.device)
+        inside = (index + size // 2 + 1).clamp(max=num) - (index - size // 2).clamp(min=0)
+        line = [1, 1, 1]
+        line[axis] = num
+        pooled = F.avg_pool3d(F.pad(pooled, (w, w, h, h, d, d)), kernel, stride)
+        pooled = pooled * (size / inside.to(pooled.dtype)).view(line)
     return pooled.reshape(map_DHW.shape)
 
 

@@ -36,7 +36,7 @@ class AtlasMapSettings(MapSettings):
     """Inside the brain by default, as for the other baseline: the more favourable choice."""
 
     voxels: Literal["all", "brain"] = setting(
-        "brain", "where the map is kept: the whole box, or zero outside the brain"
+        "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )
 
 
@@ -44,16 +44,23 @@ class HealthyAtlasSettings(MethodSettings):
     """Settings of the healthy atlas."""
 
     deviation_smoothing: Window = setting(
-        3, "edge of the window that averages the variance, in voxels", space=Choice(values=(1, 3, 5, 7))
+        3,
+        "edge of the window that averages the variance, in voxels",
+        space=Choice(values=(1, 3, 5, 7)),
+        source="this implementation",
     )
     deviation_floor: float = setting(
         0.25,
         "least deviation, as a fraction of its root mean square over the brain",
         gt=0,
         space=Range(low=0.05, high=2.0, log=True),
+        source="this implementation",
     )
     smoothing: Window = setting(
-        3, "edge of the window that averages the signed deviation, in voxels", space=Choice(values=(1, 3, 5, 7))
+        3,
+        "edge of the window that averages the signed deviation, in voxels",
+        space=Choice(values=(1, 3, 5, 7)),
+        source="this implementation",
     )
     map: AtlasMapSettings = AtlasMapSettings()
 
@@ -159,9 +166,12 @@ class HealthyAtlas(Method):
         mean = first / num
         variance = ((second - first * mean) / (num - 1)).clamp(min=0)
         variance = average_pool(variance, self.settings.deviation_smoothing)
-        inside = variance[:, brain] if bool(brain.any()) else variance.flatten(1)
-        floor = self.settings.deviation_floor * inside.mean(1).sqrt()
-        # Subjects that agree in every voxel give no scale: differences are then counted in units of intensity.
+        if not bool(brain.any()):
+            brain = torch.ones_like(brain)
+        floor = self.settings.deviation_floor * variance[:, brain].mean(1).sqrt()
+        # Subjects that agree in every voxel give no scale of their own: a thousandth of the intensity, and where
+        # there is no intensity either, one unit, keep the map finite.
+        floor = torch.maximum(floor, 1e-3 * mean[:, brain].square().mean(1).sqrt())
         floor = torch.where(floor > 0, floor, 1.0)
         self.mean.copy_(mean)
         self.deviation.copy_(torch.maximum(variance.sqrt(), floor[:, None, None, None]))

@@ -25,7 +25,7 @@ class ThresholdMapSettings(MapSettings):
     """Inside the brain by default: over the whole box the background would be the greatest anomaly of all."""
 
     voxels: Literal["all", "brain"] = setting(
-        "brain", "where the map is kept: the whole box, or zero outside the brain"
+        "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )
 
 
@@ -36,9 +36,13 @@ class IntensityThresholdSettings(MethodSettings):
         "both",
         "which side of the healthy mean counts as anomalous",
         space=Choice(values=("both", "high", "low")),
+        source="this implementation",
     )
     smoothing: Window = setting(
-        3, "edge of the window that averages the signed deviation, in voxels", space=Choice(values=(1, 3, 5, 7))
+        3,
+        "edge of the window that averages the signed deviation, in voxels",
+        space=Choice(values=(1, 3, 5, 7)),
+        source="this implementation",
     )
     map: ThresholdMapSettings = ThresholdMapSettings()
 

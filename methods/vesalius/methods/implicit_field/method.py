@@ -168,7 +168,7 @@ class ImplicitField(Method):
             torch.stack([self._start(volume) for volume in volumes]).to(self.centres.device),
             phases=phases,
             learning_rate=lambda progress: settings.learning_rate * math.exp(decay * progress),
-            prior=self.prior if settings.prior else lambda code, num_points: torch.zeros_like(code[:, 0]),
+            prior=self.prior if settings.prior and self.settings.prior != "none" else None,
             bound=self.settings.code_bound,
         )
 

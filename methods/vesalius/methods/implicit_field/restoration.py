@@ -128,7 +128,7 @@ def restore(
     *,
     phases: Sequence[tuple[int, int]],
     learning_rate: Callable[[float], float],
-    prior: Callable[[Tensor, int], Tensor],
+    prior: Callable[[Tensor, int], Tensor] | None,
     bound: float | None,
 ) -> Tensor:
     """Return the codes (V, Z) that minimise Eq. 4 for each of the volumes, all in one batch.
@@ -139,7 +139,7 @@ def restore(
         start: (V, Z) float32 codes to start from.
         phases: (steps, points a step), one after the other; Adam runs through all of them.
         learning_rate: Adam's rate as a function of progress in [0, 1].
-        prior: (codes, points) -> (V,) penalty that stands beside the cross-entropy SUMMED over the points.
+        prior: (codes, points) -> (V,) penalty that stands beside the cross-entropy SUMMED over the points, or None.
         bound: radius of the ball that codes are projected onto after a step, or None.
     """
     tables, offsets = _tables(field, targets)
@@ -154,9 +154,10 @@ def restore(
                     group["lr"] = learning_rate(step / num_steps)
                 rows, labels = _draw(targets, offsets, num_points)
                 optimizer.zero_grad()
-                _backward(field, tables, code, rows, labels)
                 # The mean over points, as in training: Adam's steps are the same, its epsilon stays small beside them.
-                (prior(code, num_points).sum() / num_points).backward()  # type: ignore[no-untyped-call]
+                _backward(field, tables, code, rows, labels)
+                if prior is not None:
+                    (prior(code, num_points).sum() / num_points).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 if bound is not None:
                     with torch.no_grad():

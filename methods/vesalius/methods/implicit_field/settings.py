@@ -34,7 +34,9 @@ class RestorationSettings(Settings):
 
     steps: tuple[int, ...] = setting((700,), "optimiser steps of each phase", source=f"{_PAPER}, section 2")
     points: tuple[int, ...] = setting((16_200,), "points a step of each phase", source=f"{_PAPER}, section 2")
-    quick_steps: int = setting(100, "steps of the quick effort, with the first phase's points", ge=1)
+    quick_steps: int = setting(
+        100, "steps of the quick effort, with the first phase's points", ge=1, source="this implementation"
+    )
     learning_rate: float = setting(
         1e-3,
         "Adam's learning rate",
@@ -43,7 +45,11 @@ class RestorationSettings(Settings):
         space=Range(low=3e-4, high=3e-2, log=True),
     )
     learning_rate_end: float = setting(
-        1.0, "fraction of the learning rate that the last step has; it falls geometrically", gt=0, le=1
+        1.0,
+        "fraction of the learning rate that the last step has; it falls geometrically",
+        gt=0,
+        le=1,
+        source="this implementation",
     )
     prior: bool = setting(
         True, "keep the training's code prior in the objective", source=f"{_PAPER}, Eq. 4; the code leaves it out"
@@ -53,9 +59,11 @@ class RestorationSettings(Settings):
         "where a code starts: drawn as training codes are, or at the training codes' mean",
         source=f"{_PAPER}, section 2",
     )
-    volumes: int = setting(6, "volumes fitted in one batch at most", ge=1)
+    volumes: int = setting(6, "volumes fitted in one batch at most", ge=1, source="this implementation")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "arithmetic of the network; auto takes bfloat16 where the device has matrix units for it"
+        "auto",
+        "arithmetic of the network; auto takes bfloat16 where the device has matrix units for it",
+        source="this implementation",
     )
 
     @model_validator(mode="after")
@@ -138,7 +146,9 @@ class ImplicitFieldSettings(MethodSettings):
         None, "radius of the ball that codes are kept in; null is none", source=f"{_CODE}: 1; not in the paper"
     )
     restoration_image: Literal["most_probable", "expectation"] = setting(
-        "most_probable", "the restored intensity: centre of the most probable class, or the classes' expectation"
+        "most_probable",
+        "the restored intensity: centre of the most probable class, or the classes' expectation",
+        source="this implementation",
     )
     restoration: RestorationSettings = RestorationSettings()
     map: FieldMapSettings = FieldMapSettings()

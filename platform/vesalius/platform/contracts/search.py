@@ -40,14 +40,18 @@ def setting(default: Any, description: str, *, space: Space | None = None, sourc
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
-def spaces(settings_type: type[Settings]) -> dict[str, Space]:
-    """Return the search spaces declared on a settings class, by field name."""
+def spaces(settings_type: type[Settings], prefix: str = "") -> dict[str, Space]:
+    """Return the search spaces declared on a settings class and those nested in it, by dotted field name."""
     found: dict[str, Space] = {}
     for name, info in settings_type.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
+            found.update(spaces(info.annotation, prefix=f"{prefix}{name}."))
         extra = info.json_schema_extra
         space = extra.get("space") if isinstance(extra, dict) else None
         if isinstance(space, dict):
-            found[name] = Choice.model_validate(space) if "values" in space else Range.model_validate(space)
+            found[f"{prefix}{name}"] = (
+                Choice.model_validate(space) if "values" in space else Range.model_validate(space)
+            )
     return found
 
 

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from vesalius.methods.blocks import (
+    MapSettings,
+    average_pool,
+    check_channels,
+    finish_map,
+    image_score,
+    min_pool,
+)
+from vesalius.platform.config import override
+from vesalius.platform.contracts import CohortFacts, Volume
+from vesalius.platform.errors import SettingError, VolumeError
+
+SHAPES = [(9, 12, 7), (3, 20, 4), (1, 5, 6)]
+EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def random_map(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1, 3, 5, 15])
+def test_min_pool_is_scipys_minimum_with_nothing_outside(shape: tuple[int, ...], size: int) -> None:
+    values = random_map(shape)
+    expected = ndimage.minimum_filter(values.numpy(), size=size, mode="constant", cval=np.inf)
+    np.testing.assert_array_equal(min_pool(values, size).numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1, 3, 15])
+def test_average_pool_divides_by_the_voxels_inside(shape: tuple[int, ...], size: int) -> None:
+    values = random_map(shape).double()
+    total = ndimage.uniform_filter(values.numpy(), size=size, mode="constant", cval=0.0)
+    inside = ndimage.uniform_filter(np.ones(shape), size=size, mode="constant", cval=0.0)
+    np.testing.assert_allclose(average_pool(values, size).numpy(), total / inside, rtol=1e-10)
+
+
+def test_pooling_treats_channels_alone() -> None:
+    values = random_map((2, 6, 7, 8))
+    for pool in (min_pool, average_pool):
+        together = pool(values, 3)
+        assert together.shape == values.shape
+        for channel in range(2):
+            torch.testing.assert_close(together[channel], pool(values[channel], 3), rtol=0, atol=0)
+
+
+def test_minimum_comes_before_average() -> None:
+    values = torch.zeros(11, 11, 11)
+    values[5, 5, 5] = 1.0  # one bright voxel is noise: the minimum removes it, whatever the average would do
+    brain = torch.ones(11, 11, 11, dtype=torch.bool)
+    assert finish_map(values, brain, MapSettings(min_pool=3, average_pool=3)).max() == 0
+    assert finish_map(values, brain, MapSettings(average_pool=3)).max() == pytest.approx(1 / 27)
+
+
+def test_restricted_map_knows_nothing_of_the_outside() -> None:
+    brain = torch.zeros(10, 10, 10, dtype=torch.bool)
+    brain[2:8, 2:8, 2:8] = True
+    values = random_map((10, 10, 10))
+    settings = MapSettings(average_pool=3, voxels="brain")
+    finished = finish_map(values, brain, settings)
+    assert not finished[~brain].any()
+    # What stands outside the brain cannot be read off the map inside it.
+    torch.testing.assert_close(finish_map(values + 100 * ~brain, brain, settings), finished)
+    assert finish_map(values, brain, MapSettings(average_pool=3))[~brain].all()
+
+
+def test_image_score_is_taken_inside_the_brain() -> None:
+    brain = torch.zeros(10, 10, 10, dtype=torch.bool)
+    brain[:, :, :5] = True
+    values = random_map((10, 10, 10))
+    inside = np.sort(values[brain].numpy())
+    values[~brain] = 1000
+    assert image_score(values, brain, MapSettings(image_score="max")) == pytest.approx(inside[-1])
+    assert image_score(values, brain, MapSettings(image_score="mean")) == pytest.approx(inside.mean())
+    top = MapSettings(image_score="top_mean", top_fraction=0.1)
+    assert image_score(values, brain, top) == pytest.approx(inside[-50:].mean())
+    assert image_score(values, torch.zeros_like(brain), MapSettings(image_score="max")) == 1000
+
+
+def test_even_windows_are_refused() -> None:
+    with pytest.raises(SettingError, match="average_pool: expected an odd number of voxels"):
+        override(MapSettings(), {"average_pool": "4"})
+
+
+def test_other_channels_are_refused_by_name() -> None:
+    cohort = CohortFacts(
+        subjects=("a",), grid=(4, 4, 4), spacing_mm=(1, 1, 1), affine=EYE, channels=("T1w",), digest="0"
+    )
+    volume = Volume(
+        subject_id="sub-7",
+        image=torch.zeros(2, 4, 4, 4),
+        brain=torch.ones(4, 4, 4, dtype=torch.bool),
+        spacing_mm=(1, 1, 1),
+        affine=EYE,
+    )
+    with pytest.raises(VolumeError, match=r"sub-7: the volume has 2 channels .* 1 \(T1w\)"):
+        check_channels(volume, cohort)
