@@ -11,6 +11,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,9 @@ def client(uri: str) -> Any:
         key = (os.getpid(), uri)
         with _lock:
             if key not in _ready:
-                with _alone(uri):
+                with _alone(uri), warnings.catch_warnings():
+                    # MLflow's own use of what SQLAlchemy deprecates; it is said once, when the tables are first mapped.
+                    warnings.simplefilter("ignore", DeprecationWarning)
                     first = MlflowClient(tracking_uri=uri, registry_uri=uri)
                     first.search_experiments(max_results=1)
                     first.search_registered_models(max_results=1)
