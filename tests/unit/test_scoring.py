@@ -466,6 +466,28 @@ def test_a_map_lies_on_the_file_it_came_from(tmp_path: Path, name: str, register
     assert np.corrcoef(shifted, expected)[0, 1] < 0.9
 
 
+def test_a_map_lies_on_a_real_brain(tmp_path: Path, real_data: Path) -> None:
+    path = sorted(real_data.glob("ds002748/**/*_T1w.nii*"))[0]
+    image = nibabel.load(path)
+    original = np.asarray(image.dataobj, dtype=np.float32)
+    array, affine = canonical(original, image.affine)
+    extent = np.array(array.shape) * np.linalg.norm(affine[:3, :3], axis=0)
+    center = (affine @ [*((np.array(array.shape) - 1) / 2), 1.0])[:3]
+    grid = tuple(int(size) for size in np.ceil(extent / 2) + 8)
+    target = grid_affine(grid, (2.0, 2.0, 2.0), tuple(center))  # type: ignore[arg-type]
+    facts = SourceFacts(files={"T1w": path.name}, sha256={}, shape=original.shape, affine=as_matrix(image.affine))
+    prepared = resample(ndimage.gaussian_filter(array, 1.0), affine, grid, target)  # type: ignore[arg-type]
+    record = stored("a", grid, affine=as_matrix(target), source=facts)  # type: ignore[arg-type]
+    write_native(tmp_path / "map.nii.gz", prepared / prepared.max(), record)
+    overlay = nibabel.load(tmp_path / "map.nii.gz")
+    assert overlay.shape == original.shape
+    np.testing.assert_allclose(overlay.affine, image.affine, atol=1e-4)
+    found = overlay.get_fdata().ravel()
+    assert np.corrcoef(found, original.ravel())[0, 1] > 0.93
+    for axis in range(3):  # turned over, a head no longer lies on itself
+        assert np.corrcoef(found, np.flip(original, axis).ravel())[0, 1] < 0.9
+
+
 def test_where_the_stored_grid_does_not_reach_nothing_was_found() -> None:
     facts = SourceFacts(files={}, sha256={}, shape=(10, 10, 10), affine=as_matrix(np.eye(4)))
     target = np.eye(4)
