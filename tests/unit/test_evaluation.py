@@ -649,6 +649,8 @@ def test_pairs_must_be_the_same_voxels_and_have_lesions() -> None:
         paired_bootstrap(a[:2], a[:2])
     with pytest.raises(CohortError, match="undefined on these 0 subjects"):
         paired_bootstrap([], [])
+    with pytest.raises(CohortError, match="none of 0 resamples"):
+        paired_bootstrap(a, a, num=0)
 
 
 def test_a_percentile_interval_covers_the_truth_about_as_often_as_it_says() -> None:

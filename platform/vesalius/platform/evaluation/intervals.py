@@ -213,6 +213,8 @@ def paired_bootstrap(
     differences = sign * (first - second)
     whole, drawn = differences[0], differences[1:]
     drawn = drawn[~np.isnan(drawn)]
+    if not drawn.size:
+        raise CohortError(f"none of {num} resamples leaves {metric} defined: draw more, or annotate more subjects")
     low, high, lower = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2, 1 - confidence])
     return PairedResult(
         metric=metric,
