@@ -31,10 +31,11 @@ class RawSubject(Settings):
         group: a named part of the cohort, if any.
         demographics: age, sex, ... as the data set gives them; None for what is not known.
         labels: subject-level labels; ``anomalous`` says what the lesion mask cannot.
-        reader: ``package.module:function`` that reads it: ``function(raw) -> reading.RawVolumes``. Set by the
-            layout's code, never by the data.
+        reader: ``package.module:function`` that reads it: ``function(raw, modalities) -> reading.RawVolumes``. Set by
+            the layout's code, never by the data.
         parameters: JSON for the reader, such as a phantom's seed; what has no files is known by their digest.
         origin: where the subject is described, for messages: a folder, or a file and line.
+        problem: what makes it unusable as it is described, as a clause; ingest reports it and goes on.
     """
 
     subject_id: str
@@ -52,9 +53,10 @@ class RawSubject(Settings):
     reader: str = "vesalius.datasets.reading:read_subject"
     parameters: dict[str, Any] = Field(default_factory=dict)
     origin: str = ""
+    problem: str | None = None
 
     def files(self) -> dict[str, str]:
-        """Return every file path by role: a modality, ``brain_mask``, ``head_mask``, ``lesion_mask``, ``structures``."""
+        """Return file paths by role: a modality, ``brain_mask``, ``head_mask``, ``lesion_mask``, ``structures``."""
         masks = {name: getattr(self, name) for name in ("brain_mask", "head_mask", "lesion_mask", "structures")}
         return {**self.images, **{name: path for name, path in masks.items() if path is not None}}
 

@@ -1,0 +1,294 @@
+"""Ingest: raw tree -> cohort store, subject by subject, on Ray tasks.
+
+First every source is hashed and every lesion mask looked at, then splits are given out, then what is new is prepared.
+Workers write their subject's arrays aside; this process alone commits. So a killed ingest leaves what was committed
+readable, the next one goes on, and the digest is the same whatever the order and the number of workers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vesalius.datasets import LAYOUTS
+from vesalius.datasets.admission import DRAWN, admit, check_ids, choose_modalities
+from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.datasets.prepare import prepare
+from vesalius.datasets.reading import Inspection, inspect
+from vesalius.datasets.recipes import Recipe, recipe_named, recipe_of
+from vesalius.datasets.splits import SPLITS, SplitSettings
+from vesalius.platform.cluster import map_tasks
+from vesalius.platform.config import Settings
+from vesalius.platform.errors import CohortError, DiskSpaceError, PartialIngestError, VesaliusError, VolumeError
+from vesalius.platform.progress import silent
+from vesalius.platform.store import CohortStore
+from vesalius.platform.tables import lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vesalius.datasets.layouts.raw import Layout
+    from vesalius.platform.progress import Progress
+    from vesalius.platform.store import SubjectRecord
+
+_COMMIT_SECONDS = 1.0
+"""Subjects that are prepared faster than this share a commit: the manifest is rewritten whole each time."""
+
+
+class IngestReport(Settings):
+    """What an ingest did.
+
+    Attributes:
+        store: the store's folder.
+        added: ids committed by this ingest, sorted.
+        unchanged: ids that were there already with the same source and recipe, sorted.
+        failed: reason by id, for every subject that was not taken in.
+        warnings: what a person should look at, by id.
+        splits: number of subjects by split, of the whole store.
+        channels: modalities, in the order of the images' first axis.
+        digest: the cohort's digest afterwards.
+        seconds: wall-clock time.
+    """
+
+    store: str
+    added: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    failed: dict[str, str]
+    warnings: dict[str, tuple[str, ...]]
+    splits: dict[str, int]
+    channels: tuple[str, ...]
+    digest: str
+    seconds: float
+
+    def raise_for_failures(self) -> None:
+        """Raise where anything failed.
+
+        Raises:
+            PartialIngestError: its message lists every subject and reason; the others are committed.
+        """
+        if self.failed:
+            total = len(self.added) + len(self.unchanged) + len(self.failed)
+            reasons = "; ".join(self.failed.values())
+            raise PartialIngestError(f"{len(self.failed)} of {total} subjects could not be taken in: {reasons}")
+
+
+def ingest(
+    layout: Layout | str,
+    root: Path,
+    store_path: Path,
+    *,
+    recipe: Recipe | Mapping[str, Any] | str | None = None,
+    modalities: Sequence[str] = (),
+    splits: SplitSettings | None = None,
+    num_workers: int = 0,
+    allow_anomalous_training: bool = False,
+    name: str = "",
+    progress: Progress = silent,
+) -> IngestReport:
+    """Take the subjects of a raw tree into a cohort store; what is there already stays as it is.
+
+    Args:
+        layout: a layout, or its name in :data:`vesalius.datasets.LAYOUTS`.
+        root: the raw tree, or the file that describes it.
+        store_path: the store; made when absent.
+        recipe: how to prepare; a recipe, its JSON, its name, or None for the layout's own.
+        modalities: which images become channels, in order; none picks the only one there is.
+        splits: how subjects without a given split are divided.
+        num_workers: Ray tasks at once; 0 works in this process, without Ray.
+        allow_anomalous_training: take anomalous subjects into the training split where it is given.
+        name: what the cohort is called.
+        progress: called with subjects done, subjects in all and the last one's id.
+
+    Returns:
+        The report. Look at ``failed``, or call :meth:`IngestReport.raise_for_failures`.
+
+    Raises:
+        CohortError: the root is not of this layout, or ids are duplicated or ill-formed; nothing is written.
+        SettingError: unknown layout, recipe or modality.
+        StoreError: the folder is no store, is of another recipe or other channels, or is in use.
+        DiskSpaceError: the disk is full; what was committed stays.
+    """
+    started = time.monotonic()
+    found: Layout = lookup(LAYOUTS, layout, "layout")() if isinstance(layout, str) else layout
+    named = recipe or found.default_recipe
+    chosen = recipe_named(named) if isinstance(named, str) else recipe_of(named)
+    if not root.exists():
+        raise CohortError(f"{root}: there is no such file or folder")
+    channels = choose_modalities(found.modalities(root), modalities, root)
+    subjects = check_ids(found.discover(root, channels), root)
+    plain = chosen.model_dump(mode="json")
+    # An existing store is opened first: that it is of another recipe should be said before an hour of hashing.
+    is_new = not store_path.exists() or (store_path.is_dir() and not any(store_path.iterdir()))
+    store = None if is_new else CohortStore.create(store_path, recipe=plain, channels=channels, name=name)
+
+    inspections, failed = _inspect_all(subjects, channels, num_workers)
+    admission = admit(
+        subjects,
+        inspections,
+        store.subjects() if store else [],
+        splits or SplitSettings(),
+        allow_anomalous_training=allow_anomalous_training,
+    )
+    failed.update(admission.failed)
+    added: dict[str, SubjectRecord] = {}
+    if admission.waiting:
+        store = store or CohortStore.create(store_path, recipe=plain, channels=channels, name=name)
+        tasks = [
+            _Task(
+                raw=raw,
+                split=admission.splits[raw.subject_id],
+                drawn=raw.subject_id in admission.drawn,
+                sha256=inspections[raw.subject_id].sha256,
+                allow_anomalous_training=allow_anomalous_training,
+                recipe=chosen,
+                channels=channels,
+                store=str(store_path),
+            )
+            for raw in admission.waiting
+        ]
+        try:
+            with store.lock():
+                failures = _take_in(store, tasks, num_workers, progress, added, done=len(subjects) - len(tasks))
+        finally:
+            if is_new and not store.subjects():
+                shutil.rmtree(store_path, ignore_errors=True)
+                store = None
+        failed.update(failures)
+    records = store.subjects() if store else []
+    warnings = {key: tuple(record.notes.get("warnings", ())) for key, record in added.items()}
+    warnings.update(admission.warnings)
+    return IngestReport(
+        store=str(store_path),
+        added=tuple(sorted(added)),
+        unchanged=admission.unchanged,
+        failed=dict(sorted(failed.items())),
+        warnings={key: sentences for key, sentences in sorted(warnings.items()) if sentences},
+        splits={split: sum(record.split == split for record in records) for split in SPLITS},
+        channels=channels,
+        digest=store.digest if store else "",
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+class _Task(Settings):
+    """One subject to be prepared, with all that a worker needs to know."""
+
+    raw: RawSubject
+    split: str
+    drawn: bool
+    sha256: dict[str, str]
+    allow_anomalous_training: bool
+    recipe: Recipe
+    channels: tuple[str, ...]
+    store: str
+
+
+def _inspect_all(
+    subjects: Sequence[RawSubject], channels: tuple[str, ...], num_workers: int
+) -> tuple[dict[str, Inspection], dict[str, str]]:
+    inspections: dict[str, Inspection] = {}
+    failed: dict[str, str] = {}
+    items = [(raw, channels) for raw in subjects]
+    for (raw, _), outcome in map_tasks(_inspect_one, items, num_workers=num_workers, total=len(items)):
+        if isinstance(outcome, Inspection):
+            inspections[raw.subject_id] = outcome
+        else:
+            failed[raw.subject_id] = _reason(raw, outcome)
+    return inspections, failed
+
+
+def _inspect_one(item: tuple[RawSubject, tuple[str, ...]]) -> Inspection:
+    return inspect(*item)
+
+
+def _take_in(
+    store: CohortStore,
+    tasks: Sequence[_Task],
+    num_workers: int,
+    progress: Progress,
+    added: dict[str, SubjectRecord],
+    *,
+    done: int,
+) -> dict[str, str]:
+    """Prepare and commit; fill ``added`` as subjects are committed and return the reasons of those that failed."""
+    failed: dict[str, str] = {}
+    total = done + len(tasks)
+    pending = _written_before(store, tasks)
+    done += len(pending)
+    waiting = [task for task in tasks if task.raw.subject_id not in pending]
+    committed_at = time.monotonic()
+    results = map_tasks(_prepare_one, waiting, num_workers=num_workers, total=len(waiting))
+    try:
+        for task, outcome in results:
+            subject_id = task.raw.subject_id
+            done += 1
+            if isinstance(outcome, DiskSpaceError):
+                raise outcome  # the next subject would fill the disk as well
+            if isinstance(outcome, Exception):
+                failed[subject_id] = _reason(task.raw, outcome)
+            else:
+                pending[subject_id] = outcome
+            if time.monotonic() - committed_at >= _COMMIT_SECONDS:
+                _commit(store, pending, added)
+                committed_at = time.monotonic()
+            progress(done, total, subject_id)
+    finally:
+        # Also when the user breaks it off: what is prepared need not be prepared again.
+        _commit(store, pending, added)
+    return failed
+
+
+def _commit(store: CohortStore, pending: dict[str, SubjectRecord], added: dict[str, SubjectRecord]) -> None:
+    if pending:
+        store.commit(pending.values())
+        added.update(pending)
+        pending.clear()
+
+
+def _written_before(store: CohortStore, tasks: Sequence[_Task]) -> dict[str, SubjectRecord]:
+    """Return what a killed ingest wrote whole and did not commit, where it is what this one would write."""
+    wanted = {task.raw.subject_id: task for task in tasks}
+    found: dict[str, SubjectRecord] = {}
+    for record in store.uncommitted():
+        task = wanted.get(record.subject_id)
+        if task is None or record.source is None:
+            continue
+        raw = task.raw
+        if (dict(record.source.sha256), record.split, record.group, dict(record.demographics), dict(record.labels)) == (
+            task.sha256,
+            task.split,
+            raw.group,
+            dict(raw.demographics),
+            dict(raw.labels),
+        ):
+            found[record.subject_id] = record
+    return found
+
+
+def _prepare_one(task: _Task) -> SubjectRecord:
+    """Prepare a subject and write its arrays aside; runs on a worker."""
+    raw = task.raw
+    record, arrays = prepare(raw, task.recipe, task.channels, split=task.split)
+    assert record.source is not None  # prepare always says where a subject came from
+    if dict(record.source.sha256) != task.sha256:
+        raise VolumeError(f"{raw.origin or raw.subject_id}: its files changed while they were taken in: run it again")
+    if task.split == "train" and record.has_lesion and not task.allow_anomalous_training:
+        raise CohortError(
+            f"{raw.origin or raw.subject_id}: {raw.subject_id} holds a lesion and may not be in the training split: "
+            "give it another, or allow it with --allow-anomalous-training"
+        )
+    notes = {**record.notes, "split": DRAWN if task.drawn else "given", "person": raw.person or raw.subject_id}
+    return CohortStore.open(Path(task.store)).write(record.model_copy(update={"notes": notes}), arrays)
+
+
+def _reason(raw: RawSubject, error: Exception) -> str:
+    if isinstance(error, VesaliusError):
+        sentence = str(error)
+    elif isinstance(error, MemoryError):
+        sentence = "there is not enough memory to prepare it: use fewer workers or a coarser grid"
+    else:
+        first = (str(error).strip().splitlines() or [""])[0]
+        sentence = f"it failed unexpectedly ({type(error).__name__}: {first[:200]}): please report this"
+    return sentence if raw.subject_id in sentence else f"{raw.subject_id}: {sentence}"

@@ -1,0 +1,102 @@
+"""Rows of participants.tsv and manifest.csv, and what their cells mean."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vesalius.platform.errors import CohortError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Cell = str | int | float | bool
+
+_UNKNOWN = frozenset({"", "n/a", "na", "nan", "none", "null"})
+# No leading zeros: '007' is a code, not a number.
+_WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
+_REAL = re.compile(r"[+-]?(0|[1-9]\d*)?\.?\d+([eE][+-]?\d{1,3})?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        line: in the file, from 1, the header's included.
+        cells: text by column, stripped; '' where the row is too short.
+    """
+
+    line: int
+    cells: Mapping[str, str]
+
+
+def read_table(path: Path, delimiter: str) -> tuple[tuple[str, ...], list[Row]]:
+    """Return the columns and the rows of a UTF-8 table with a header; blank lines are left out.
+
+    Raises:
+        CohortError: it cannot be read, is not text, has no header, names a column twice, or has a row with more
+            cells than columns.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise CohortError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise CohortError(f"{path} is not UTF-8 text: save it as a UTF-8 table") from None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    columns: tuple[str, ...] = ()
+    rows: list[Row] = []
+    try:
+        for cells in reader:
+            stripped = [cell.strip() for cell in cells]
+            if not any(stripped):
+                continue
+            if not columns:
+                columns = tuple(stripped)
+                continue
+            if len(stripped) > len(columns):
+                raise CohortError(
+                    f"{path} line {reader.line_num} has {len(stripped)} cells and the header {len(columns)}: "
+                    "quote cells that hold the delimiter"
+                )
+            padded = stripped + [""] * (len(columns) - len(stripped))
+            rows.append(Row(line=reader.line_num, cells=dict(zip(columns, padded, strict=True))))
+    except csv.Error as error:
+        raise CohortError(f"{path} line {reader.line_num} cannot be read as a table: {error}") from None
+    if not columns:
+        raise CohortError(f"{path} is empty: expected a header line")
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise CohortError(f"{path} names the column '{twice[0]}' twice: rename one")
+    return columns, rows
+
+
+def known(text: str) -> str | None:
+    """Return the text, or None where the cell says that nothing is known ('', 'n/a', 'NaN', ...)."""
+    return None if text.strip().lower() in _UNKNOWN else text.strip()
+
+
+def value_of(text: str) -> Cell | None:
+    """Return a cell as a truth value, a whole number, a real number or text; None where nothing is known."""
+    cell = known(text)
+    if cell is None:
+        return None
+    if cell.lower() in ("true", "false"):
+        return cell.lower() == "true"
+    if _WHOLE.fullmatch(cell):
+        return int(cell)
+    if _REAL.fullmatch(cell):
+        number = float(cell)
+        return number if number - number == 0 else cell
+    return cell
+
+
+def labels_of(cells: Mapping[str, str]) -> dict[str, Cell]:
+    """Return the labels of a row: its known cells in columns named ``label:<name>``."""
+    found = {name.removeprefix("label:"): value_of(text) for name, text in cells.items() if name.startswith("label:")}
+    return {name: value for name, value in found.items() if name and value is not None}

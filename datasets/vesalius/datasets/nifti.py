@@ -1,0 +1,236 @@
+"""One NIfTI file -> one volume, or one sentence that says what is wrong with the file.
+
+The file's bytes are read once: they are hashed, decompressed up to what the header promises, and viewed as voxels.
+nibabel reads the header; what it says about broken ones never reaches the user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vesalius.platform.errors import VolumeError
+from vesalius.platform.geometry import check_affine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_GZIP = b"\x1f\x8b"
+_SLACK_BYTES = 1 << 20
+_QUIET = logging.getLogger("vesalius.nifti")
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawVolume:
+    """A volume as its file has it.
+
+    Attributes:
+        array: (D, H, W) float32 in the file's own axis order, finite.
+        affine: (4, 4) voxel indices to mm (RAS+), invertible.
+        name: for messages: the file's path.
+        sha256: of the file's bytes; empty for what was never a file.
+        oriented: the file says where it lies; otherwise the affine is a guess from the voxel size alone.
+    """
+
+    array: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    name: str
+    sha256: str = ""
+    oriented: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        d, h, w = self.array.shape
+        return (d, h, w)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        VolumeError: there is no such file, or it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise VolumeError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise VolumeError(f"{path} is a folder: expected a .nii or .nii.gz file") from None
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes.
+
+    Raises:
+        VolumeError: there is no such file, or it cannot be read.
+    """
+    if path.is_dir():
+        raise VolumeError(f"{path} is a folder: expected a file")
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise VolumeError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_nifti(path: Path) -> RawVolume:
+    """Read a .nii or .nii.gz file (NIfTI-1 or NIfTI-2, either byte order, any real type) with its scaling applied.
+
+    Trailing axes of length one are dropped.
+
+    Raises:
+        VolumeError: missing, empty, not NIfTI, truncated or damaged, not three-dimensional, not real numbers, holding
+            NaN or infinite voxels, or with an affine that cannot be inverted.
+    """
+    content = read_bytes(path)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not content:
+        raise VolumeError(f"{path} is empty: expected a .nii or .nii.gz file")
+    header = _header(_inflated(content, 1024, path), path)
+    shape = _shape(header, path)
+    dtype = _dtype(header, path)
+    start = int(header.get_data_offset())
+    expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    data = _inflated(content, expected, path)
+    del content
+    if len(data) < expected:
+        raise VolumeError(
+            f"{path} is truncated: its header promises {expected:,} bytes and {len(data):,} are there: copy it again"
+        )
+    stored = np.frombuffer(data, dtype=dtype, count=int(np.prod(shape)), offset=start).reshape(shape, order="F")
+    array = _scaled(stored, header, path)
+    check_finite(array, str(path))
+    affine, oriented = _affine(header, path)
+    return RawVolume(array=array, affine=affine, name=str(path), sha256=sha256, oriented=oriented)
+
+
+def check_finite(array: NDArray[Any], name: str) -> None:
+    """Check that every voxel is a finite number.
+
+    Raises:
+        VolumeError: some are not; the message counts them.
+    """
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    num_nan = int(np.isnan(array).sum())
+    num_infinite = int(finite.size - finite.sum()) - num_nan
+    counts = [f"{count:,} {kind}" for count, kind in ((num_nan, "NaN"), (num_infinite, "infinite")) if count]
+    raise VolumeError(f"{name} holds {' and '.join(counts)} voxels: replace them by numbers first")
+
+
+def _inflated(content: bytes, num_bytes: int, path: Path) -> bytes:
+    """Return at least ``num_bytes`` of the decompressed content, or all there is; checksums are checked on the way."""
+    if not content.startswith(_GZIP):
+        return content
+    parts: list[bytes] = []
+    wanted = num_bytes + _SLACK_BYTES if num_bytes > 1024 else num_bytes
+    rest = content
+    try:
+        # A gzip file may be several members one after another; what follows the last one is padding.
+        while wanted > 0 and rest.startswith(_GZIP):
+            member = zlib.decompressobj(wbits=31)
+            part = member.decompress(rest, wanted)
+            parts.append(part)
+            wanted -= len(part)
+            if not member.eof:
+                if wanted > 0:
+                    raise VolumeError(f"{path} is truncated: its compressed data ends too early: copy it again")
+                break
+            rest = member.unused_data
+    except zlib.error as error:
+        reason = str(error).split(": ", 1)[-1]
+        raise VolumeError(f"{path} is damaged: it cannot be decompressed ({reason}): copy it again") from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _header(start: bytes, path: Path) -> Any:
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+    from nibabel.spatialimages import HeaderDataError
+
+    sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")}
+    kind, length = (Nifti2Header, 540) if 540 in sizes else (Nifti1Header, 348)
+    if not sizes & {348, 540}:
+        looks = "text" if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start[:64]) else "something else"
+        raise VolumeError(f"{path} is not a NIfTI file (it looks like {looks}): expected a .nii or .nii.gz volume")
+    if len(start) < length:
+        raise VolumeError(f"{path} is truncated: it ends within its header: copy it again")
+    magic = start[4:8] if length == 540 else start[344:348]
+    if magic in (b"ni1\0", b"ni2\0"):
+        raise VolumeError(f"{path} is the header of a .hdr/.img pair: convert it to one .nii file")
+    if magic not in (b"n+1\0", b"n+2\0"):
+        raise VolumeError(f"{path} is not a NIfTI file (an Analyze header, perhaps): convert it to .nii")
+    try:
+        header = kind.from_fileobj(BytesIO(start), check=False)
+        header.check_fix(logger=_QUIET, error_level=45)
+    except (HeaderDataError, ValueError, KeyError) as error:
+        raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None
+    return header
+
+
+def _shape(header: Any, path: Path) -> tuple[int, int, int]:
+    shape = tuple(int(size) for size in header.get_data_shape())
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 3:
+        raise VolumeError(f"{path} is {len(shape)}D, of shape {shape}: expected one 3D volume: split it first")
+    if len(shape) < 3 or min(shape) < 2:
+        raise VolumeError(f"{path} has shape {shape}: expected a volume with at least 2 voxels along each of 3 axes")
+    d, h, w = shape
+    return (d, h, w)
+
+
+def _dtype(header: Any, path: Path) -> np.dtype[Any]:
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        dtype: np.dtype[Any] = header.get_data_dtype()
+    except (HeaderDataError, ValueError, KeyError) as error:
+        raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None
+    if dtype.kind not in "iuf" or dtype.itemsize == 0:
+        raise VolumeError(f"{path} holds {dtype} voxels: expected real numbers: convert it first")
+    return dtype
+
+
+def _scaled(stored: NDArray[Any], header: Any, path: Path) -> NDArray[np.float32]:
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        slope, inter = header.get_slope_inter()
+    except (HeaderDataError, ValueError) as error:
+        raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite and reported as such
+        if slope is None or (slope == 1 and inter == 0):
+            return stored.astype(np.float32)
+        scaled: NDArray[np.float32] = (stored.astype(np.float64) * slope + inter).astype(np.float32)
+        return scaled
+
+
+def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], bool]:
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        affine = header.get_best_affine()
+    except (HeaderDataError, ValueError) as error:
+        raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None
+    return check_affine(affine, str(path)), bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+
+
+def _clause(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,178 @@
+"""A raw subject's voxels, checked against each other; and what can be known of it without preparing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vesalius.datasets.nifti import RawVolume, check_finite, file_sha256, read_nifti
+from vesalius.platform.config import Settings, digest
+from vesalius.platform.errors import VolumeError
+from vesalius.platform.geometry import canonical, check_affine
+from vesalius.platform.tables import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vesalius.datasets.layouts.raw import RawSubject
+
+__all__ = ["Inspection", "RawVolume", "RawVolumes", "inspect", "load", "read_nifti", "read_subject"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawVolumes:
+    """A subject's voxels as its files have them.
+
+    Attributes:
+        images: by modality, in the order of the channels; each may have a grid of its own.
+        brain: mask on the first image's grid, above 0.5 inside; likewise ``head`` and ``lesion``.
+        head: see ``brain``.
+        lesion: see ``brain``.
+        structures: whole numbers on the first image's grid.
+        structure_names: label value by structure name.
+        sha256: of each file's bytes by role, or of a generated subject's parameters.
+        notes: further JSON for the record.
+    """
+
+    images: Mapping[str, RawVolume]
+    brain: RawVolume | None = None
+    head: RawVolume | None = None
+    lesion: RawVolume | None = None
+    structures: RawVolume | None = None
+    structure_names: Mapping[str, int] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Inspection(Settings):
+    """What is known of a subject before it is prepared.
+
+    Attributes:
+        sha256: digest by role: of the files' bytes, or ``parameters`` for a generated subject.
+        anomalous: its lesion mask holds a voxel, or its labels say so.
+    """
+
+    sha256: dict[str, str]
+    anomalous: bool
+
+
+def inspect(raw: RawSubject, modalities: Sequence[str]) -> Inspection:
+    """Hash a subject's files and look whether its lesion mask holds anything.
+
+    Raises:
+        VolumeError: a modality or a file is missing, or the lesion mask cannot be read.
+    """
+    if raw.problem:
+        raise VolumeError(raw.problem)
+    _require_modalities(raw, modalities)
+    sha256 = {}
+    anomalous = raw.labels.get("anomalous") is True
+    for role, path in raw.files().items():
+        if role == "lesion_mask":
+            mask = read_nifti(Path(path))
+            sha256[role] = mask.sha256
+            anomalous = anomalous or bool((mask.array > 0.5).any())
+        else:
+            sha256[role] = file_sha256(Path(path))
+    if raw.parameters:
+        sha256["parameters"] = digest({"reader": raw.reader, "parameters": raw.parameters})
+    return Inspection(sha256=sha256, anomalous=anomalous)
+
+
+def load(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
+    """Read a subject by its own reader and check that its volumes can be used together.
+
+    Raises:
+        VolumeError: a file is missing or unusable, an image holds no contrast, or a mask does not lie on the image.
+    """
+    if raw.problem:
+        raise VolumeError(raw.problem)
+    volumes: RawVolumes = resolve(raw.reader)(raw, modalities)
+    if raw.parameters:
+        key = digest({"reader": raw.reader, "parameters": raw.parameters})
+        volumes = RawVolumes(**{**vars(volumes), "sha256": {**volumes.sha256, "parameters": key}})
+    for image in volumes.images.values():
+        _check_image(image)
+    first = next(iter(volumes.images.values()))
+    for role in ("brain", "head", "lesion", "structures"):
+        mask: RawVolume | None = getattr(volumes, role)
+        if mask is not None:
+            check_on_grid(mask, first)
+    if volumes.structures is not None:
+        _check_labels(volumes.structures)
+    return volumes
+
+
+def read_subject(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
+    """Read a subject whose images and masks are NIfTI files: the reader of most layouts."""
+    _require_modalities(raw, modalities)
+    images = {modality: read_nifti(Path(raw.images[modality])) for modality in modalities}
+    masks = {
+        role: read_nifti(Path(path)) if path is not None else None
+        for role, path in (
+            ("brain_mask", raw.brain_mask),
+            ("head_mask", raw.head_mask),
+            ("lesion_mask", raw.lesion_mask),
+            ("structures", raw.structures),
+        )
+    }
+    read = {**images, **{role: mask for role, mask in masks.items() if mask is not None}}
+    return RawVolumes(
+        images=images,
+        brain=masks["brain_mask"],
+        head=masks["head_mask"],
+        lesion=masks["lesion_mask"],
+        structures=masks["structures"],
+        structure_names=raw.structure_names,
+        sha256={role: volume.sha256 for role, volume in read.items()},
+    )
+
+
+def check_on_grid(mask: RawVolume, image: RawVolume) -> None:
+    """Check that a mask lies voxel on voxel on its image, whichever way its axes are stored.
+
+    Raises:
+        VolumeError: its shape is another, or some voxel lies more than half a voxel away from the image's.
+    """
+    flat_mask, mask_affine = canonical(mask.array, mask.affine)
+    flat_image, image_affine = canonical(image.array, image.affine)
+    if flat_mask.shape != flat_image.shape:
+        raise VolumeError(
+            f"{mask.name} has shape {mask.shape} and its image {image.name} has {image.shape}: "
+            "give a mask drawn on that image"
+        )
+    corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)]).T
+    corners[:3] *= (np.array(flat_mask.shape) - 1)[:, None]
+    # In voxels of the image, so that the bound means the same along a thick axis.
+    apart = (np.linalg.inv(image_affine) @ mask_affine @ corners - corners)[:3]
+    if np.abs(apart).max() > 0.5:
+        raise VolumeError(
+            f"{mask.name} lies up to {np.abs(apart).max():.1f} voxels away from its image {image.name} "
+            "by their affines: give a mask drawn on that image"
+        )
+
+
+def _require_modalities(raw: RawSubject, modalities: Sequence[str]) -> None:
+    for modality in modalities:
+        if modality not in raw.images and not raw.parameters:
+            there = f"it has {', '.join(raw.images)}" if raw.images else "it has no image"
+            raise VolumeError(f"{raw.origin or raw.subject_id}: there is no {modality} image ({there})")
+
+
+def _check_image(image: RawVolume) -> None:
+    check_finite(image.array, image.name)
+    check_affine(image.affine, image.name)
+    low, high = float(image.array.min()), float(image.array.max())
+    if low == high:
+        raise VolumeError(f"{image.name}: every voxel is {low:g}: expected an image with contrast")
+
+
+def _check_labels(structures: RawVolume) -> None:
+    array: NDArray[np.float32] = structures.array
+    if not np.array_equal(array, np.rint(array)) or array.min() < 0 or array.max() > 65535:
+        raise VolumeError(f"{structures.name}: structure labels must be whole numbers from 0 to 65535")
