@@ -14,7 +14,7 @@ from vesalius.methods.implicit_field.classes import assign_classes, fit_centres,
 from vesalius.methods.implicit_field.decoder import Decoder, encode_positions
 from vesalius.methods.implicit_field.restoration import Field, Target, cross_entropy, restore
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, demo, official_code, tiny
-from vesalius.platform.contracts import Method, MethodSettings, Points, Score, Stage, axis_positions
+from vesalius.platform.contracts import Method, MethodSettings, Points, Score, Stage, axis_positions, bfloat16_pays
 from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
@@ -195,13 +195,7 @@ class ImplicitField(Method):
     def _dtype(self) -> torch.dtype:
         precision = self.settings.restoration.precision
         if precision == "auto":
-            device = self.centres.device
-            if device.type == "cuda":
-                pays = torch.cuda.get_device_capability(device) >= (8, 0)
-            else:
-                # AMX multiplies bfloat16 some eight times as fast as AVX-512 does float32; without it it is slower.
-                pays = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-            return torch.bfloat16 if pays else torch.float32
+            return torch.bfloat16 if bfloat16_pays(self.centres.device) else torch.float32
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
     def _sample(self, batch: Batch, update: Update) -> Metrics:

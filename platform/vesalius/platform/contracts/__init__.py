@@ -18,6 +18,7 @@ state lives in parameters, buffers and the stages' optimisers, so that a checkpo
 from vesalius.platform.config import Matrix4
 from vesalius.platform.contracts.batch import Batch, generator
 from vesalius.platform.contracts.method import Effort, Method
+from vesalius.platform.contracts.precision import bfloat16_pays
 from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, setting, spaces
 from vesalius.platform.contracts.stage import Collective, Metrics, Stage, Update
 from vesalius.platform.contracts.views import Patches, Points, Slices, View, WholeVolumes, slice_indices
@@ -47,6 +48,7 @@ __all__ = [
     "Volume",
     "WholeVolumes",
     "axis_positions",
+    "bfloat16_pays",
     "generator",
     "grid_positions",
     "setting",

@@ -17,11 +17,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from vesalius.platform.models import ModelCard, load_model, save_model
-from vesalius.platform.scoring import score_volume, volume_of
 
 from vesalius.platform.config import digest, override
 from vesalius.platform.errors import DivergenceError, SettingError
+from vesalius.platform.models import ModelCard, load_model, save_model
+from vesalius.platform.scoring import score_volume, volume_of
 from vesalius.platform.store import CohortStore
 from vesalius.platform.training import Distributed, TrainingSettings, Unwatched, train
 
@@ -40,7 +40,8 @@ TWO_WORKERS_ATOL = 2e-4
 
 def training_settings(**changes: Any) -> TrainingSettings:
     """Return loop settings for tiny runs: frequent checkpoints, a validation pass half-way, little threads."""
-    values = {"checkpoint_every": 2, "validate_every": 5, "validate_subjects": 2, "log_every": 1, "device": "cpu"}
+    values = {"checkpoint_every": 2, "validate_every": 5, "validate_subjects": 2, "log_every": 1}
+    values |= {"device": "cpu", "precision": "fp32"}
     return TrainingSettings.model_validate({**values, **changes})
 
 

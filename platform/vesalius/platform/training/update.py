@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vesalius.platform.contracts import bfloat16_pays
 from vesalius.platform.errors import DivergenceError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Updater:
         self._collective = collective
         self._settings = settings
         self._device = device
-        self._bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
+        self._bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bfloat16_pays(device))
         self._parameters = {
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in stage.optimizers.items()

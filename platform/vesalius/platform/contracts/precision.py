@@ -1,0 +1,16 @@
+"""Where bfloat16 pays: one rule for the training loop's autocast and for a method's own arithmetic at scoring."""
+
+from __future__ import annotations
+
+import torch
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Return whether ``device`` multiplies bfloat16 matrices in hardware, and so several times as fast as float32.
+
+    True on CUDA from compute capability 8.0 on and on CPUs with AMX tiles. A CPU without them emulates bfloat16 and
+    is slower than with float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
