@@ -539,6 +539,8 @@ def test_a_second_promotion_waits(home: Path, name: str, toy_store: CohortStore,
     with alone(home, name):
         second.start()
         assert waiting.wait(60)
+        second.join(3)  # long enough for a promotion that does not wait
+        assert second.is_alive()
         assert not answers
         assert champions(client(tracking_uri(home)), tracking_uri(home), name) == []
     second.join(60)
