@@ -27,9 +27,9 @@ Affine = NDArray[np.float64]
 Shape3 = tuple[int, int, int]
 Order = Literal[0, 1, 3]
 
-# Two grids are one when their voxel centres agree to a hundred-thousandth of a voxel: NIfTI keeps affines as float32,
-# whose rounding over a 512-voxel row stays below that.
-_SAME_VOXEL = 1e-5
+# Voxels fall on voxels when their centres agree to a thousandth of a voxel. NIfTI keeps affines as float32 and
+# rotations as quaternions: one grid written by two programs differs by some 1e-4 of a voxel at the far end of a row.
+_SAME_VOXEL = 1e-3
 
 
 def check_affine(affine: ArrayLike, name: str) -> Affine:
@@ -116,8 +116,9 @@ def resample(
 ) -> NDArray[np.float32]:
     """Sample an array at the voxel centres of another grid.
 
-    Where the two grids coincide, or differ by whole voxels, values are copied exactly. A voxel reaches half a voxel
-    beyond its centre: a target centre in a source's outermost voxel takes that voxel's value, one outside ``fill``.
+    Where voxels fall on voxels (the same grid, turned, flipped or moved by whole voxels) values are copied exactly. A
+    voxel reaches half a voxel beyond its centre: a target centre in a source's outermost voxel takes that voxel's
+    value, one outside every voxel takes ``fill``.
 
     Args:
         array_DHW: (D, H, W) source values.
@@ -137,9 +138,7 @@ def resample(
     mapping = np.linalg.inv(np.asarray(affine, dtype=np.float64)) @ bridge @ np.asarray(target_affine, dtype=np.float64)
     depth, height, width = (int(size) for size in target_shape)
     answer = np.full((depth, height, width), fill, dtype=np.float32)
-    offsets = _whole_offsets(mapping, answer.shape)
-    if offsets is not None:
-        _copy_shifted(array_DHW, answer, offsets)
+    if _copied(array_DHW, answer, mapping):
         return answer
     affine_transform(
         np.asarray(array_DHW, dtype=np.float32),
@@ -199,30 +198,39 @@ def write_nifti(path: Path, array: NDArray[Any], affine: ArrayLike) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _whole_offsets(mapping: Affine, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Return the whole-voxel offset between two grids that share axes and spacing, or None when they do not."""
-    corners = _corners(shape)
-    offsets = np.rint(mapping[:3, 3])
-    if np.abs(mapping[:3] @ corners - corners[:3] - offsets[:, None]).max() > _SAME_VOXEL:
-        return None
-    return (int(offsets[0]), int(offsets[1]), int(offsets[2]))
+def _copied(source: NDArray[Any], answer: NDArray[np.float32], mapping: Affine) -> bool:
+    """Copy what two grids have in common if voxels fall on voxels; return whether they do.
+
+    ``mapping`` takes indices of ``answer`` to indices of ``source``.
+    """
+    turn = np.rint(mapping[:3, :3]).astype(np.int64)
+    offsets = np.rint(mapping[:3, 3]).astype(np.int64)
+    is_signed_permutation = bool((np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all())
+    corners = _corners(answer.shape)
+    whole = turn @ corners[:3] + offsets[:, None]
+    if not is_signed_permutation or np.abs(mapping[:3] @ corners - whole).max() > _SAME_VOXEL:
+        return False
+    # With the source's axes in the answer's order and direction, voxel i of one is voxel i + offset of the other.
+    order = np.abs(turn).argmax(axis=0)
+    here, there = [], []
+    for axis, origin in enumerate(order):
+        extent, size = source.shape[origin], answer.shape[axis]
+        forwards = turn[origin, axis] > 0
+        offset = int(offsets[origin] if forwards else extent - 1 - offsets[origin])
+        start, stop = max(0, -offset), min(size, extent - offset)
+        if start >= stop:
+            return True
+        here.append(slice(start, stop))
+        there.append(slice(start + offset, stop + offset))
+    flips = tuple(axis for axis, origin in enumerate(order) if turn[origin, axis] < 0)
+    answer[tuple(here)] = np.flip(source.transpose(order), flips)[tuple(there)]
+    return True
 
 
 def _corners(shape: tuple[int, ...]) -> Affine:
     """Return the (4, 8) homogeneous indices of a grid's corner voxels."""
     ends = [(0.0, size - 1.0) for size in shape]
     return np.array([[i, j, k, 1.0] for i in ends[0] for j in ends[1] for k in ends[2]]).T
-
-
-def _copy_shifted(source: NDArray[Any], answer: NDArray[np.float32], offsets: tuple[int, int, int]) -> None:
-    """Copy what two grids have in common; voxel i of ``answer`` is voxel i + offset of ``source``."""
-    spans = [
-        (max(0, -offset), min(size, extent - offset))
-        for offset, size, extent in zip(offsets, answer.shape, source.shape, strict=True)
-    ]
-    if all(start < stop for start, stop in spans):
-        moved = [slice(start + offset, stop + offset) for (start, stop), offset in zip(spans, offsets, strict=True)]
-        answer[tuple(slice(start, stop) for start, stop in spans)] = source[tuple(moved)]
 
 
 def _fill_outside(answer: NDArray[np.float32], source_shape: tuple[int, ...], mapping: Affine, fill: float) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError, field_validator
 
 from vesalius.platform.config import Settings, canonical_json, digest
-from vesalius.platform.errors import StoreError
+from vesalius.platform.errors import CohortError, StoreError
 from vesalius.platform.store.arrays import ChunkSettings
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.records import SubjectRecord
@@ -109,6 +109,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(f"{path} is of format {found} and this version reads format {FORMAT}: ingest the cohort again")
     try:
         return Manifest.model_validate(body)
+    except CohortError as error:
+        raise StoreError(_damaged(path, str(error))) from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
