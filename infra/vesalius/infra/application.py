@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from vesalius.datasets.prepare import prepare_file
 
+from vesalius.datasets.prepare import prepare_file
 from vesalius.infra.pictures import draw_score
 from vesalius.methods import METHODS
 from vesalius.platform.contracts import Score, Volume
-from vesalius.platform.errors import ModelError, SettingError, VolumeError
+from vesalius.platform.errors import SettingError, VolumeError
 from vesalius.platform.models import load_model
 from vesalius.platform.scoring import score_volume, write_native
-from vesalius.platform.store import SubjectArrays
+from vesalius.platform.store import SubjectArrays, require_space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,11 +115,12 @@ def write_answer(answer: Answer, folder: Path, stem: str) -> dict[str, str]:
     Map and restoration are NIfTI in the input file's own shape and affine.
 
     Raises:
-        ModelError: the folder is a file.
+        SettingError: the folder is a file.
         DiskSpaceError: there is no room.
     """
     if folder.exists() and not folder.is_dir():
-        raise ModelError(f"{folder} is a file: give a folder for the maps")
+        raise SettingError(f"{folder} is a file: give a folder for the maps")
+    require_space(folder, _room(answer))
     folder.mkdir(parents=True, exist_ok=True)
     written = {"map": folder / f"{stem}_map.nii.gz"}
     write_native(written["map"], answer.score.map.numpy(), answer.record)
@@ -137,6 +138,14 @@ def write_answer(answer: Answer, folder: Path, stem: str) -> dict[str, str]:
         threshold=answer.threshold,
     )
     return {kind: str(path) for kind, path in written.items()}
+
+
+def _room(answer: Answer) -> int:
+    """Return the bytes that map, restoration and picture may take, uncompressed."""
+    source = answer.record.source
+    shape = answer.record.shape if source is None else source.shape
+    volumes = 1 + (len(answer.card.cohort.channels) if answer.score.restoration is not None else 0)
+    return 4 * int(np.prod(shape)) * volumes + 2_000_000
 
 
 def _grid(shape: tuple[int, int, int]) -> str:
