@@ -97,7 +97,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method]) -> None:
             train_loop_config={"run": str(run.path), "method": method_type},
             torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
             scaling_config=ScalingConfig(
-                num_workers=spec.num_workers, use_gpu=use_gpu, resources_perworker={"CPU": 1, "GPU": int(use_gpu)}
+                num_workers=spec.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}
             ),
             run_config=RunConfig(
                 name=f"{run.run_id}-{int(time.time())}",
