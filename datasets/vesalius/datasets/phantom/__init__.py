@@ -1,11 +1,19 @@
 """Healthy heads with believable variation, in several contrasts, with lesions whose masks are exact."""
 
 from vesalius.datasets.phantom.cohort import PhantomCase, phantom_cohort
-from vesalius.datasets.phantom.settings import LesionSettings, Modality, PhantomSettings, VariabilitySettings
-from vesalius.datasets.phantom.subject import STRUCTURES, PhantomSubject, make_phantom
+from vesalius.datasets.phantom.settings import (
+    CohortSettings,
+    LesionSettings,
+    Modality,
+    PhantomSettings,
+    VariabilitySettings,
+)
+from vesalius.datasets.phantom.subject import PhantomSubject, make_phantom
+from vesalius.datasets.phantom.tissues import STRUCTURES
 
 __all__ = [
     "STRUCTURES",
+    "CohortSettings",
     "LesionSettings",
     "Modality",
     "PhantomCase",

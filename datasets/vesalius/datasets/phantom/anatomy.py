@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import fft, ndimage
 
+from vesalius.datasets.phantom.folding import draw_folds, read_folds, read_leaves
 from vesalius.datasets.phantom.lattice import Lattice, smooth_noise, stream
 from vesalius.datasets.phantom.shapes import capsule, ellipsoid, intersection, union
 
@@ -27,11 +26,7 @@ if TYPE_CHECKING:
 BRAIN = Lattice(low_mm=(-87, -120, -81), high_mm=(87, 84, 93), spacing_mm=3)  # the brain and a rim of 5 mm and more
 DEEP = Lattice(low_mm=(-48, -84, -57), high_mm=(48, 48, 42), spacing_mm=3)  # the part of BRAIN that holds the nuclei
 HEAD = Lattice(low_mm=(-112, -144, -152), high_mm=(112, 128, 120), spacing_mm=8)
-FOLDS = Lattice(low_mm=(-120, -135, -120), high_mm=(120, 135, 120), spacing_mm=5)  # symmetric about x = 0
-FOLD_WAVELENGTH_MM = 32.0
-FOLD_DEPTH = 0.45  # 0: folds run in any direction; 1: straight towards the middle
 SULCUS_DEPTH_MM = 20.0
-TEMPLATE_SEED = 0  # what all subjects share
 
 # Fitted to the mean outline of the 40 registered brains of docs/decisions/0003-phantom.md (Dice 0.95).
 MIDDLE = (0.0, -19.0, 2.3)
@@ -71,18 +66,19 @@ def draw_anatomy(seed: int, variability: VariabilitySettings) -> Anatomy:
     def template(lattice: Lattice) -> Axes:
         x, y, z = np.meshgrid(*lattice.axes, indexing="ij", sparse=True)
         x, y, z = x - np.float32(MIDDLE[0]), y - np.float32(MIDDLE[1]), z - np.float32(MIDDLE[2])
-        return tuple(  # type: ignore[return-value]
+        u, v, w = (
             np.float32(row[0]) * x
             + np.float32(row[1]) * y
             + np.float32(row[2]) * z
             + np.float32(middle + move)
-            + COARSE.read(field, lattice.axes)
+            + HEAD.read(field, lattice.axes)
             for row, middle, move, field in zip(linear, MIDDLE, shift, warp, strict=True)
         )
+        return (u, v, w)
 
     at = template(BRAIN)
     reach = np.float32(SULCUS_DEPTH_MM) * np.exp(np.float32(0.3) * smooth_noise(rng, BRAIN, 30))
-    fields = _brain_fields(at, _folds(seed, v.shared_folding), reach)
+    fields = _brain_fields(at, draw_folds(seed, v.shared_folding), reach)
     fields["outline"] += np.float32(v.outline_mm) * smooth_noise(rng, BRAIN, 15)
     fields["mouth"] = np.exp(np.float32(v.sulcus_region_spread) * smooth_noise(rng, BRAIN, 25))
     return Anatomy(
@@ -94,9 +90,6 @@ def draw_anatomy(seed: int, variability: VariabilitySettings) -> Anatomy:
     )
 
 
-COARSE = Lattice(low_mm=(-112, -144, -152), high_mm=(112, 128, 120), spacing_mm=8)
-
-
 def brain_mask(at: dict[str, Array], axes: Axes) -> NDArray[np.bool_]:
     """Return (D, H, W) what skull-stripping leaves of the fields read on a grid: it dips into the mouths of sulci."""
     dip = np.float32(2.5) * np.exp(-np.square(at["sheet"] * np.float32(0.4))) * (at["excess"] < 0)
@@ -106,10 +99,10 @@ def brain_mask(at: dict[str, Array], axes: Axes) -> NDArray[np.bool_]:
 
 def _displacement(seed: int, axis: int, v: VariabilitySettings) -> Array:
     rng = stream(seed, f"warp {axis}")
-    total = np.zeros(COARSE.shape, np.float32)
+    total = np.zeros(HEAD.shape, np.float32)
     for deviation, scale_mm in ((v.warp_large_mm, 60.0), (v.warp_small_mm, 25.0)):
-        even = smooth_noise(rng, COARSE, scale_mm)
-        own = smooth_noise(rng, COARSE, scale_mm)
+        even = smooth_noise(rng, HEAD, scale_mm)
+        own = smooth_noise(rng, HEAD, scale_mm)
         mirrored = even[::-1] if axis else -even[::-1]
         even = (even + mirrored) * np.float32(np.sqrt(0.5))
         total += np.float32(deviation) * (
@@ -118,41 +111,12 @@ def _displacement(seed: int, axis: int, v: VariabilitySettings) -> Array:
     return total
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
+def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     (a, b, c), one, nil = angles, 1.0, 0.0
     about_x = np.array([[one, nil, nil], [nil, np.cos(a), -np.sin(a)], [nil, np.sin(a), np.cos(a)]])
     about_y = np.array([[np.cos(b), nil, np.sin(b)], [nil, one, nil], [-np.sin(b), nil, np.cos(b)]])
     about_z = np.array([[np.cos(c), -np.sin(c), nil], [np.sin(c), np.cos(c), nil], [nil, nil, one]])
-    return about_x @ about_y @ about_z
-
-
-def _band(seed: int, name: str) -> Array:
-    """Band-passed noise of unit deviation on :data:`FOLDS`, with the wavelength of the gyri."""
-    white = stream(seed, name).standard_normal(FOLDS.shape, dtype=np.float32)
-    frequency = np.sqrt(
-        sum(
-            np.square(f)
-            for f in np.meshgrid(
-                *(fft.fftfreq(n, FOLDS.spacing_mm) for n in FOLDS.shape[:2]),
-                fft.rfftfreq(FOLDS.shape[2], FOLDS.spacing_mm),
-                indexing="ij",
-                sparse=True,
-            )
-        )
-    )
-    gain = np.exp(-0.5 * np.square((frequency * FOLD_WAVELENGTH_MM - 1) / 0.25)).astype(np.float32)
-    band = fft.irfftn(fft.rfftn(white) * gain, FOLDS.shape)
-    return np.asarray(band / band.std(), np.float32)
-
-
-@lru_cache(maxsize=1)
-def _shared_folds() -> Array:
-    band = _band(TEMPLATE_SEED, "shared folds")
-    return (band + band[::-1]) * np.float32(np.sqrt(0.5))
-
-
-def _folds(seed: int, shared: float) -> Array:
-    return np.float32(np.sqrt(shared)) * _shared_folds() + np.float32(np.sqrt(1 - shared)) * _band(seed, "own folds")
+    return np.asarray(about_x @ about_y @ about_z)
 
 
 def _outlines(at: Axes) -> tuple[Array, Array, Array]:
@@ -173,7 +137,8 @@ def _parts(at: Axes, cerebrum: Array, cerebellum: Array) -> tuple[Array, Array]:
     """Return the depths of cerebrum and cerebellum, parted by the tentorium."""
     x, y, z = at
     roof = np.float32(-10) - np.float32(0.32) * np.abs(x) - np.float32(0.2) * (y + np.float32(55)) - z
-    below = intersection(roof, np.float32(-36) - y + np.float32(0.25) * np.abs(x), 10)
+    front = np.asarray(np.float32(-36) - y + np.float32(0.25) * np.abs(x), np.float32)
+    below = intersection(roof, front, 10)
     below = intersection(below, cerebellum, 6)
     return intersection(cerebrum, -below, 6), below
 
@@ -183,21 +148,8 @@ def _brain_fields(at: Axes, folds: Array, reach: Array) -> dict[str, Array]:
     cerebrum, cerebellum, stem = _outlines(at)
     hull = union(union(cerebrum, cerebellum, 4), stem, 4)
     cerebrum, cerebellum = _parts(at, cerebrum, cerebellum)
-    # Folds are read nearer to where the ray from the middle meets the surface, so that sulci run inwards.
-    radius = np.sqrt(
-        sum(((a - np.float32(m)) / np.float32(r)) ** 2 for a, m, r in zip(at, MIDDLE, CEREBRUM, strict=True))
-    )
-    outwards = np.maximum(radius, np.float32(0.35)) ** np.float32(-FOLD_DEPTH)
-    index = [
-        ((a - np.float32(m)) * outwards + np.float32(m - low)) * np.float32(1 / FOLDS.spacing_mm)
-        for a, m, low in zip(at, MIDDLE, FOLDS.low_mm, strict=True)
-    ]
-    sheet = _sheet(ndimage.map_coordinates(folds, index, order=1, mode="grid-wrap", output=np.float32))
-    folia = [
-        (a - np.float32(low)) * np.float32(finer / FOLDS.spacing_mm)
-        for a, low, finer in zip(at, FOLDS.low_mm, (0.9, 2.6, 2.6), strict=True)  # leaves run from left to right
-    ]
-    leaf = _sheet(ndimage.map_coordinates(folds, folia, order=1, mode="grid-wrap", output=np.float32))
+    sheet = read_folds(folds, at, MIDDLE, CEREBRUM, BRAIN.spacing_mm)
+    leaf = read_leaves(folds, at, BRAIN.spacing_mm)
     side: Axes = (np.abs(x), y, z)
     core = ellipsoid(at, (0, -8, 4), (60, 46, 27))
     # How far below the depth that sulci reach; they come in from the outer surface and from the medial wall, and
@@ -248,12 +200,6 @@ def _within(outer: Lattice, inner: Lattice) -> tuple[slice, ...]:
     return tuple(slice(start, start + num) for start, num in zip(starts, inner.shape, strict=True))
 
 
-def _sheet(noise: Array) -> Array:
-    """Return the distance from where ``noise`` crosses zero, in millimetres and to first order, with its sign."""
-    slope = np.sqrt(sum(np.square(g) for g in np.gradient(noise, BRAIN.spacing_mm)))
-    return np.asarray(noise / (slope + np.float32(0.03)), np.float32)
-
-
 def _lateral_ventricle(side: Axes, width: float) -> Array:
     way = [
         ((7, 32, 3), 3.5),
@@ -276,7 +222,8 @@ def _lateral_ventricle(side: Axes, width: float) -> Array:
 def _head_fields(at: Axes) -> dict[str, Array]:
     cerebrum, cerebellum, stem = _outlines(at)
     hull = np.maximum(np.maximum(cerebrum, cerebellum), stem)
-    cavity = union(ellipsoid(at, (0, -18, 8), (72, 90, 74)), hull + np.float32(2.5), 8)
+    vault = intersection(ellipsoid(at, (0, -18, 8), (72, 90, 74)), at[2] + np.float32(22), 14)
+    cavity = union(vault, hull + np.float32(2.5), 8)
     face = ellipsoid(at, (0, 38, -62), (54, 56, 62))
     neck = capsule(at, (0, -30, -50), (0, -38, -160), (58, 56))
     head = union(union(cavity + np.float32(14), face, 20), neck, 20)

@@ -6,11 +6,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vesalius.datasets.phantom.lattice import stream
-from vesalius.datasets.phantom.settings import LesionSettings, PhantomSettings
+from vesalius.datasets.phantom.settings import Hemisphere, LesionSettings, PhantomSettings
 from vesalius.datasets.phantom.subject import PhantomSubject, make_phantom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Chosen so that most of a lesion's voxels have intensities that healthy tissue has too: docs/decisions/0003-phantom.md.
+SIZE_MM = (12.0, 36.0)  # drawn uniformly in its logarithm
+DARKER = (0.15, 0.35)
+BRIGHTER = (0.08, 0.16)
+SHARE_DARKER = 0.7
+SOFTNESS_MM = (2.0, 6.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +27,11 @@ class PhantomCase:
     Attributes:
         subject_id: such as ``phantom-train-003``.
         split: train, validation, gate or test.
-        group: ``healthy`` or the kind of lesion.
+        group: ``healthy``, ``hypointense`` or ``hyperintense`` (in T1w).
         seed: of the subject.
         settings: grid and look.
         lesions: to be planted.
-        labels: ``lesion_left``, ``lesion_right`` (bool) and ``lesion_type``.
+        labels: ``lesion_left``, ``lesion_right`` (bool) and ``lesion_type`` (``none`` where there is none).
     """
 
     subject_id: str
@@ -56,29 +63,30 @@ def phantom_cohort(
     counts = {"train": num_train, "validation": num_validation, "gate": num_gate, "test": num_test}
     for split, count in counts.items():
         for number in range(count):
-            rng = stream(seed, f"case {split} {number}")
-            own = int(rng.integers(2**62))
-            lesions: tuple[LesionSettings, ...] = ()
-            group = "healthy"
-            side = "left" if rng.random() < 0.5 else "right"
-            if split != "train" and number % 3 != 2:
-                dark = rng.random() < 0.7
-                group = "hypointense" if dark else "hyperintense"
-                size = float(12 * (3 ** rng.random()))
-                contrast = -float(rng.uniform(0.15, 0.35)) if dark else float(rng.uniform(0.12, 0.25))
-                soft = float(rng.uniform(2, 6))
-                lesions = (LesionSettings(size_mm=size, contrast=contrast, softness_mm=soft, hemisphere=side),)  # type: ignore[arg-type]
-            labels: dict[str, bool | int | float | str] = {
-                "lesion_left": bool(lesions) and side == "left",
-                "lesion_right": bool(lesions) and side == "right",
-                "lesion_type": group if lesions else "none",
-            }
-            yield PhantomCase(
-                subject_id=f"phantom-{split}-{number:03d}",
-                split=split,
-                group=group,
-                seed=own,
-                settings=settings,
-                lesions=lesions,
-                labels=labels,
-            )
+            yield _case(seed, split, number, settings)
+
+
+def _case(seed: int, split: str, number: int, settings: PhantomSettings) -> PhantomCase:
+    rng = stream(seed, f"case {split} {number}")
+    own = int(rng.integers(2**62))
+    side: Hemisphere = "left" if rng.random() < 0.5 else "right"
+    dark = bool(rng.random() < SHARE_DARKER)
+    size = SIZE_MM[0] * (SIZE_MM[1] / SIZE_MM[0]) ** rng.random()
+    contrast = -rng.uniform(*DARKER) if dark else rng.uniform(*BRIGHTER)
+    softness = rng.uniform(*SOFTNESS_MM)
+    has_lesion = split != "train" and number % 3 != 2
+    group = ("hypointense" if dark else "hyperintense") if has_lesion else "healthy"
+    lesion = LesionSettings(size_mm=float(size), contrast=float(contrast), softness_mm=float(softness), hemisphere=side)
+    return PhantomCase(
+        subject_id=f"phantom-{split}-{number:03d}",
+        split=split,
+        group=group,
+        seed=own,
+        settings=settings,
+        lesions=(lesion,) if has_lesion else (),
+        labels={
+            "lesion_left": has_lesion and side == "left",
+            "lesion_right": has_lesion and side == "right",
+            "lesion_type": group if has_lesion else "none",
+        },
+    )

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
+from vesalius.datasets.phantom.anatomy import BRAIN, CEREBRUM, HEAD, MIDDLE
+from vesalius.datasets.phantom.lattice import smooth_noise, stream
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vesalius.datasets.phantom.settings import Modality
+    from vesalius.datasets.phantom.lattice import Array, Axes
+    from vesalius.datasets.phantom.settings import Modality, PhantomSettings
 
 TISSUES: Final = (
     ("csf", 0.20, 2.40, 0.25, 8.0),
@@ -38,3 +44,58 @@ NOISE: Final[Mapping[Modality, float]] = {"T1w": 1.0, "T2w": 1.3, "FLAIR": 1.2, 
 
 LESION_RESPONSE: Final[Mapping[Modality, float]] = {"T1w": 1.0, "T2w": -1.0, "FLAIR": -1.0, "CT": 30.0}
 """Change for each unit of a lesion's contrast: relative, but Hounsfield units in CT."""
+
+
+def draw_image(
+    seed: int,
+    settings: PhantomSettings,
+    modality: Modality,
+    shares: Mapping[str, Array],
+    change: Array | None,
+    axes: Axes,
+) -> Array:
+    """Return (D, H, W): tissues, their texture, lesions, bias and noise, in one modality.
+
+    Args:
+        seed: the subject.
+        settings: its grid and look.
+        modality: keys what is drawn, so that a channel is the same whichever others are made.
+        shares: share of each voxel by tissue.
+        change: of the lesions, in units of their contrast; None without lesions.
+        axes: of the grid, in mm.
+    """
+    v = settings.variability
+    rng = stream(seed, f"contrast {modality}")
+    spread = np.exp(v.contrast_spread * rng.standard_normal(len(TISSUES)))
+    level = {
+        name: INTENSITIES[modality][name] * float(s) for name, s in zip(INTENSITIES[modality], spread, strict=True)
+    }
+    image = np.zeros(settings.shape, np.float32)
+    for name, share in shares.items():
+        image += share * np.float32(level[name])
+    ct = modality == "CT"
+    if not ct:
+        texture = smooth_noise(stream(seed, "texture"), BRAIN, 18)
+        image *= 1 + np.float32(v.texture) * BRAIN.read(texture, axes)
+    if change is not None:
+        response = np.float32(LESION_RESPONSE[modality])
+        image = image + response * change if ct else image * np.maximum(1 + response * change, 0)
+    noise = np.float32(v.noise * NOISE[modality])
+    rng = stream(seed, f"noise {modality}")
+    if ct:
+        return image + noise * rng.standard_normal(settings.shape, dtype=np.float32)
+    bias = smooth_noise(stream(seed, f"bias {modality}"), HEAD, 90)
+    image *= np.exp(np.float32(v.bias) * HEAD.read(bias, axes))
+    image *= _coil(axes)
+    real = image + noise * rng.standard_normal(settings.shape, dtype=np.float32)
+    imaginary = noise * rng.standard_normal(settings.shape, dtype=np.float32)
+    return np.asarray(np.hypot(real, imaginary))
+
+
+def _coil(axes: Axes) -> Array:
+    """Sensitivity that all subjects share: the middle of the head is brighter than its rim."""
+    squared = sum(
+        np.square((axis - np.float32(m)) / np.float32(r))
+        for axis, m, r in zip(np.meshgrid(*axes, indexing="ij", sparse=True), MIDDLE, CEREBRUM, strict=True)
+    )
+    return np.asarray(np.float32(0.92) + np.float32(0.28) * np.exp(squared * np.float32(-1 / 0.35)), np.float32)

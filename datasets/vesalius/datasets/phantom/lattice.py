@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Axes = tuple[Array, Array, Array]
+Triple = tuple[float, float, float]
 Kernel = Literal["interpolate", "spline"]
 
 SPLINE_DEVIATION = (
@@ -32,8 +33,8 @@ def stream(seed: int, name: str) -> np.random.Generator:
 class Lattice:
     """A regular lattice along x, y, z in RAS+ millimetres."""
 
-    low_mm: tuple[float, float, float]
-    high_mm: tuple[float, float, float]
+    low_mm: Triple
+    high_mm: Triple
     spacing_mm: float
 
     @property
@@ -90,7 +91,7 @@ def _read_axis(values: Array, index: Array, axis: int, kernel: Kernel) -> Array:
 
 
 def smooth_noise(rng: np.random.Generator, lattice: Lattice, scale_mm: float) -> Array:
-    """Draw a smooth field of unit deviation on ``lattice``, varying on a scale of ``scale_mm``; shape of the lattice."""
+    """Draw a smooth field of unit deviation on ``lattice``, which varies on a scale of ``scale_mm``."""
     coarse = Lattice(
         low_mm=tuple(low - scale_mm for low in lattice.low_mm),  # type: ignore[arg-type]
         high_mm=tuple(high + 2 * scale_mm for high in lattice.high_mm),  # type: ignore[arg-type]

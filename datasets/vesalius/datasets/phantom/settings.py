@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from vesalius.datasets.phantom.lattice import Triple
 from vesalius.platform.config import Settings
 
 Modality = Literal["T1w", "T2w", "FLAIR", "CT"]
 Hemisphere = Literal["left", "right"]
-Triple = tuple[float, float, float]
+_Count = Annotated[int, Field(ge=1, le=2048)]
+_Length = Annotated[float, Field(gt=0, le=1000)]
 
 
 class LesionSettings(Settings):
@@ -45,13 +47,13 @@ class VariabilitySettings(Settings):
         translation_mm: deviation of the residual shift along each axis.
         warp_large_mm: deviation of the smooth displacement on a scale of 60 mm.
         warp_small_mm: deviation of the smooth displacement on a scale of 25 mm.
-        outline_mm: deviation of the outline that skull-stripping leaves, on a scale of 15 mm; the tissue stays where it is.
+        outline_mm: deviation of the outline that skull-stripping leaves, on a scale of 15 mm; no tissue moves.
         asymmetry: share of the displacement's variance that differs between the hemispheres.
         shared_folding: share of the folding pattern's variance that all subjects have in common.
-        sulcus_mm: mean width of a sulcus.
+        sulcus_mm: width of a sulcus at its mouth, before regions and subjects differ.
         sulcus_spread: deviation of the logarithm of a subject's sulcal width.
         sulcus_region_spread: deviation of the logarithm of the sulcal width from region to region of a subject.
-        thickness_mm: mean thickness of the cortex.
+        thickness_mm: mean thickness of the cortex, which the image's blur thins.
         thickness_spread: deviation of the logarithm of a subject's cortical thickness.
         ventricle_spread: deviation of the logarithm of a subject's ventricular width.
         contrast_spread: deviation of the logarithm of a subject's tissue intensities, each tissue by itself.
@@ -92,8 +94,8 @@ class PhantomSettings(Settings):
         variability: how much healthy subjects differ.
     """
 
-    shape: tuple[int, int, int] = (64, 64, 64)
-    box_mm: Triple = (192.0, 192.0, 192.0)
+    shape: tuple[_Count, _Count, _Count] = (64, 64, 64)
+    box_mm: tuple[_Length, _Length, _Length] = (192.0, 192.0, 192.0)
     center_mm: Triple = (0.0, -18.0, 8.0)
     modalities: tuple[Modality, ...] = Field(("T1w",), min_length=1)
     skull_stripped: bool = True
@@ -104,3 +106,23 @@ class PhantomSettings(Settings):
         """Voxel size along i, j, k."""
         d, h, w = (box / num for box, num in zip(self.box_mm, self.shape, strict=True))
         return (d, h, w)
+
+
+class CohortSettings(Settings):
+    """A cohort of phantoms.
+
+    Attributes:
+        num_train: healthy subjects to learn from.
+        num_validation: subjects for choices; as in the two below, two in three have a lesion.
+        num_gate: subjects that promotion looks at.
+        num_test: subjects that results are reported on.
+        seed: of the whole cohort.
+        phantom: grid and look.
+    """
+
+    num_train: int = Field(16, ge=0)
+    num_validation: int = Field(6, ge=0)
+    num_gate: int = Field(6, ge=0)
+    num_test: int = Field(9, ge=0)
+    seed: int = 0
+    phantom: PhantomSettings = PhantomSettings()

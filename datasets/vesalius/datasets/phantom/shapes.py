@@ -14,17 +14,18 @@ Point = tuple[float, float, float]
 
 def ellipsoid(at: Axes, center: Point, radii: Point) -> Array:
     """Depth inside an ellipsoid, exact to first order at its surface."""
-    k0 = np.zeros((), np.float32)
-    k1 = np.zeros((), np.float32)
+    k0: Array = np.zeros(1, np.float32)
+    k1: Array = np.zeros(1, np.float32)
     for axis, middle, radius in zip(at, center, radii, strict=True):
         ratio = (axis - np.float32(middle)) * np.float32(1 / radius)
         squared = ratio * ratio
         k0 = k0 + squared
-        k1 = k1 + squared * np.float32(1 / radius**2)
+        k1 = np.asarray(k1 + squared * np.float32(1 / radius**2), np.float32)
     np.sqrt(k0, out=k0)
     np.sqrt(k1, out=k1)
     k1 += np.float32(1e-6)
-    return (np.float32(1) - k0) * k0 / k1 + np.float32(min(radii)) * (k0 < 1e-3)
+    # The quotient is 0 / 0 at the very centre, whose depth is known.
+    return np.asarray((1 - k0) * k0 / k1 + np.float32(min(radii)) * (k0 < 1e-3), np.float32)
 
 
 def capsule(at: Axes, start: Point, end: Point, radii: tuple[float, float]) -> Array:
@@ -42,7 +43,7 @@ def union(first: Array, second: Array, blend_mm: float) -> Array:
     """Depth inside either of two bodies, rounded over ``blend_mm`` where they meet (polynomial smooth maximum)."""
     width = np.float32(blend_mm)
     overlap = np.maximum(width - np.abs(first - second), 0) / width
-    return np.maximum(first, second) + overlap * overlap * (width * np.float32(0.25))
+    return np.asarray(np.maximum(first, second) + overlap * overlap * (width * np.float32(0.25)), np.float32)
 
 
 def intersection(first: Array, second: Array, blend_mm: float) -> Array:
