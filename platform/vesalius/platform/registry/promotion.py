@@ -12,8 +12,9 @@ from vesalius.platform.evaluation import Histogram, average_precision
 from vesalius.platform.models import load_model, read_card
 from vesalius.platform.progress import silent
 from vesalius.platform.registry.champions import alone, crown
+from vesalius.platform.registry.fetching import resolve
 from vesalius.platform.registry.gate import PromotionSettings, check_fits, compare, gate_subjects, score_gate
-from vesalius.platform.registry.versions import champion_version, check_name, history, register, resolve, tag_version
+from vesalius.platform.registry.versions import champion_version, check_name, history, register, tag_version
 from vesalius.platform.tables import resolve as import_path
 from vesalius.platform.tracking import answering, client, tracking_uri
 

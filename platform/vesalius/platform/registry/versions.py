@@ -1,11 +1,9 @@
-"""Versions of a registered model: made, listed, fetched."""
+"""Versions of a registered model: made, tagged, listed."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from vesalius.platform.config import Settings, digest
-from vesalius.platform.errors import ModelError, RunError
-from vesalius.platform.models import CARD_FILE, WEIGHTS_FILE, read_card
-from vesalius.platform.registry.packing import ARTIFACT_FOLDER, pack
-from vesalius.platform.runs import find_run
+from vesalius.platform.errors import ModelError
+from vesalius.platform.models import read_card
+from vesalius.platform.registry.packing import pack
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.tracking import answering, client, end_run, start_run, tracking_uri
 from vesalius.platform.tracking.connection import existing_run, missing, shown
@@ -27,9 +24,8 @@ if TYPE_CHECKING:
     from vesalius.platform.models import ModelCard
 
 CHAMPION = "champion"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_REFERENCE = re.compile(r"models:/(?P<name>[^/@]*)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>[0-9]+))")
-_PREFIX = "vesalius."
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+PREFIX = "vesalius."
 
 
 class VersionFacts(Settings):
@@ -72,7 +68,7 @@ def check_name(name: str) -> str:
     Raises:
         ModelError: it holds anything but letters, digits, dot, underscore and hyphen.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ModelError(f"'{name[:160]}' cannot name a model: use up to 128 letters, digits, '.', '_' and '-'")
     return name
 
@@ -108,8 +104,8 @@ def register(
     uri = uri or tracking_uri(home)
     mlflow = client(uri)
     content = digest(card)
-    for known in _versions(mlflow, uri, name):
-        if known.tags.get(f"{_PREFIX}card") == content:
+    for known in all_versions(mlflow, uri, name):
+        if known.tags.get(f"{PREFIX}card") == content:
             return _facts(known, champion_version(mlflow, uri, name))
     run_id = mlflow_run_id
     if run_id is None:
@@ -143,46 +139,11 @@ def history(name: str, *, home: Path, uri: str | None = None) -> list[VersionFac
     check_name(name)
     uri = uri or tracking_uri(home)
     mlflow = client(uri)
-    found = _versions(mlflow, uri, name)
+    found = all_versions(mlflow, uri, name)
     if not found:
         raise ModelError(f"no version of '{name}' is registered at {shown(uri)}: promote a run with --name {name}")
     champion = champion_version(mlflow, uri, name)
     return [_facts(version, champion) for version in found]
-
-
-def resolve(reference: str, *, home: Path, uri: str | None = None) -> Path:
-    """Return the local folder of a model, for :func:`vesalius.platform.models.load_model`.
-
-    Of a registered version, exactly its two files are fetched, by their names: nothing that the registry lists is
-    followed, and no code of it is run. They stay in ``home/models`` and are fetched once.
-
-    Args:
-        reference: ``models:/NAME@champion``, ``models:/NAME/3``, a run id, or a folder.
-        home: with the runs and the fetched models.
-        uri: the tracking store.
-
-    Raises:
-        ModelError: there is no such version or model.
-        RunError: there is no such run, it has no model yet, or nothing answers at ``uri``.
-    """
-    if reference.startswith("models:"):
-        return _fetch(reference, home, uri or tracking_uri(home))
-    folder = Path(reference).expanduser()
-    if (folder / CARD_FILE).is_file():
-        return folder.absolute()
-    if (folder / "model" / CARD_FILE).is_file():
-        return (folder / "model").absolute()
-    if folder.is_dir() and not (home / "runs" / reference / "run.json").is_file():
-        raise ModelError(
-            f"{folder} holds no model ({CARD_FILE} is missing): name a finished run or models:/NAME@champion"
-        )
-    run = find_run(home, reference)
-    if not (run.model / CARD_FILE).is_file():
-        raise RunError(
-            f"run '{run.run_id}' has no model yet (it is {run.state}): "
-            f"finish it with `vesalius train --resume {run.run_id}`"
-        )
-    return run.model
 
 
 def champion_version(mlflow: Any, uri: str, name: str) -> str | None:
@@ -201,65 +162,11 @@ def tag_version(mlflow: Any, name: str, version: str, tags: Mapping[str, Any]) -
     """Set tags of a version: texts as they are, anything else as JSON."""
     for key, value in tags.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        mlflow.set_model_version_tag(name, version, f"{_PREFIX}{key}", text)
+        mlflow.set_model_version_tag(name, version, f"{PREFIX}{key}", text)
 
 
-def _fetch(reference: str, home: Path, uri: str) -> Path:
-    match = _REFERENCE.fullmatch(reference)
-    if match is None or not _NAME.fullmatch(match["name"]):
-        raise ModelError(
-            f"'{reference[:160]}' names no registered model: expected models:/NAME@champion or models:/NAME/3"
-        )
-    name = match["name"]
-    mlflow = client(uri)
-    with answering(uri, f"fetch {reference}", ModelError):
-        try:
-            if match["alias"]:
-                version = mlflow.get_model_version_by_alias(name, match["alias"])
-            else:
-                version = mlflow.get_model_version(name, match["version"])
-        except Exception as cause:
-            if not missing(cause):
-                raise
-            raise ModelError(_no_such_version(mlflow, uri, name, reference)) from None
-        content = version.tags.get(f"{_PREFIX}card", "")
-        key = digest([uri, name, str(version.version), version.source, content])[:16]
-        folder = home / "models" / name / f"{version.version}-{key}"
-        if not (folder / CARD_FILE).is_file():
-            _download(f"{mlflow.get_model_version_download_uri(name, version.version)}/{ARTIFACT_FOLDER}", folder, uri)
-        return folder
-
-
-def _download(place: str, folder: Path, uri: str) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    with space_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
-            for name in (WEIGHTS_FILE, CARD_FILE):
-                with tempfile.TemporaryDirectory() as scratch:
-                    found = download_artifacts(artifact_uri=f"{place}/{name}", dst_path=scratch, tracking_uri=uri)
-                    shutil.copyfile(found, aside / name)
-            try:
-                os.rename(aside, folder)
-            except OSError:  # another process has fetched the same meanwhile
-                if not (folder / CARD_FILE).is_file():
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def _no_such_version(mlflow: Any, uri: str, name: str, reference: str) -> str:
-    known = _versions(mlflow, uri, name)
-    if not known:
-        names = ", ".join(sorted(model.name for model in mlflow.search_registered_models(max_results=20))) or "none"
-        return f"{reference}: no model '{name}' is registered at {shown(uri)}; registered are: {names}"
-    numbers = ", ".join(str(version.version) for version in known)
-    return f"{reference}: '{name}' has no such version or alias; its versions are {numbers}"
-
-
-def _versions(mlflow: Any, uri: str, name: str) -> list[Any]:
+def all_versions(mlflow: Any, uri: str, name: str) -> list[Any]:
+    """Return MLflow's own records of all versions, oldest first."""
     with answering(uri, f"list the versions of '{name}'", ModelError):
         found: list[Any] = []
         token = None
@@ -288,11 +195,11 @@ def _tags(card: ModelCard, content: str) -> dict[str, str]:
         "cohort_digest": card.cohort.digest,
         "metrics": json.dumps(card.metrics),
     }
-    return {f"{_PREFIX}{key}": value for key, value in tags.items()}
+    return {f"{PREFIX}{key}": value for key, value in tags.items()}
 
 
 def _facts(version: Any, champion: str | None) -> VersionFacts:
-    tags = {key.removeprefix(_PREFIX): value for key, value in version.tags.items() if key.startswith(_PREFIX)}
+    tags = {key.removeprefix(PREFIX): value for key, value in version.tags.items() if key.startswith(PREFIX)}
 
     def read(key: str) -> Any:
         try:
