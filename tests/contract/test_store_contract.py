@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from vesalius.platform.store import ChunkSettings, CohortStore
+from vesalius.platform.testing.faults import memory_folder
 from vesalius.platform.testing.store import CHECKS, StoreFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 def one_channel(path: Path) -> CohortStore:
@@ -25,17 +24,6 @@ def several_chunks(path: Path) -> CohortStore:
     return CohortStore.create(
         path, recipe={"name": "sharded", "dtype": "float32"}, channels=("T1w", "FLAIR"), chunks=ChunkSettings(chunk=8)
     )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder in memory where there is one: hundreds of stores are made, synced and removed in it."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="vesalius-") as name:
-        yield Path(name)
 
 
 # The steps are the same for a shard; only what lies in the files is not.
@@ -52,5 +40,6 @@ TRIALS = [
 
 
 @pytest.mark.parametrize(("check", "make"), TRIALS)
-def test_store_contract(check: Callable[[StoreFactory, Path], None], make: StoreFactory, folder: Path) -> None:
-    check(make, folder)
+def test_store_contract(check: Callable[[StoreFactory, Path], None], make: StoreFactory) -> None:
+    with memory_folder() as folder:
+        check(make, folder)

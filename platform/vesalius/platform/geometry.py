@@ -180,22 +180,28 @@ def write_nifti(path: Path, array: NDArray[Any], affine: ArrayLike) -> None:
         path: where; its folder is made.
         array: (D, H, W); bool is written as uint8 and float16 as float32, which NIfTI lacks.
         affine: voxel indices to mm.
+
+    Raises:
+        DiskSpaceError: there is no room; what was there before is still there.
     """
     import nibabel
+
+    from vesalius.platform.store.space import space_errors
 
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
     elif array.dtype == np.float16:
         array = array.astype(np.float32)
     image = nibabel.Nifti1Image(array, np.asarray(affine, dtype=np.float64))
-    path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
     aside = path.with_name(f".{uuid.uuid4().hex}{suffix}")
-    try:
-        nibabel.save(image, aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with space_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            nibabel.save(image, aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def _copied(source: NDArray[Any], answer: NDArray[np.float32], mapping: Affine) -> bool:

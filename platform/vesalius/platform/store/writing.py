@@ -112,6 +112,8 @@ def _complete(
         }
     )
     try:
+        # Pydantic would write NaN as null, in silence.
+        json.dumps(record.notes, allow_nan=False)
         # Through JSON and back, so that what is returned equals what a later reader finds, tuples in notes included.
         return SubjectRecord.model_validate_json(canonical_json(completed))
     except (TypeError, ValueError) as error:

@@ -19,12 +19,13 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 Action = Literal["count", "killed", "power_lost", "disk_full", "sigkill"]
 
@@ -165,6 +166,14 @@ def faults(folder: Path, action: Action = "count", at: int = sys.maxsize) -> Ite
         os.fsync = sync
         if action == "power_lost" and watch.reached:
             watch.lose_power()
+
+
+@contextlib.contextmanager
+def memory_folder() -> Iterator[Path]:
+    """Give an empty folder in memory where there is one: for making, syncing and removing hundreds of small files."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory, prefix="vesalius-") as name:
+        yield Path(name)
 
 
 def count_steps(folder: Path, work: Callable[[], object]) -> int:

@@ -1,0 +1,630 @@
+"""The store's parts: what is refused and how, what other Zarr readers see, what the digests know."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pydantic import ValidationError
+
+from vesalius.platform.config import canonical_json, digest
+from vesalius.platform.errors import CohortError, DiskSpaceError, InputError, StoreError, VolumeError
+from vesalius.platform.store import (
+    ChunkSettings,
+    CohortStore,
+    SourceFacts,
+    SubjectArrays,
+    SubjectRecord,
+    check_store,
+    check_subject_id,
+    files,
+    find_problems,
+    manifest,
+    require_space,
+    space_errors,
+    writing,
+)
+from vesalius.platform.store.arrays import array_facts, read_array, write_array
+from vesalius.platform.testing.faults import memory_folder
+from vesalius.platform.testing.store import (
+    add,
+    assert_holds,
+    check_a_second_ingest_adds_and_changes_nothing_else,
+    check_damage_is_named,
+    check_survives_a_kill_at_every_step,
+    check_survives_a_power_cut_at_every_step,
+    example_case,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CHANNELS = ("T1w", "FLAIR")
+RECIPE = {"name": "unit", "spacing_mm": [1, 1, 1]}
+
+
+def make(path: Path, **changes: Any) -> CohortStore:
+    return CohortStore.create(path, **{"recipe": RECIPE, "channels": CHANNELS, **changes})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CohortStore:
+    return make(tmp_path / "store")
+
+
+def changed(number: int = 0, **changes: Any) -> tuple[SubjectRecord, SubjectArrays]:
+    """Return an example with its record's or its arrays' fields replaced."""
+    record, example = example_case(number, CHANNELS)
+    of_arrays = {name: value for name, value in changes.items() if name in vars(example)}
+    of_record = {name: value for name, value in changes.items() if name not in of_arrays}
+    return record.model_copy(update=of_record), SubjectArrays(**{**vars(example), **of_arrays})
+
+
+def one_sentence(error: InputError) -> str:
+    text = str(error)
+    assert "\n" not in text
+    assert error.exit_code == 2
+    return text
+
+
+# ---- opening
+
+
+def test_a_folder_that_is_not_a_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
+        with pytest.raises(StoreError, match="is not a cohort store") as caught:
+            CohortStore.open(path)
+        assert str(path) in one_sentence(caught.value)
+        assert check_store(path) == [str(caught.value)]
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(StoreError, match=r"is not empty and not a cohort store \(it holds thesis\.tex\)"):
+        make(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(StoreError, match="is a file"):
+        make(tmp_path / "thesis.tex")
+
+
+def test_making_a_store_twice_opens_it(store: CohortStore) -> None:
+    add(store, [example_case(0, CHANNELS)])
+    again = make(store.path, recipe={"spacing_mm": (1, 1, 1), "name": "unit"}, name="another name")
+    assert again.digest == store.digest
+    assert again.subjects() == store.subjects()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"recipe": {**RECIPE, "spacing_mm": [2, 2, 2]}},
+            r"another recipe \(spacing_mm was \[1, 1, 1\] and is \[2, 2, 2\]",
+        ),
+        ({"recipe": {**RECIPE, "dtype": "float16"}}, "dtype was None and is 'float16'"),
+        ({"channels": ("T1w",)}, "holds the channels T1w, FLAIR and not T1w"),
+        ({"channels": ("FLAIR", "T1w")}, "not FLAIR, T1w"),
+    ],
+)
+def test_another_recipe_or_other_channels_are_refused(store: CohortStore, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(StoreError, match=reason) as caught:
+        make(store.path, **changes)
+    one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"recipe": {"dtype": "int8"}}, {"channels": ()}, {"channels": ("T1w", "T1w")}], ids=str
+)
+def test_what_no_store_can_be_is_refused_before_anything_is_made(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(StoreError, match="expected"):
+        make(tmp_path / "store", **changes)
+    assert not (tmp_path / "store").exists()
+
+
+def damaged(body: Callable[[dict[str, Any]], None], *, resign: bool) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        tree = json.loads(content)
+        body(tree["manifest"])
+        if resign:
+            tree["sha256"] = digest(tree["manifest"])
+        return json.dumps(tree).encode()
+
+    return change
+
+
+def rename_subject(body: dict[str, Any]) -> None:
+    entry = body["subjects"].pop("sub-00")
+    entry["record"]["subject_id"] = "../../etc"
+    body["subjects"]["../../etc"] = entry
+
+
+def misfile_subject(body: dict[str, Any]) -> None:
+    body["subjects"]["sub-99"] = body["subjects"].pop("sub-00")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content[:-5], "not the JSON that was written"),
+        (lambda content: b"\x80\xff", "not the JSON that was written"),
+        (lambda content: b"[1, 2]", "not the JSON that was written"),
+        (damaged(lambda body: body.update(name="x"), resign=False), "does not match its checksum"),
+        (damaged(lambda body: body.update(format=2), resign=True), "is of format 2 and this version reads format 1"),
+        (damaged(lambda body: body.pop("channels"), resign=True), "channels: Field required"),
+        (damaged(rename_subject, resign=True), "cannot be a subject id"),
+        (damaged(misfile_subject, resign=True), "is filed under sub-99"),
+    ],
+)
+def test_a_damaged_manifest_is_refused_in_one_sentence(
+    store: CohortStore, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    add(store, [example_case(0, CHANNELS)])
+    path = store.path / "manifest.json"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(StoreError, match=reason) as caught:
+        CohortStore.open(store.path)
+    assert str(path) in one_sentence(caught.value)
+    assert check_store(store.path) == [str(caught.value)]
+
+
+# ---- records
+
+
+@pytest.mark.parametrize("text", ["sub-01", "A", "a.b_c-D", "0" * 128])
+def test_plain_ids_pass(text: str) -> None:
+    assert check_subject_id(text) == text
+
+
+@given(st.text(alphabet="aZ0._-/\\ \nü", max_size=6))
+@settings(deadline=None)
+def test_whatever_passes_is_one_visible_folder_name(text: str) -> None:
+    try:
+        check_subject_id(text)
+    except CohortError as error:
+        one_sentence(error)
+    else:
+        assert os.path.basename(os.path.normpath(os.path.join("/store", text))) == text
+        assert not text.startswith(".")
+        assert text.isascii()
+
+
+def test_a_record_cannot_be_made_with_an_id_that_leaves_the_store() -> None:
+    record, _ = example_case(0, CHANNELS)
+    with pytest.raises(CohortError, match=r"'\.\./x' cannot be a subject id"):
+        SubjectRecord.model_validate({**record.model_dump(), "subject_id": "../x"})
+
+
+def test_a_source_keeps_names_and_no_folders() -> None:
+    facts = example_case(0, CHANNELS)[0].source
+    assert facts is not None
+    with pytest.raises(ValidationError, match="is a path: give the file's name alone"):
+        SourceFacts.model_validate({**facts.model_dump(), "files": {"T1w": "/home/someone/patient 7/a.nii"}})
+
+
+def test_a_record_survives_its_json() -> None:
+    record, _ = example_case(1, CHANNELS)
+    assert SubjectRecord.model_validate_json(canonical_json(record)) == record
+
+
+# ---- writing
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        (
+            {"image": np.zeros((1, 9, 7, 11), np.float32)},
+            VolumeError,
+            r"image has shape \(1, 9, 7, 11\), expected \(2, 9, 7",
+        ),
+        ({"image": np.full((2, 9, 7, 11), np.nan, np.float32)}, VolumeError, "NaN or infinite"),
+        ({"image": np.full((2, 9, 7, 11), np.inf, np.float32)}, VolumeError, "NaN or infinite"),
+        ({"image": np.full((2, 9, 7, 11), 1e39)}, VolumeError, "too large for float32"),
+        ({"brain": np.ones((9, 7, 10), bool)}, VolumeError, r"brain array has shape \(9, 7, 10\)"),
+        ({"lesion": np.ones((1, 9, 7, 11), bool)}, VolumeError, "lesion array has shape"),
+        ({"structures": np.full((9, 7, 11), 0.5)}, VolumeError, "labels have type float64, expected whole numbers"),
+        ({"structures": np.full((9, 7, 11), -1)}, VolumeError, "labels reach from -1 to 0, expected 0 to 65535"),
+        ({"structures": np.full((9, 7, 11), 70000)}, VolumeError, "reach from 0 to 70000"),
+        ({"shape": (9, 7, 12)}, VolumeError, r"expected \(2, 9, 7, 12\)"),
+        ({"channels": ("T1w",)}, StoreError, "has the channels T1w and .* holds T1w, FLAIR"),
+        ({"recipe_digest": "0" * 64}, StoreError, "prepared by another recipe"),
+        ({"notes": {"metric": float("nan")}}, CohortError, "notes cannot be kept as JSON"),
+        ({"notes": {"object": object()}}, CohortError, "notes cannot be kept as JSON"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_it_is_written(
+    store: CohortStore, changes: dict[str, Any], error: type[InputError], reason: str
+) -> None:
+    record, example = changed(**changes)
+    if record.channels != CHANNELS:
+        example = changed(image=example.image[:1])[1]
+    with pytest.raises(error, match=reason) as caught:
+        store.write(record, example)
+    assert "sub-00" in one_sentence(caught.value)
+    assert not list((store.path / ".partial").iterdir())
+    assert [entry.name for entry in (store.path / "subjects").iterdir()] == ["zarr.json"]
+
+
+def test_a_half_precision_recipe_stores_half_precision(tmp_path: Path) -> None:
+    store = make(tmp_path / "half", recipe={"dtype": "float16"})
+    image = np.random.default_rng(0).normal(size=(2, 9, 7, 11)).astype(np.float32)
+    add(store, [changed(image=image)])
+    assert store.record("sub-00").arrays["image"].dtype == "float16"
+    assert store.image("sub-00").dtype == np.float32
+    assert np.array_equal(store.image("sub-00"), image.astype(np.float16).astype(np.float32))
+    assert store.check() == []
+    with pytest.raises(VolumeError, match="too large for float16"):
+        store.write(*changed(1, image=image + 1e6))
+
+
+@pytest.mark.parametrize(("highest", "dtype"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65535, "uint16")])
+@pytest.mark.parametrize("given_as", [np.int64, np.uint16, np.int32])
+def test_the_type_of_labels_follows_from_their_values(
+    store: CohortStore, highest: int, dtype: str, given_as: type
+) -> None:
+    labels = np.zeros((9, 7, 11), np.int64)
+    labels[1, 2, 3] = highest
+    if highest > np.iinfo(given_as).max:
+        pytest.skip("the value does not fit that type")
+    store.commit([store.write(*changed(structures=labels.astype(given_as)))])
+    assert store.record("sub-00").arrays["structures"].dtype == dtype
+    found = store.structures("sub-00")
+    assert found is not None
+    assert np.array_equal(found, labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lesion": None, "labels": {}}, False),
+        ({"lesion": np.zeros((9, 7, 11), bool), "labels": {"anomalous": False}}, False),
+        ({"lesion": np.ones((9, 7, 11), bool), "labels": {}}, True),
+        ({"lesion": None, "labels": {"anomalous": True}}, True),
+        ({"lesion": None, "labels": {}, "has_lesion": True}, True),
+    ],
+)
+def test_a_lesion_is_a_voxel_or_a_label(store: CohortStore, changes: dict[str, Any], expected: bool) -> None:
+    store.commit([store.write(*changed(**changes))])
+    assert store.record("sub-00").has_lesion is expected
+    assert len(store.subjects(healthy=True)) == (not expected)
+    assert len(store.subjects(healthy=False)) == expected
+
+
+def test_what_write_returns_is_what_a_later_reader_finds(store: CohortStore) -> None:
+    written = store.write(*changed(notes={"corner": (1, 2.5, None)}))
+    store.commit([written])
+    assert CohortStore.open(store.path).record("sub-00") == written
+    assert written.notes == {"corner": [1, 2.5, None]}
+
+
+def test_a_subject_is_committed_as_it_was_written_or_not_at_all(store: CohortStore) -> None:
+    written = store.write(*changed())
+    with pytest.raises(StoreError, match="written with another record"):
+        store.commit([written.model_copy(update={"split": "gate"})])
+    shutil.rmtree(store.path / "subjects" / "sub-00")
+    with pytest.raises(StoreError, match="was not written before its commit"):
+        store.commit([written])
+    assert CohortStore.open(store.path).subjects() == []
+
+
+def test_a_stale_store_does_not_replace_what_another_writer_committed(store: CohortStore) -> None:
+    stale = CohortStore.open(store.path)
+    add(store, [changed()])
+    before = (store.path / "subjects" / "sub-00" / "zarr.json").stat().st_ino
+    with pytest.raises(StoreError, match="already in the store with another group and arrays"):
+        stale.write(*changed(group="site B", head=None))
+    assert stale.write(*changed()) == store.record("sub-00")
+    assert (store.path / "subjects" / "sub-00" / "zarr.json").stat().st_ino == before
+
+
+def test_forgetting_frees_the_id_and_nothing_else(store: CohortStore) -> None:
+    cases = [example_case(number, CHANNELS) for number in range(3)]
+    add(store, cases[:2])
+    before = store.digest
+    add(store, cases)
+    with pytest.raises(CohortError, match="holds no subject 'sub-07'"):
+        store.forget(["sub-02", "sub-07"])
+    assert len(CohortStore.open(store.path).subjects()) == 3
+    store.forget(["sub-02", "sub-02"])
+    assert store.digest == before
+    assert CohortStore.open(store.path).check() == []
+    assert not (store.path / "subjects" / "sub-02").exists()
+    with pytest.raises(CohortError, match="holds no subject 'sub-02'"):
+        store.image("sub-02")
+
+
+def test_uncommitted_subjects_are_offered_only_when_whole_and_of_this_recipe(
+    store: CohortStore, tmp_path: Path
+) -> None:
+    written = store.write(*changed(0))
+    store.write(*changed(1))
+    (store.path / "subjects" / "sub-01" / "brain" / "c.0.0.0").write_bytes(b"damaged")
+    other = make(tmp_path / "other", recipe={"name": "other"})
+    other.write(*changed(2))
+    shutil.copytree(other.path / "subjects" / "sub-02", store.path / "subjects" / "sub-02")
+    shutil.copytree(store.path / "subjects" / "sub-00", store.path / "subjects" / "renamed")
+    assert store.uncommitted() == [written]
+    store.commit(store.uncommitted())
+    assert store.uncommitted() == []
+    assert_holds(store, changed(0))
+    # The damaged one, the one of another recipe and the one under another name stay out, and check says so.
+    complaints = store.check()
+    assert all(any(name in sentence for sentence in complaints) for name in ("sub-01", "sub-02", "renamed"))
+    assert len(complaints) == 3
+
+
+# ---- what lies on the disk
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    data=st.data(),
+    dtype=st.sampled_from([np.float32, np.float16, np.uint8, np.uint16]),
+    chunk=st.sampled_from([8, 16]),
+    shard=st.booleans(),
+    codec=st.sampled_from(["zstd", "lz4"]),
+    shuffle=st.sampled_from(["shuffle", "bitshuffle", "noshuffle"]),
+)
+def test_any_array_in_any_chunks_reads_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    dtype: type,
+    chunk: int,
+    shard: bool,
+    codec: str,
+    shuffle: str,
+) -> None:
+    shape = data.draw(st.tuples(*[st.integers(1, 19)] * 3) | st.tuples(st.integers(1, 3), *[st.integers(1, 17)] * 3))
+    # All bit patterns, NaN payloads and signed zeros among them; sparse ones, so that some chunks are all fill.
+    bits = data.draw(arrays(f"u{np.dtype(dtype).itemsize}", shape, fill=st.just(0)))
+    array = bits.view(dtype)
+    path = tmp_path_factory.mktemp("array") / "array"
+    chosen = ChunkSettings.model_validate({"chunk": chunk, "shard": shard, "codec": codec, "shuffle": shuffle})
+    write_array(path, array, chosen)
+    found = read_array(path)
+    assert found.dtype == array.dtype
+    assert found.shape == array.shape
+    assert found.tobytes() == array.tobytes()
+
+
+def test_the_digest_of_an_array_is_that_of_its_little_endian_bytes() -> None:
+    import hashlib
+
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    expected = hashlib.sha256(b"".join(np.float32(i).astype("<f4").tobytes() for i in range(24))).hexdigest()
+    assert array_facts(array).sha256 == expected
+    assert array_facts(array.astype(">f4")).sha256 == expected
+    assert array_facts(np.asfortranarray(array)).sha256 == expected
+    assert array_facts(array.transpose(2, 0, 1).copy().transpose(1, 2, 0)).sha256 == expected
+
+
+def test_the_digest_knows_nothing_of_chunks_and_codec(tmp_path: Path) -> None:
+    digests = set()
+    for number, chunks in enumerate(
+        [ChunkSettings(), ChunkSettings(chunk=8), ChunkSettings(chunk=8, shard=False, codec="lz4", level=1)]
+    ):
+        store = make(tmp_path / str(number), chunks=chunks)
+        add(store, [example_case(0, CHANNELS), example_case(1, CHANNELS)])
+        assert CohortStore.open(store.path).check() == []
+        digests.add(store.digest)
+    assert len(digests) == 1
+
+
+def test_a_volume_is_two_files_unless_asked_otherwise(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(2, 70, 65, 10)).astype(np.float32)
+    for name, chunks, num_files in (
+        ("default", ChunkSettings(), 2),
+        ("a file each", ChunkSettings(shard=False), 1 + 2 * 2 * 2),
+        ("one chunk", ChunkSettings(chunk=128), 2),
+    ):
+        write_array(tmp_path / name, array, chunks)
+        assert len([path for path in (tmp_path / name).rglob("*") if path.is_file()]) == num_files, name
+
+
+def test_any_zarr_reader_sees_one_hierarchy_with_named_axes_and_all_attributes(store: CohortStore) -> None:
+    cases = [example_case(number, CHANNELS) for number in range(2)]
+    add(store, cases)
+    root = zarr.open_group(store.path, mode="r")
+    assert root.attrs["vesalius"] == {"format": 1}
+    # Warnings are errors: a file that is no Zarr node would fail here.
+    assert sorted(name for name, _ in root["subjects"].members()) == ["sub-00", "sub-01"]
+    group = root["subjects/sub-01"]
+    assert sorted(group.array_keys()) == ["brain", "head", "image", "lesion", "structures"]
+    assert group["image"].metadata.dimension_names == ("channel", "x", "y", "z")
+    assert np.array_equal(group["image"][...], cases[1][1].image)
+    assert np.array_equal(group["lesion"][...], cases[1][1].lesion)
+    kept = group.attrs["vesalius"]["record"]
+    for name in ("affine", "spacing_mm", "channels", "split", "group", "demographics", "labels", "structures"):
+        assert kept[name] == json.loads(canonical_json(cases[1][0]))[name]
+    assert kept["source"]["shape"] == [20, 21, 22]
+    assert kept["source"]["sha256"] == {"T1w": f"{1:064x}"}
+    assert kept["recipe_digest"] == digest(RECIPE)
+
+
+# ---- facts
+
+
+def test_facts_need_a_healthy_subject(store: CohortStore) -> None:
+    add(store, [example_case(1, CHANNELS)])
+    with pytest.raises(CohortError, match="no healthy subject in the split 'train'"):
+        store.facts()
+
+
+@pytest.mark.parametrize(
+    ("changes", "agree"),
+    [
+        ({"affine": ((1.5, 0.0, 0.0, 7.0), (0.0, 1.5, 0.0, 0.0), (0.0, 0.0, 2.0, 0.0), (0.0, 0.0, 0.0, 1.0))}, True),
+        ({"spacing_mm": (1.5, 1.5, 2.1)}, False),
+    ],
+)
+def test_subjects_share_voxels_and_spacing_though_not_their_place(
+    store: CohortStore, changes: dict[str, Any], agree: bool
+) -> None:
+    add(store, [changed(0), changed(2, **changes)])
+    if agree:
+        assert store.facts().subjects == ("sub-00", "sub-02")
+        assert store.facts().affine == store.record("sub-00").affine
+    else:
+        with pytest.raises(CohortError, match=r"sub-00 .* and sub-02 .* lie on different grids"):
+            store.facts()
+
+
+# ---- room, locks, checking
+
+
+def test_room_is_asked_for_where_the_folder_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    require_space(tmp_path / "a" / "b", free // 2)
+    with pytest.raises(DiskSpaceError, match=r"b: [\d,]+\.\d MB are needed and [\d,]+\.\d MB are free") as caught:
+        require_space(tmp_path / "a" / "b", 2 * free)
+    one_sentence(caught.value)
+    asked: list[int] = []
+    monkeypatch.setattr(writing, "require_space", lambda path, num_bytes: asked.append(num_bytes))
+    record, example = example_case(0, CHANNELS)
+    make(tmp_path / "store").write(record, example)
+    voxels = 9 * 7 * 11
+    assert asked[0] >= example.image.nbytes + 3 * voxels + 2 * voxels
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_sentence(tmp_path: Path, number: int) -> None:
+    with pytest.raises(DiskSpaceError, match="the disk or quota is full") as caught, space_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert str(tmp_path) in one_sentence(caught.value)
+
+
+def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), space_errors(tmp_path):
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Any, flags: int, mode: int = 0o777) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StoreError, match=r"may not be written \(Read-only file system\)") as caught, store.lock():
+        pass
+    one_sentence(caught.value)
+
+
+def test_the_lock_is_held_once_and_let_go_of_on_error(store: CohortStore) -> None:
+    def work() -> None:
+        with store.lock(), store.lock():
+            store.commit([store.write(*changed())])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    with CohortStore.open(store.path).lock():
+        pass
+
+
+def test_a_new_writer_clears_what_a_killed_one_left(store: CohortStore) -> None:
+    leftover = store.path / ".partial" / "sub-09.dead"
+    leftover.mkdir()
+    (leftover / "half").write_text("x")
+    (store.path / ".partial" / "manifest.json.dead").write_text("{")
+    assert len(store.check()) == 1
+    with store.lock():
+        assert not list((store.path / ".partial").iterdir())
+    assert store.check() == []
+
+
+def test_check_tells_how_far_it_is_and_leaves_a_writer_at_work_alone(store: CohortStore) -> None:
+    add(store, [changed(0), changed(1)])
+    calls: list[tuple[int, int, str]] = []
+    assert store.check(lambda *call: calls.append(call)) == []
+    assert calls == [(0, 2, "sub-00"), (1, 2, "sub-01"), (2, 2, "")]
+    other = CohortStore.open(store.path)
+    with store.lock():
+        store.write(*changed(2))
+        assert other.check() == []
+    assert [sentence for sentence in other.check() if "sub-02 was written and never committed" in sentence]
+
+
+def test_a_problem_names_the_subject_it_damages(store: CohortStore) -> None:
+    add(store, [changed(0), changed(1)])
+    (store.path / "subjects" / "sub-01" / "image" / "zarr.json").unlink()
+    (store.path / "stray").write_text("x")
+    assert [problem.subject_id for problem in find_problems(store.path)] == [None, "sub-01"]
+    with pytest.raises(StoreError, match=r"image cannot be read .*: run 'vesalius check"):
+        store.image("sub-01")
+    shutil.rmtree(store.path / "subjects" / "sub-00")
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.brain("sub-00")
+
+
+def test_files_that_are_whole_and_do_not_decode_are_found(store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checksums of files say nothing of a decoder that changed its mind."""
+    add(store, [changed(0)])
+    genuine = read_array
+    monkeypatch.setattr("vesalius.platform.store.checking.read_array", lambda path: genuine(path) + np.uint8(1))
+    problems = store.check()
+    assert len(problems) == 5
+    assert all("does not decode to what was committed" in sentence for sentence in problems)
+
+
+# ---- the contract suite itself: a store that breaks the contract must fail it
+
+
+def in_place(path: Path, content: bytes, aside: Path) -> None:
+    path.write_bytes(content)
+
+
+def unsynced(path: Path, content: bytes, aside: Path) -> None:
+    unfinished = aside / path.name
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def forgetful(folder: Path, *, sync: bool = False) -> dict[str, str]:
+    return files.folder_digests(folder)
+
+
+def without_aside(path: Path, record: SubjectRecord, encoded: dict[str, Any], chunks: ChunkSettings) -> None:
+    folder = path / "subjects" / record.subject_id
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, array in encoded.items():
+        write_array(folder / name, array, chunks)
+    listing = {"vesalius": {"record": record.model_dump(mode="json"), "files": files.folder_digests(folder)}}
+    (folder / "zarr.json").write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": listing}))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "replacement", "check"),
+    [
+        (manifest, "write_file", in_place, check_survives_a_power_cut_at_every_step),
+        (manifest, "write_file", unsynced, check_survives_a_power_cut_at_every_step),
+        (writing, "folder_digests", forgetful, check_survives_a_power_cut_at_every_step),
+        (writing, "remove", lambda path: None, check_survives_a_kill_at_every_step),
+        (writing, "_write_aside", without_aside, check_survives_a_power_cut_at_every_step),
+        (writing, "require_same", lambda *given: None, check_a_second_ingest_adds_and_changes_nothing_else),
+    ],
+    ids=["manifest in place", "manifest unsynced", "voxels unsynced", "leftovers kept", "nothing aside", "overwriting"],
+)
+def test_the_contract_suite_fails_a_store_that_breaks_it(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, replacement: Any, check: Any
+) -> None:
+    monkeypatch.setattr(module, name, replacement)
+    with memory_folder() as folder, pytest.raises((AssertionError, InputError)):
+        check(lambda path: make(path, channels=("T1w",)), folder)
+
+
+def test_the_contract_suite_fails_a_check_that_trusts_the_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vesalius.platform.store.checking._file_problems", lambda folder, expected: iter(()))
+    with pytest.raises(AssertionError, match="check says"):
+        check_damage_is_named(lambda path: make(path, channels=("T1w",)), tmp_path)
