@@ -19,7 +19,7 @@ Cell = str | int | float | bool
 _UNKNOWN = frozenset({"", "n/a", "na", "nan", "none", "null"})
 # No leading zeros: '007' is a code, not a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
-_REAL = re.compile(r"[+-]?(0|[1-9]\d*)?\.?\d+([eE][+-]?\d{1,3})?")
+_REAL = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 
 
 @dataclass(frozen=True, kw_only=True)
