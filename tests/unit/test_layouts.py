@@ -192,7 +192,7 @@ def test_modalities_are_chosen_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", ["../evil", "a/b", "..", ".hidden", "", "a b", "x" * 129])
 def test_ids_that_cannot_name_a_folder_are_refused(bad: str, tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match="line 7: .*cannot be a subject id"):
+    with pytest.raises(CohortError, match=r"line 7: .*cannot be a subject id"):
         check_ids([RawSubject(subject_id=bad, origin="cohort.csv line 7")], tmp_path)
 
 

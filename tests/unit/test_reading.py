@@ -158,7 +158,7 @@ def test_a_gzip_cut_anywhere_is_refused(tmp_path: Path) -> None:
 def test_a_file_with_any_byte_changed_reads_or_is_refused(tmp_path: Path) -> None:
     """No error of nibabel's, zlib's or NumPy's gets out, whatever the bytes; warnings are errors in this suite."""
     random = np.random.default_rng(1)
-    refused = 0
+    messages = []
     for name, span in (("a.nii", 352), ("a.nii.gz", 10_000)):
         whole = save(tmp_path / f"whole.{name}").read_bytes()
         for _ in range(400):
@@ -170,13 +170,12 @@ def test_a_file_with_any_byte_changed_reads_or_is_refused(tmp_path: Path) -> Non
             try:
                 volume = read_nifti(path)
             except VolumeError as error:
-                refused += 1
-                assert str(path) in str(error)
-                assert "\n" not in str(error)
+                messages.append(str(error))
             else:
                 assert np.isfinite(volume.array).all()
                 assert abs(np.linalg.det(volume.affine)) > 0
-    assert refused > 300
+    assert len(messages) > 300
+    assert all(str(tmp_path) in message and "\n" not in message for message in messages)
 
 
 def raw(tmp_path: Path, **changes: Any) -> RawSubject:
@@ -220,7 +219,7 @@ def test_labels_must_be_whole_numbers(tmp_path: Path) -> None:
 
 
 def test_a_missing_modality_is_named_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(VolumeError, match="no FLAIR image.*T1w"):
+    with pytest.raises(VolumeError, match=r"no FLAIR image.*T1w"):
         load(raw(tmp_path), ["FLAIR"])
 
 

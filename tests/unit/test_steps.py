@@ -20,7 +20,7 @@ MASKS = arrays(np.bool_, (6, 7, 5), elements=st.booleans())
 
 def ball(shape: tuple[int, int, int] = (30, 32, 28), radius: float = 0.7) -> np.ndarray[Any, np.dtype[np.bool_]]:
     axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
-    inside: np.ndarray[Any, np.dtype[np.bool_]] = sum(axis**2 for axis in axes) < radius**2
+    inside: np.ndarray[Any, np.dtype[np.bool_]] = np.sum(np.square(axes), axis=0) < radius**2
     return inside
 
 

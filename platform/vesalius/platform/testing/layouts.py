@@ -14,14 +14,17 @@ The suite knows no layout. Each check takes a layout, a function that ingests it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from vesalius.platform.errors import InputError, VesaliusError
 from vesalius.platform.store import CohortStore, check_subject_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 SPLITS = ("train", "validation", "gate", "test")
 
@@ -152,10 +155,10 @@ def check_refusals(layout: LayoutUnderTest, ingest: Ingest, folder: Path) -> Non
     empty = folder / "empty"
     empty.mkdir()
     for root in (empty, folder / "absent"):
-        _refused(lambda root=root: ingest(layout, root, folder / "store", modalities=()), str(root))
+        _refused(partial(ingest, layout, root, folder / "store", modalities=()), str(root))
     root = layout.write_example(folder / "raw")
     wrong = layout.modalities(root)[0] + "x"
-    message = _refused(lambda: ingest(layout, root, folder / "store", modalities=(wrong,)), wrong)
+    message = _refused(partial(ingest, layout, root, folder / "store", modalities=(wrong,)), wrong)
     assert layout.modalities(root)[0] in message, f"the message does not name the modalities there are: {message}"
     assert not (folder / "store").exists(), "a refused ingest left a store behind"
 
