@@ -127,7 +127,7 @@ def assert_two_workers_equal_one(method_type: type[Method], settings: MethodSett
     """Two gloo processes end with the weights of one, to the stated tolerance, and with identical replicas."""
     alone = trained(method_type, settings, store).state_dict()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (_free_port(), method_type, settings.model_dump(mode="json"), str(store.path), folder)
+        arguments = (free_port(), method_type, settings.model_dump(mode="json"), str(store.path), folder)
         multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2, join=True)  # type: ignore[no-untyped-call]
         ranks = [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     _assert_same(ranks[0], ranks[1], "the replicas of two workers")
@@ -265,7 +265,8 @@ def _assert_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor], what: 
             raise AssertionError(f"{what}: {name} differs by up to {gap:.3g}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port on loopback that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

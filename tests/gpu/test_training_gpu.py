@@ -1,0 +1,76 @@
+"""On a CUDA device: the same weights as on the CPU, two gloo workers on one device, resume in deterministic mode.
+
+Several devices over NCCL are untested until someone has run them; what is tested without is the choice of backend.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from vesalius.methods import METHODS
+from vesalius.platform.store import CohortStore
+from vesalius.platform.tables import lookup
+from vesalius.platform.testing.methods import build, free_port, training_settings
+from vesalius.platform.training import Distributed, train
+
+if TYPE_CHECKING:
+    from vesalius.platform.contracts import Method
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+def _trained(method_type: type[Method], store: CohortStore, device: str, **changes: Any) -> dict[str, torch.Tensor]:
+    method = build(method_type, method_type.presets()["tiny"], store)
+    settings = training_settings(**{"device": device, **changes})
+    with tempfile.TemporaryDirectory() as folder:
+        train(method, store, settings, Path(folder), device=torch.device(device))
+    return {name: value.cpu() for name, value in method.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_device_learns_what_the_cpu_learns(name: str, phantom_store: CohortStore) -> None:
+    method_type = lookup(METHODS, name, "method")
+    on_cpu, on_device = (_trained(method_type, phantom_store, device) for device in ("cpu", "cuda"))
+    for key, value in on_cpu.items():
+        torch.testing.assert_close(on_device[key], value, rtol=2e-2, atol=2e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_bf16_learns_too(phantom_store: CohortStore) -> None:
+    method_type = lookup(METHODS, "implicit_field", "method")
+    weights = _trained(method_type, phantom_store, "cuda", precision="bf16")
+    assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
+
+
+def _one_of_two(rank: int, port: int, store_path: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        store = CohortStore.open(Path(store_path))
+        method_type = lookup(METHODS, "implicit_field", "method")
+        method = build(method_type, method_type.presets()["tiny"], store)
+        device = torch.device("cuda", 0)
+        train(method, store, training_settings(), Path(folder) / "c", collective=Distributed(), device=device)
+        weights = {name: value.cpu() for name, value in method.state_dict().items()}
+        torch.save(weights, Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_gloo_workers_on_cuda_tensors_equal_one(phantom_store: CohortStore, tmp_path: Path) -> None:
+    method_type = lookup(METHODS, "implicit_field", "method")
+    alone = _trained(method_type, phantom_store, "cuda")
+    arguments = (free_port(), str(phantom_store.path), str(tmp_path))
+    multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2, join=True)  # type: ignore[no-untyped-call]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), f"{key}: the replicas differ"
+        torch.testing.assert_close(first[key], value, rtol=2e-2, atol=2e-3)
