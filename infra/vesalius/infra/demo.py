@@ -8,13 +8,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vesalius.datasets.ingest import ingest
+from vesalius.datasets.layouts.phantom import write_cohort
+from vesalius.datasets.phantom import CohortSettings
 from vesalius.infra import pipeline, tables
 from vesalius.infra.pictures import draw_runs
 from vesalius.platform import cluster, registry
 from vesalius.platform.config import digest
 from vesalius.platform.errors import RunError
 from vesalius.platform.runs import find_run
-from vesalius.platform.store import CohortStore
+from vesalius.platform.store import CohortStore, require_space
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,26 +32,36 @@ METHODS_SHOWN = ("intensity_threshold", "healthy_atlas", "implicit_field")
 """From the plainest to the one that the demo is about; they challenge the champion in this order."""
 
 REGISTERED_NAME = "phantom"
+_ROOM_BYTES = 500_000_000
 _CAPTION = (
     "Generated heads with planted lesions. All methods learnt from healthy heads only; the line on each map is the "
     "threshold chosen on the validation split. AP: average precision over all voxels of the test split."
 )
 
 
-def run_demo(terminal: Terminal, out: Path, *, num_workers: int = 1) -> None:
+def run_demo(
+    terminal: Terminal,
+    out: Path,
+    *,
+    num_workers: int = 1,
+    cohort: CohortSettings | None = None,
+    preset: str = "demo",
+) -> None:
     """Do everything once in ``out``; what an earlier call finished is found and reused.
 
     Args:
         terminal: where progress and the result are written.
         out: folder for the cohort, the runs, tracking, the registry and the picture.
         num_workers: Ray Train workers; 0 trains in this process.
+        cohort: how many heads of what size; those of the default.
+        preset: of each method; a method that has none of that name takes its paper's settings.
     """
     started = time.monotonic()
     home = out / "home"
     # Tracking and registry of a demo belong to the demo, whatever server the shell points at.
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    store = _make_cohort(terminal, out)
-    runs = _train_all(terminal, store, home, num_workers)
+    store = _make_cohort(terminal, out, cohort or CohortSettings())
+    runs = _train_all(terminal, store, home, num_workers, preset)
     judged: list[tuple[RunFolder, Mapping[VoxelSet, Figures]]] = []
     for run in runs:
         with terminal.progress(f"score {run.spec.method}") as progress:
@@ -74,15 +86,17 @@ def run_demo(terminal: Terminal, out: Path, *, num_workers: int = 1) -> None:
     terminal.result(document, *_say(document, out))
 
 
-def _make_cohort(terminal: Terminal, out: Path) -> CohortStore:
+def _make_cohort(terminal: Terminal, out: Path, cohort: CohortSettings) -> CohortStore:
+    require_space(out, _ROOM_BYTES)
+    root = write_cohort(out / "phantom", cohort)
     with terminal.progress("make heads") as progress:
-        report = ingest("phantom", out / "phantom", out / "cohort", name="phantom", progress=progress)
+        report = ingest("phantom", root, out / "cohort", name="phantom", progress=progress)
     report.raise_for_failures()
     return CohortStore.open(out / "cohort")
 
 
-def _train_all(terminal: Terminal, store: CohortStore, home: Path, num_workers: int) -> list[RunFolder]:
-    runs = [_find_or_start(name, store, home, num_workers) for name in METHODS_SHOWN]
+def _train_all(terminal: Terminal, store: CohortStore, home: Path, num_workers: int, preset: str) -> list[RunFolder]:
+    runs = [_find_or_start(name, store, home, num_workers, preset) for name in METHODS_SHOWN]
     if all(run.state == "finished" for run in runs) or num_workers == 0:
         for run in runs:
             _train(terminal, run)
@@ -99,9 +113,9 @@ def _train(terminal: Terminal, run: RunFolder) -> None:
         pipeline.train(run, progress=progress)
 
 
-def _find_or_start(name: str, store: CohortStore, home: Path, num_workers: int) -> RunFolder:
+def _find_or_start(name: str, store: CohortStore, home: Path, num_workers: int, wanted: str) -> RunFolder:
     """Return the demo's run of a method; its name holds a digest of what decides its outcome."""
-    preset = "demo" if "demo" in pipeline.method_type(name).presets() else "paper"
+    preset = wanted if wanted in pipeline.method_type(name).presets() else "paper"
     settings, training = pipeline.choose_settings(name, preset, [])
     key = digest([settings.model_dump(mode="json"), training.model_dump(mode="json"), store.digest, num_workers])
     run_id = f"{name}-{key[:8]}"
