@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vesalius.datasets.template import mni152
 from vesalius.infra.figures import Case, MethodColumn, Tile, draw_comparison, draw_montage, draw_overlay
 from vesalius.infra.figures.montage import common_brain, middle_planes, overlap
 from vesalius.infra.pipeline import scores_folder
-from vesalius.platform.errors import SettingError
+from vesalius.platform.errors import CohortError, SettingError
+from vesalius.platform.geometry import resample
 from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from vesalius.platform.contracts import Score
     from vesalius.platform.evaluation import Figures, VoxelSet
@@ -32,22 +36,41 @@ CAPTION = (
 def draw_store_montage(store: Path, path: Path) -> Path:
     """Draw every subject of a cohort store on one sheet and return ``path``.
 
-    The outline they share is drawn where all subjects lie on one grid; elsewhere there is none to compare with.
+    Over them lies the outline of the MNI152 brain where the recipe registers to it, else that of the brain which at
+    least half of the subjects share; where grids differ there is nothing to compare with.
+
+    Raises:
+        CohortError: the store holds no subject.
     """
     cohort = CohortStore.open(store)
     records = cohort.subjects()
-    same_grid = len({record.shape for record in records}) == 1
-    common = common_brain([cohort.brain(record.subject_id) for record in records]) if same_grid else None
+    if not records:
+        raise CohortError(f"{store} holds no subject: there is nothing to draw")
+    reference, reference_name = _reference(cohort, records)
     tiles = [
         Tile(
-            label=record.subject_id,
+            label=f"{record.subject_id}  {record.split}",
             planes=middle_planes(cohort.image(record.subject_id)[0]),
-            overlap=None if common is None else overlap(cohort.brain(record.subject_id), common),
+            overlap=None if reference is None else overlap(cohort.brain(record.subject_id), reference),
+            attention=bool(record.notes.get("warnings")),
         )
         for record in records
     ]
     title = f"{len(records)} prepared subjects of {cohort.name or cohort.path.name} ({', '.join(cohort.channels)})"
-    return draw_montage(tiles, common, path, spacing_mm=records[0].spacing_mm, title=title)
+    spacing = records[0].spacing_mm
+    return draw_montage(tiles, reference, path, spacing_mm=spacing, title=title, reference_name=reference_name)
+
+
+def _reference(cohort: CohortStore, records: Sequence[SubjectRecord]) -> tuple[NDArray[np.float32] | None, str]:
+    first = records[0]
+    if any(record.shape != first.shape for record in records):
+        return None, ""
+    if cohort.recipe.get("registration") == "affine":
+        template = mni152()
+        brain = resample(template.brain.astype(np.float32), template.affine, first.shape, first.affine)
+        return brain, "the MNI152 brain"
+    shared = common_brain([cohort.brain(record.subject_id) for record in records])
+    return shared, "the brain that at least half of the subjects share"
 
 
 def choose_cases(store: CohortStore, split: str, num: int = NUM_CASES) -> list[SubjectRecord]:

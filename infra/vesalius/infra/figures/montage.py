@@ -16,22 +16,24 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SUSPICIOUS_OVERLAP = 0.85
+SUSPICIOUS_OVERLAP = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One subject: three middle slices of it, with its brain's overlap with the cohort's common brain.
+    """One subject: three middle slices of it, with its brain's overlap with the reference's.
 
     Attributes:
         label: subject id.
         planes: sagittal, coronal and axial slice (2D), to be drawn from below.
-        overlap: Dice between this brain and the common one, in [0, 1]; None where there is no common one.
+        overlap: Dice between this brain and the reference's, in [0, 1]; None where there is no reference.
+        attention: there is a warning about this subject.
     """
 
     label: str
     planes: tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
     overlap: float | None
+    attention: bool = False
 
 
 def middle_planes(volume: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -50,35 +52,37 @@ def middle_planes(volume: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDA
 
 def draw_montage(
     tiles: Sequence[Tile],
-    common: NDArray[Any] | None,
+    reference: NDArray[Any] | None,
     path: Path,
     *,
     spacing_mm: tuple[float, float, float],
     title: str,
+    reference_name: str = "",
     columns: int | None = None,
 ) -> Path:
-    """Draw all subjects with the outline of the brain that at least half of them share.
+    """Draw all subjects with the outline of a reference brain: a template's, or the one that most of them share.
 
-    A brain that is shifted, turned or ill-masked leaves the outline, and its name stands in orange where its
-    overlap with the common brain is below :data:`SUSPICIOUS_OVERLAP`.
+    A brain that is shifted, turned or ill-masked leaves the outline. Its name stands in orange where its overlap is
+    below :data:`SUSPICIOUS_OVERLAP` or a warning was written about it.
 
     Args:
         tiles: the subjects.
-        common: (D, H, W) share of subjects, in [0, 1], whose brain holds each voxel; None where grids differ.
+        reference: (D, H, W) in [0, 1], the reference brain where it is 0.5 or more; None where grids differ.
         path: the PNG to write.
         spacing_mm: voxel size along D, H, W.
         title: what is shown.
+        reference_name: what the outline is, for the legend.
         columns: subjects side by side; by default what makes a sheet of common proportions.
     """
     across = columns or max(1, min(len(tiles), ceil((len(tiles) / 2.2) ** 0.5)))
     down = ceil(len(tiles) / across)
     cell_width, cell_height = 3.3, 1.42
     width, height = across * cell_width + 0.3, down * cell_height + 0.85
-    shared = (None, None, None) if common is None else middle_planes(common)
+    shared = (None, None, None) if reference is None else middle_planes(reference)
     with style.new_figure(width, height) as figure:
         for index, tile in enumerate(tiles):
             column, row = index % across, index // across
-            suspicious = tile.overlap is not None and tile.overlap < SUSPICIOUS_OVERLAP
+            suspicious = tile.attention or (tile.overlap is not None and tile.overlap < SUSPICIOUS_OVERLAP)
             left = 0.15 + column * cell_width
             base = height - 0.62 - (row + 1) * cell_height
             for place, (plane, line) in enumerate(zip(tile.planes, shared, strict=True)):
@@ -102,18 +106,9 @@ def draw_montage(
                 va="bottom",
             )
         figure.text(0.15 / width, 1 - 0.15 / height, title, fontsize=12, fontweight="bold", va="top")
-        if common is not None:
-            legend = (
-                "blue: outline of the brain that at least half of the subjects share; orange: overlap with it below"
-            )
-            figure.text(
-                0.15 / width,
-                1 - 0.38 / height,
-                f"{legend} {SUSPICIOUS_OVERLAP}",
-                fontsize=8.5,
-                color=style.FAINT,
-                va="top",
-            )
+        orange = f"orange: overlap below {SUSPICIOUS_OVERLAP}, or a warning at ingest"
+        legend = orange if reference is None else f"blue: outline of {reference_name}; {orange}"
+        figure.text(0.15 / width, 1 - 0.38 / height, legend, fontsize=8.5, color=style.FAINT, va="top")
         return style.save(figure, path, dots_per_inch=120)
 
 
@@ -125,8 +120,8 @@ def common_brain(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
     return total / np.float32(len(masks))
 
 
-def overlap(mask: NDArray[np.bool_], common: NDArray[np.float32]) -> float:
-    """Return the Dice overlap of ``mask`` with the voxels that at least half of the subjects share."""
-    shared = common >= 0.5
+def overlap(mask: NDArray[np.bool_], reference: NDArray[np.float32]) -> float:
+    """Return the Dice overlap of ``mask`` with the voxels where ``reference`` is 0.5 or more."""
+    shared = reference >= 0.5
     total = int(mask.sum()) + int(shared.sum())
     return 2.0 * int((mask & shared).sum()) / total if total else 0.0
