@@ -1,11 +1,12 @@
 """Is the phantom as variable as real brains? The same figures of a folder of T1w brains and of as many phantoms.
 
-    python tests/benchmarks/phantom_realism.py [--cache FOLDER] [--json FILE] [--num-phantoms 40]
+    python tests/benchmarks/phantom_realism.py [--cache FOLDER] [--json FILE] [--num-phantoms 40] [--picture FILE]
 
 Real data (skull-stripped T1w, BIDS) is looked for at ``$VESALIUS_DATA/ds002748`` or ``../shared/data/ds002748``;
 each brain is registered to MNI152 by an affine transform and read on the phantom's default grid, after smoothing
 to its voxel size. Both cohorts then go through :func:`measure`. Nothing here detects anything: the figures say how
-healthy brains differ, and the table in docs/decisions/0003-phantom.md is this script's output.
+healthy brains differ, and the tables in docs/decisions/0003-phantom.md are this script's output: the variation, how
+far lesion intensities lie within healthy ones, and what a volume costs against five Gaussian filters of its size.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import importlib.resources
 import itertools
 import json
 import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 
-from vesalius.datasets.phantom import PhantomSettings, make_phantom
+from vesalius.datasets.phantom import LesionSettings, PhantomSettings, make_phantom, phantom_cohort
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 CLASSES = ("csf", "grey matter", "white matter")
@@ -175,7 +179,7 @@ def real_brains(folder: Path, settings: PhantomSettings, cache: Path | None) -> 
     return result
 
 
-def _downsampled(image: object, spacing_mm: float) -> object:
+def _downsampled(image: Any, spacing_mm: float) -> Any:
     import SimpleITK as sitk
 
     size = [int(n * s / spacing_mm) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
@@ -190,13 +194,101 @@ def phantoms(num: int, settings: PhantomSettings, first_seed: int = 0) -> NDArra
     return np.stack([np.maximum(p.image[0], 1e-3) * p.brain for p in made])
 
 
+def lesion_overlap(settings: PhantomSettings, num: int = 36, seed: int = 5) -> dict[str, dict[str, float]]:
+    """Return, by kind of lesion, how far its intensities are also those of healthy tissue of the same subject."""
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for case in phantom_cohort(0, 0, 0, num, settings, seed):
+        if not case.lesions:
+            continue
+        subject = case.make()
+        inside = subject.image[0][subject.lesion]
+        healthy = subject.image[0][subject.brain & ~subject.lesion]
+        low, high = np.percentile(healthy, [1, 99])
+        least, most = (float(value) for value in np.percentile(healthy, [0.1, 99.9]))
+        edges = np.concatenate([[-np.inf], np.linspace(least, most, 40), [np.inf]])
+        shares = [np.histogram(values, edges)[0] / len(values) for values in (inside, healthy)]
+        common = float(np.minimum(*shares).sum())
+        rows.setdefault(case.group, []).append((float(((inside > low) & (inside < high)).mean()), common))
+    return {
+        group: {
+            "lesions": len(values),
+            "voxels within the 1st to 99th percentile of healthy tissue": float(np.mean([a for a, _ in values])),
+            "common area of the two histograms": float(np.mean([b for _, b in values])),
+        }
+        for group, values in rows.items()
+    }
+
+
+def speed(settings: PhantomSettings, num: int = 8) -> dict[str, float]:
+    """Return CPU seconds of a volume (the fastest of ``num``) and the ratio to five Gaussian filters of its size."""
+
+    def fastest(work: Callable[[int], object]) -> float:
+        seconds = []
+        for number in range(num):
+            start = time.process_time()
+            work(number)
+            seconds.append(time.process_time() - start)
+        return min(seconds)
+
+    noise = np.random.default_rng(0).standard_normal(settings.shape, dtype=np.float32)
+
+    def yardstick(number: int) -> None:
+        for sigma in range(1, 6):
+            ndimage.gaussian_filter(noise, sigma)
+
+    make_phantom(0, settings)  # what all subjects share is made once
+    own = fastest(lambda number: make_phantom(number, settings))
+    return {"seconds": own, "ratio": own / fastest(yardstick)}
+
+
+def picture(path: Path) -> None:
+    """Draw three healthy subjects, and one with a lesion in every contrast."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shape = (128, 128, 128)
+    healthy = [make_phantom(seed, PhantomSettings(shape=shape)) for seed in (1, 2, 3)]
+    whole = PhantomSettings(
+        shape=shape, modalities=("T1w", "T2w", "FLAIR", "CT"), skull_stripped=False, box_mm=(208.0, 240.0, 216.0)
+    )
+    ill = make_phantom(4, whole, lesions=[LesionSettings(size_mm=32, center_mm=(-28.0, -22.0, 26.0))])
+    figure, axes = plt.subplots(3, 6, figsize=(11, 7.4), facecolor="black")
+    i, j, k = slice(10, 118), slice(2, 126), slice(6, 116)
+    for row, subject in zip(axes, healthy, strict=True):
+        image = subject.image[0]
+        views = (image[i, j, 52], image[i, j, 64], image[i, j, 80], image[i, 62, k], image[50, j, k])
+        for cell, view in zip(row, views, strict=False):
+            cell.imshow(view.T, origin="lower", cmap="gray", vmin=0, vmax=1.15)
+        labels = np.ma.masked_equal(subject.structures[i, j, 64].T, 0)
+        row[5].imshow(labels, origin="lower", cmap="tab20", vmin=1, vmax=20)
+    for cell in axes.flat:
+        cell.axis("off")
+    figure.subplots_adjust(0.005, 0.37, 0.995, 0.995, 0.02, 0.02)
+    level = int(ill.lesion.sum((0, 1)).argmax())
+    for number, modality in enumerate(ill.channels):
+        view = ill.channel(modality)[:, 16:-8, level]
+        high = 75 if modality == "CT" else float(np.percentile(ill.channel(modality)[ill.brain], 99.8))
+        cell = figure.add_axes((0.005 + number * 0.2485, 0.005, 0.245, 0.36))
+        cell.imshow(view.T, origin="lower", cmap="gray", vmin=0, vmax=high)
+        cell.contour(ill.lesion[:, 16:-8, level].T, [0.5], colors="tab:red", linewidths=0.8)
+        cell.text(0.03, 0.92, modality, color="white", transform=cell.transAxes)
+        cell.axis("off")
+    figure.savefig(path, dpi=66, facecolor="black", pil_kwargs={"optimize": True})
+
+
 def main() -> None:
     """Print the table; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, help="folder that keeps the registered brains")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--num-phantoms", type=int, default=40)
+    parser.add_argument("--picture", type=Path, help="draw some phantoms here and stop")
     arguments = parser.parse_args()
+    if arguments.picture is not None:
+        picture(arguments.picture)
+        return
     data = Path(os.environ.get("VESALIUS_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "ds002748"
     settings = PhantomSettings()
     columns = {"phantom": measure(phantoms(arguments.num_phantoms, settings), settings.spacing_mm[0])}
@@ -205,11 +297,16 @@ def main() -> None:
     else:
         print(f"no real brains at {data}: set VESALIUS_DATA to compare")
     names = [name for name in ("real", "phantom") if name in columns]
-    print("| figure | " + " | ".join(names) + " |\n|---" * 1 + "|---" * len(names) + "|")
+    print("| figure | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
     for figure in columns["phantom"]:
         print(f"| {figure} | " + " | ".join(f"{columns[name][figure]:.3f}" for name in names) + " |")
+    overlap = lesion_overlap(settings)
+    for group, row in overlap.items():
+        print(f"{group} lesions: " + ", ".join(f"{name} {value:.2f}" for name, value in row.items()))
+    cost = speed(settings)
+    print(f"a {settings.shape} volume: {cost['seconds']:.3f} CPU seconds, {cost['ratio']:.1f} x five Gaussian filters")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(columns, indent=2))
+        arguments.json.write_text(json.dumps({**columns, "lesions": overlap, "speed": cost}, indent=2))
 
 
 if __name__ == "__main__":

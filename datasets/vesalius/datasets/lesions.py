@@ -40,7 +40,8 @@ class PlantingSettings(Settings):
 
     Attributes:
         contrast: relative change of the intensity inside; -0.4 is 40 % darker. The same in every channel.
-        softness_mm: width of the border over which the change rises from nothing to full.
+        softness_mm: width of the border over which the change rises from nothing to full; below twice the voxel size
+            there is next to none.
         texture: deviation of the change from place to place, as a fraction of it.
         seed: with a subject's id, decides its lesion.
         splits: where lesions go.
@@ -49,7 +50,7 @@ class PlantingSettings(Settings):
     """
 
     contrast: float = Field(-0.4, ge=-1, le=3)
-    softness_mm: float = Field(2.0, ge=0, le=50)
+    softness_mm: float = Field(6.0, ge=0, le=50)
     texture: float = Field(0.2, ge=0, le=1)
     seed: int = 0
     splits: tuple[str, ...] = ("validation", "gate", "test")
@@ -90,7 +91,7 @@ def plant_lesions(
     masks: Path,
     *,
     contrast: float = -0.4,
-    softness_mm: float = 2.0,
+    softness_mm: float = 6.0,
     texture: float = 0.2,
     seed: int = 0,
     splits: Sequence[str] = ("validation", "gate", "test"),
