@@ -104,7 +104,7 @@ def read_cohort(root: Path) -> CohortSettings:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CohortError(
-            f"{path} is missing: a phantom cohort is described by a {FILE_NAME}; one that holds {{}} takes every default"
+            f"{path} is missing: a phantom cohort is described by a {FILE_NAME}, and {{}} in it takes every default"
         ) from None
     except (OSError, ValueError) as error:
         raise CohortError(f"{path} is not a JSON file: {error}") from None
