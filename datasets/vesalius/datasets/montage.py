@@ -1,4 +1,4 @@
-"""Every subject of a store in one picture, with the template's outline: registration is to be looked at, not trusted."""
+"""Every subject of a store in one picture, the template's outline over it: registration is to be looked at."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vesalius.platform.geometry import resample
 from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from vesalius.platform.store import SubjectRecord
@@ -42,8 +42,8 @@ def registration_montage(store: CohortStore | Path, path: Path, *, columns: int 
     Raises:
         CohortError: the store is empty.
     """
+    from matplotlib import figure as drawing
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     cohort = store if isinstance(store, CohortStore) else CohortStore.open(store)
     records = cohort.subjects()
@@ -51,8 +51,8 @@ def registration_montage(store: CohortStore | Path, path: Path, *, columns: int 
         raise CohortError(f"{cohort.path} holds no subject: there is nothing to draw")
     rows = math.ceil(len(records) / columns)
     # No pyplot: a figure of its own leaves whatever the caller draws alone and needs no display.
-    figure = Figure(figsize=(columns * 3.3 * _TILE_INCHES, rows * 1.35 * _TILE_INCHES), facecolor="black")
-    canvas = FigureCanvasAgg(figure)
+    figure = drawing.Figure(figsize=(columns * 3.3 * _TILE_INCHES, rows * 1.35 * _TILE_INCHES), facecolor="black")
+    FigureCanvasAgg(figure)
     outlines: dict[tuple[tuple[int, int, int], object], NDArray[np.bool_]] = {}
     for index, record in enumerate(records):
         key = (record.shape, record.affine)
@@ -61,7 +61,7 @@ def registration_montage(store: CohortStore | Path, path: Path, *, columns: int 
         row, column = divmod(index, columns)
         _draw(figure, (row, column, rows, columns), record, cohort.image(record.subject_id)[channel], outlines[key])
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.print_png(str(path))
+    figure.savefig(path, dpi=100, facecolor="black")
     return path
 
 
@@ -71,15 +71,12 @@ def _template_brain(record: SubjectRecord) -> NDArray[np.bool_]:
 
 
 def _draw(
-    figure: object,
+    figure: Figure,
     place: tuple[int, int, int, int],
     record: SubjectRecord,
     image: NDArray[np.float32],
     outline: NDArray[np.bool_],
 ) -> None:
-    from matplotlib.figure import Figure
-
-    assert isinstance(figure, Figure)
     row, column, rows, columns = place
     top = float(np.percentile(image[image > image.min()], 99.5)) if np.ptp(image) > 0 else 1.0
     for plane in _PLANES:
@@ -90,7 +87,7 @@ def _draw(
         # Columns along the picture's x: world left to right, or back to front.
         picture = np.take(image, middle, axis=plane).T
         edge = np.take(outline, middle, axis=plane).T
-        sides: Sequence[int] = [axis for axis in range(3) if axis != plane]
+        sides = [axis for axis in range(3) if axis != plane]
         aspect = record.spacing_mm[sides[1]] / record.spacing_mm[sides[0]]
         axes.imshow(picture, origin="lower", cmap="gray", vmin=float(image.min()), vmax=top, aspect=aspect)
         if edge.any() and not edge.all():
