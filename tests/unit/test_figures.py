@@ -13,9 +13,9 @@ from rich.console import Console
 
 from vesalius.infra import tables
 from vesalius.infra.figures import Case, MethodColumn, Tile, draw_comparison, draw_montage, draw_overlay, style
-from vesalius.infra.figures.comparison import choose_slice, relative
+from vesalius.infra.figures.comparison import choose_slice, rarity
 from vesalius.infra.figures.montage import common_brain, middle_planes, overlap
-from vesalius.infra.figures.overlay import find_peak
+from vesalius.infra.figures.overlay import find_peak, relative
 from vesalius.infra.pictures import choose_cases
 from vesalius.platform.config import Settings
 from vesalius.platform.evaluation import FIGURE_KEYS
@@ -79,6 +79,14 @@ def test_the_box_holds_the_mask_and_a_margin() -> None:
 def test_the_slice_with_most_lesion_is_chosen() -> None:
     assert choose_slice(case()) == 3
     assert choose_slice(case(lesion=False)) == 4
+
+
+def test_colour_is_how_rare_a_score_is() -> None:
+    among = np.arange(1000.0)
+    assert rarity(np.array([0.0, 900.0, 990.0, 999.0, 5000.0]), among) == pytest.approx([0, 1, 2, 3, 3])
+    # Any increasing change of units leaves it as it is.
+    assert np.array_equal(rarity(np.exp(among / 100), np.exp(among / 100)), rarity(among, among))
+    assert rarity(np.array([2.0]), np.array([2.0, 2.0])) == 0
 
 
 def test_maps_are_shown_in_multiples_of_their_threshold() -> None:

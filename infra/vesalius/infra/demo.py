@@ -34,8 +34,8 @@ METHODS_SHOWN = ("intensity_threshold", "healthy_atlas", "implicit_field")
 REGISTERED_NAME = "phantom"
 _ROOM_BYTES = 500_000_000
 _CAPTION = (
-    "Generated heads with planted lesions. All methods learnt from healthy heads only; the line on each map is the "
-    "threshold chosen on the validation split. AP: average precision over all voxels of the test split."
+    "Generated heads, lesions planted. The methods learnt from healthy heads only; thresholds come from the validation "
+    "split.\nAP: average precision over all voxels of the test split. Shown: large to small lesions, one healthy head."
 )
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 NUM_CASES = 5
 CAPTION = (
-    "Axial slices with most lesion. The methods learnt from healthy subjects only; thresholds come from the validation "
-    "split, AP is over all voxels of the split shown."
+    "The methods learnt from healthy subjects only; thresholds come from the validation split.\n"
+    "AP: average precision over all voxels of the split. Shown: lesions from large to small, one healthy subject."
 )
 
 

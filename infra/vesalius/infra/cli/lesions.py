@@ -1,30 +1,52 @@
 """``vesalius lesions``: exact ground truth on real anatomy."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import JsonOption, StoreArgument, absolute
+from vesalius.infra.cli.options import JsonOption, SetOption, StoreArgument, absolute
 from vesalius.infra.console import Terminal
 
 
 def lesions(
     store: StoreArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The store to make.")],
-    masks: Annotated[Path, typer.Option(help="Folder of lesion masks (NIfTI) in the space of the store.")],
-    contrast: Annotated[float, typer.Option(help="Relative change of intensity inside; -0.4 is 40 % darker.")] = -0.4,
-    seed: Annotated[int, typer.Option(min=0, help="Which mask goes to which subject, and the texture.")] = 0,
+    masks: Annotated[Path, typer.Option(help="Folder of lesion masks (NIfTI) in MNI space.")],
+    contrast: Annotated[
+        float | None, typer.Option(help="Relative change of intensity inside (default: -0.4, 40 % darker)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Which mask goes to which subject (default: 0)")] = None,
+    assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set real lesion shapes into the held-out healthy volumes of STORE and write them to OUT.
+    """Set real lesion shapes into the held-out healthy volumes of STORE, which lies in MNI space, and write OUT.
 
-    Soft borders and texture, inside the brain only; what was set where is recorded with each subject.
+    Soft borders and texture, inside the brain only; what was set where is recorded with each subject. Training
+    subjects are copied as they are. Settings are `lesions.KEY` (contrast, softness_mm, texture, healthy_fraction, ...).
     """
     with Terminal(as_json) as terminal:
-        from vesalius.datasets import synthetic_lesions
+        from pydantic import create_model
 
+        from vesalius.datasets.lesions import PlantingSettings, plant_lesions
+        from vesalius.infra import tables
+        from vesalius.platform.config import Settings, override, parse_assignments
+        from vesalius.platform.store import CohortStore
+
+        values: dict[str, Any] = dict(parse_assignments(assignments or []))
+        flags = {"lesions.contrast": contrast, "lesions.seed": seed}
+        values.update({key: value for key, value in flags.items() if value is not None})
+        kind = create_model("LesionSettings", __base__=Settings, lesions=(PlantingSettings, PlantingSettings()))
+        settings = override(kind(), values).model_dump()["lesions"]
+        cohort = CohortStore.open(absolute(store))
         with terminal.progress("lesions") as progress:
-            synthetic_lesions.plant(
-                absolute(store), absolute(out), masks=absolute(masks), contrast=contrast, seed=seed, progress=progress
-            )
+            report = plant_lesions(cohort, absolute(out), absolute(masks), **settings, progress=progress)
+        rows: list[tuple[str, object]] = [
+            ("store", report.store),
+            ("with a lesion", len(report.planted)),
+            ("kept healthy", len(report.healthy)),
+            ("copied", len(report.copied)),
+            ("digest", report.digest),
+        ]
+        document = {**report.model_dump(mode="json"), "settings": settings}
+        terminal.result(document, tables.key_values(rows), tables.pairs("planted", report.planted))

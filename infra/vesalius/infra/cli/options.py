@@ -32,11 +32,9 @@ VoxelsOption = Annotated[
 
 def home_folder(home: Path | None) -> Path:
     """Return the absolute folder of runs and models."""
-    if home is not None:
-        os.environ["VESALIUS_HOME"] = str(absolute(home))
     from vesalius.platform import runs
 
-    return runs.home()
+    return runs.home(None if home is None else absolute(home))
 
 
 def absolute(path: Path) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TILE_INCHES = 1.72
-SHOWN_UP_TO = 2.5
+RAREST = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,9 @@ def draw_comparison(
 ) -> Path:
     """Draw one row a subject: input, truth, restoration, and each method's map with its threshold as a line.
 
-    Maps of different methods have different units, so each is shown in multiples of its own threshold, the one
-    chosen on the validation split: one colour bar serves all, and 1 on it is the line drawn.
+    Maps of different methods have different units, so the colour is how rare a score is among the brain voxels of
+    all subjects shown: one colour bar serves all methods, none looks dim or saturated because of its scale, and a
+    good one is bright on lesions and dark elsewhere. The line is the threshold, chosen on the validation split.
 
     Args:
         cases: the rows; each shows the axial slice with most lesion, or the middle of a healthy brain.
@@ -81,7 +82,7 @@ def draw_comparison(
     heads += [f"{column.name}\n{column.remark}".rstrip() for column in columns]
     crops = [_crop(case) for case in cases]
     ratio = float(np.median([_height_over_width(case) for case in crops]))
-    left, top, bottom = 1.25, 0.98, 0.78
+    left, top, bottom = max(1.1, 0.35 + 0.083 * max(len(case.label) for case in cases)), 0.98, 0.95
     width = left + len(heads) * TILE_INCHES + 0.95
     height = top + len(cases) * TILE_INCHES * ratio + bottom
     with style.new_figure(width, height) as figure:
@@ -95,10 +96,14 @@ def draw_comparison(
             wspace=0.035,
             hspace=0.05,
         )
+        among = {
+            column.name: np.sort(np.concatenate([case.maps[column.name][case.brain] for case in crops]), axis=None)
+            for column in columns
+        }
         shown = None
         for row, case in enumerate(crops):
             axes = [figure.add_subplot(grid[row, column]) for column in range(len(heads))]
-            shown = _draw_row(axes, case, columns, restored=restored_by is not None) or shown
+            shown = _draw_row(axes, case, columns, among, restored=restored_by is not None) or shown
             if row == 0:
                 for head, axis in zip(heads, axes, strict=True):
                     axis.set_title(head, pad=5, linespacing=1.35)
@@ -113,11 +118,15 @@ def choose_slice(case: Case) -> int:
     return int(np.argmax(mask.sum(axis=(0, 1))))
 
 
-def relative(values: NDArray[Any], threshold: float, lowest: float) -> NDArray[Any]:
-    """Return a map in multiples of its threshold: 0 at ``lowest`` (or at zero, if lower), 1 at the threshold."""
-    zero = min(0.0, lowest)
-    span = threshold - zero
-    return (np.asarray(values, dtype=np.float32) - zero) / (span if span > 0 else 1.0)
+def rarity(values: NDArray[Any], among: NDArray[Any]) -> NDArray[np.float64]:
+    """Return -log10 of the share of ``among`` that scores as high or higher: 0 is common, 3 is the top 0.1 %.
+
+    Args:
+        values: scores, any shape.
+        among: (n,) scores in increasing order that they are compared with.
+    """
+    as_high = among.size - np.searchsorted(among, values, side="left")
+    return -np.log10(np.clip(as_high / max(1, among.size), RAREST, 1.0))
 
 
 def _crop(case: Case) -> Case:
@@ -140,7 +149,14 @@ def _height_over_width(case: Case) -> float:
     return float((h * case.spacing_mm[1]) / (d * case.spacing_mm[0]))
 
 
-def _draw_row(axes: Sequence[Axes], case: Case, columns: Sequence[MethodColumn], *, restored: bool) -> Any:
+def _draw_row(
+    axes: Sequence[Axes],
+    case: Case,
+    columns: Sequence[MethodColumn],
+    among: Mapping[str, NDArray[Any]],
+    *,
+    restored: bool,
+) -> Any:
     index = choose_slice(case)
     row_mm, column_mm = style.plane_spacing(case.spacing_mm, 2)
     low, high = style.grey_range(case.image, case.brain)
@@ -164,18 +180,17 @@ def _draw_row(axes: Sequence[Axes], case: Case, columns: Sequence[MethodColumn],
             grey(axis, case.restoration)
     shown = None
     for axis, column in zip(remaining, columns, strict=True):
-        values = case.maps[column.name]
-        plane = style.across(relative(values, column.threshold, float(values.min())), 2, index)
+        plane = style.across(case.maps[column.name], 2, index)
         shown = axis.imshow(
-            plane,
+            rarity(plane, among[column.name]),
             cmap=style.MAP_COLOURS,
             vmin=0.0,
-            vmax=SHOWN_UP_TO,
+            vmax=-np.log10(RAREST),
             origin="lower",
             aspect=row_mm / column_mm,
             interpolation="nearest",
         )
-        style.outline(axis, plane, style.FOUND, level=1.0, width=0.9)
+        style.outline(axis, plane, style.FOUND, level=column.threshold, width=0.9)
         if lesion is not None:
             style.outline(axis, lesion, style.TRUTH, width=1.2, dashed=True)
         if column.name in case.notes:
@@ -210,7 +225,7 @@ def _dress(
     figure.legend(
         handles=lines,
         loc="lower left",
-        bbox_to_anchor=(0.14 / width, 0.38 / height),
+        bbox_to_anchor=(0.14 / width, 0.52 / height),
         ncols=2,
         frameon=False,
         fontsize=8.5,
@@ -220,7 +235,6 @@ def _dress(
         return
     tall = height - top - bottom
     bar = figure.add_axes((1 - 0.78 / width, (bottom + 0.1 * tall) / height, 0.13 / width, 0.8 * tall / height))
-    colours = figure.colorbar(shown, cax=bar, extend="max")
-    colours.set_ticks([0.0, 1.0, 2.0], labels=["0", "1", "2"])
-    colours.set_label("anomaly score, in multiples of the threshold", fontsize=8.5)
-    bar.axhline(1.0, color=style.FOUND, linewidth=1.4)
+    colours = figure.colorbar(shown, cax=bar)
+    colours.set_ticks([0.0, 1.0, 2.0, 3.0], labels=["any", "10 %", "1 %", "0.1 %"])
+    colours.set_label("anomaly score: in the top ... of all brain voxels shown", fontsize=8.5)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vesalius.infra.figures import style
-from vesalius.infra.figures.comparison import SHOWN_UP_TO, relative
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+SHOWN_UP_TO = 2.5
 PLANES = ((2, "axial"), (1, "coronal"), (0, "sagittal"))
 _EDGES = {2: ("L", "R"), 1: ("L", "R"), 0: ("P", "A")}
 
@@ -110,6 +110,13 @@ def draw_overlay(
             if threshold is not None:
                 bar.axhline(1.0, color=style.FOUND, linewidth=1.4)
         return style.save(figure, path)
+
+
+def relative(values: NDArray[Any], threshold: float, lowest: float) -> NDArray[Any]:
+    """Return a map in multiples of its threshold: 0 at ``lowest`` (or at zero, if lower), 1 at the threshold."""
+    zero = min(0.0, lowest)
+    span = threshold - zero
+    return (np.asarray(values, dtype=np.float32) - zero) / (span if span > 0 else 1.0)
 
 
 def find_peak(values: NDArray[Any], brain: NDArray[np.bool_]) -> tuple[int, int, int]:

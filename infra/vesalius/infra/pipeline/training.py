@@ -12,7 +12,7 @@ from pydantic import create_model
 
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
-from vesalius.platform.config import Settings, override, parse_assignments, validate
+from vesalius.platform.config import Settings, flatten, override, parse_assignments, validate
 from vesalius.platform.errors import RunError, SettingError, VesaliusError
 from vesalius.platform.models import ModelCard, read_card, save_model
 from vesalius.platform.progress import silent
@@ -83,7 +83,7 @@ def start_run(
     method_type(name_of_method)(settings, cohort.facts())  # a setting that does not fit the cohort says so now
     run_id = name or new_run_id(name_of_method)
     if start_from is not None:
-        _check_start(start_from, home, name_of_method)
+        _check_start(start_from, home, name_of_method, settings, cohort.digest)
     check_new_run(home, run_id)
     uri = tracking.tracking_uri(home)
     spec = RunSpec(
@@ -104,15 +104,32 @@ def start_run(
     return create_run(home, spec.model_copy(update={"mlflow_run_id": tracked}))
 
 
-def _check_start(start_from: str, home: Path, name_of_method: str) -> None:
+def _check_start(
+    start_from: str, home: Path, name_of_method: str, settings: MethodSettings, cohort_digest: str
+) -> None:
+    """Refuse to start after a run whose weights would mean something else here.
+
+    Raises:
+        SettingError: the text is not RUN@STAGE, or a setting of the method differs.
+        RunError: the run is missing, of another method or cohort, or has not finished the stage.
+    """
     other, separator, stage = start_from.partition("@")
     if not separator or not stage:
         raise SettingError(f"--from is '{start_from}': expected RUN@STAGE, such as my-run@adversarial")
     run = find_run(home, other)
-    if run.spec.method != name_of_method:
+    spec = run.spec
+    if spec.method != name_of_method:
         raise RunError(
-            f"run '{other}' trained {run.spec.method}, not {name_of_method}: start from a run of the same method"
+            f"run '{other}' trained {spec.method}, not {name_of_method}: start from a run of the same method"
         )
+    if spec.cohort_digest != cohort_digest:
+        raise RunError(f"run '{other}' was trained on another cohort: start from a run on this store")
+    theirs = flatten(validate(type(settings), spec.settings, f"run '{other}'"))
+    different = [
+        f"{key} ({theirs[key]} there, {value} here)" for key, value in flatten(settings).items() if theirs[key] != value
+    ]
+    if different:
+        raise SettingError(f"run '{other}' has other settings: {', '.join(different)}; give the same ones with --set")
     Checkpoints(run.checkpoints).end_of(stage)
 
 

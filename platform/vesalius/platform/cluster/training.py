@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import threading
 import time
 import warnings
@@ -108,7 +109,8 @@ def _train_on_ray(run: RunFolder, method_type: type[Method]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Ray's own
             try:
-                trainer.fit()
+                with _own_interrupt():
+                    trainer.fit()
             except Exception as error:
                 # A worker's own word, where it left one, says more than the controller's.
                 if (run.path / "failure.json").is_file():
@@ -117,6 +119,20 @@ def _train_on_ray(run: RunFolder, method_type: type[Method]) -> None:
                     f"training of '{run.run_id}' failed on the cluster: {str(error).strip().splitlines()[-1][:300]}; "
                     f"go on with `vesalius train --resume {run.run_id}`"
                 ) from error
+
+
+@contextlib.contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Make Ctrl-C a KeyboardInterrupt: Ray Train aborts the run, exits, and keeps the signal to itself for good."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _failure(path: Path) -> VesaliusError:
