@@ -98,6 +98,16 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
         make(tmp_path / "thesis.tex")
 
 
+def test_a_manifest_that_cannot_be_read_is_one_sentence(store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(StoreError, match=r"manifest\.json cannot be read \(Permission denied\)") as caught:
+        CohortStore.open(store.path)
+    one_sentence(caught.value)
+
+
 def test_making_a_store_twice_opens_it(store: CohortStore) -> None:
     add(store, [example_case(0, CHANNELS)])
     again = make(store.path, recipe={"spacing_mm": (1, 1, 1), "name": "unit"}, name="another name")
@@ -358,10 +368,13 @@ def test_uncommitted_subjects_are_offered_only_when_whole_and_of_this_recipe(
     store.commit(store.uncommitted())
     assert store.uncommitted() == []
     assert_holds(store, changed(0))
-    # The damaged one, the one of another recipe and the one under another name stay out, and check says so.
+    # What is of no use to anybody is for a person to move; what is whole and unwanted, repair drops.
+    store.write(*changed(4))
+    assert len(store.check()) == 4
+    assert store.repair() == ["sub-02", "sub-04"]
     complaints = store.check()
-    assert all(any(name in sentence for sentence in complaints) for name in ("sub-01", "sub-02", "renamed"))
-    assert len(complaints) == 3
+    assert all(any(name in sentence for sentence in complaints) for name in ("sub-01", "renamed"))
+    assert len(complaints) == 2
 
 
 # ---- what lies on the disk

@@ -58,11 +58,11 @@ def find_problems(path: Path, progress: Progress = silent) -> list[Problem]:
         manifest = read_manifest(path)
     except StoreError as error:
         return [Problem(subject_id=None, sentence=str(error))]
-    sentences = [Problem(subject_id=None, sentence=text) for text in _frame_problems(path)]
+    problems = [Problem(subject_id=None, sentence=text) for text in _frame_problems(path)]
     total = len(manifest.subjects)
     for done, (subject_id, entry) in enumerate(manifest.subjects.items()):
         progress(done, total, subject_id)
-        sentences.extend(
+        problems.extend(
             Problem(
                 subject_id=subject_id,
                 sentence=f"subject {subject_id}: {text}: 'vesalius check --repair' drops the subject, "
@@ -71,10 +71,11 @@ def find_problems(path: Path, progress: Progress = silent) -> list[Problem]:
             for text in subject_problems(path / SUBJECTS / subject_id, entry)
         )
     progress(total, total, "")
-    # What a writer at work has not committed yet is no problem.
+    # What a writer at work has not committed yet is no problem, and what it committed since we began is none either.
     if not is_held(path / LOCK):
-        sentences.extend(Problem(subject_id=None, sentence=text) for text in _leftovers(path, set(manifest.subjects)))
-    return sentences
+        committed = set(read_manifest(path).subjects)
+        problems.extend(Problem(subject_id=None, sentence=text) for text in _leftovers(path, committed))
+    return problems
 
 
 def subject_problems(folder: Path, entry: Entry) -> Iterator[str]:
@@ -165,7 +166,10 @@ def _leftovers(path: Path, committed: set[str]) -> Iterator[str]:
         if read_written(entry) is None:
             yield f"{entry} {_STRANGE}: move it away"
         else:
-            yield f"subject {entry.name} was written and never committed: run the same ingest again to take it in"
+            yield (
+                f"subject {entry.name} was written and never committed: run the same ingest again to take it in, "
+                "or drop it with 'vesalius check --repair'"
+            )
     partial = path / PARTIAL
     if partial.is_dir() and any(partial.iterdir()):
         yield f"{partial} holds what an interrupted ingest left unfinished: the next ingest clears it"

@@ -12,6 +12,7 @@ from vesalius.platform.progress import silent
 from vesalius.platform.store.arrays import ChunkSettings, read_array
 from vesalius.platform.store.checking import check_store, find_problems
 from vesalius.platform.store.creation import differences, make_store, new_manifest, write_frame
+from vesalius.platform.store.facts import cohort_facts
 from vesalius.platform.store.files import remove
 from vesalius.platform.store.lock import exclusive
 from vesalius.platform.store.manifest import (
@@ -176,28 +177,7 @@ class CohortStore:
         Raises:
             CohortError: there is no healthy subject in the split, or they do not share one grid.
         """
-        from vesalius.platform.contracts import CohortFacts  # imports torch, which reading a store does not need
-
-        records = self.subjects(split, healthy=True)
-        if not records:
-            raise CohortError(f"{self.path} holds no healthy subject in the split '{split}'")
-        first = records[0]
-        for record in records[1:]:
-            # Not the whole affine: where nothing was registered, each subject's grid lies around its own brain.
-            if record.shape != first.shape or not np.allclose(record.spacing_mm, first.spacing_mm, rtol=0, atol=1e-4):
-                raise CohortError(
-                    f"{self.path}: subjects {first.subject_id} ({first.shape} voxels of {first.spacing_mm} mm) and "
-                    f"{record.subject_id} ({record.shape} of {record.spacing_mm}) lie on different grids: "
-                    "prepare them with one grid"
-                )
-        return CohortFacts(
-            subjects=tuple(record.subject_id for record in records),
-            grid=first.shape,
-            spacing_mm=first.spacing_mm,
-            affine=first.affine,
-            channels=self.channels,
-            digest=self.digest,
-        )
+        return cohort_facts(self.path, self.subjects(split, healthy=True), split, self.channels, self.digest)
 
     # ---- writing
 
@@ -234,11 +214,16 @@ class CohortStore:
         return write_subject(self.path, self._manifest, record, arrays)
 
     def uncommitted(self) -> list[SubjectRecord]:
-        """Return the subjects that a killed writer wrote and did not commit, every file re-read against its checksum.
+        """Return the subjects of this recipe that a killed writer wrote whole and did not commit.
 
-        Whether they are still wanted is the caller's to say; :meth:`commit` takes them in.
+        Every file is re-read against its checksum. Whether they are still wanted is the caller's to say;
+        :meth:`commit` takes them in.
         """
-        return uncommitted_records(self.path, read_manifest(self.path))
+        return [
+            record
+            for record in uncommitted_records(self.path, read_manifest(self.path))
+            if record.recipe_digest == self.recipe_digest and record.channels == self.channels
+        ]
 
     def commit(self, records: Iterable[SubjectRecord]) -> None:
         """Make written subjects part of the cohort, all or none, by replacing the manifest in one step.
@@ -282,16 +267,19 @@ class CohortStore:
         return check_store(self.path, progress)
 
     def repair(self, progress: Progress = silent) -> list[str]:
-        """Check, forget every damaged subject, and renew damaged group metadata.
+        """Check, forget every damaged subject, drop what was never committed, and renew damaged group metadata.
 
         Returns:
-            The ids of the forgotten subjects: the same ingest takes them in again.
+            The ids of the subjects that are gone: the same ingest takes them in again.
         """
         with self.lock():
-            damaged = sorted({p.subject_id for p in find_problems(self.path, progress) if p.subject_id is not None})
+            damaged = {p.subject_id for p in find_problems(self.path, progress) if p.subject_id is not None}
+            loose = {record.subject_id for record in uncommitted_records(self.path, self._manifest)}
             self.forget(damaged)
+            for subject_id in loose:
+                remove(self.path / SUBJECTS / subject_id)
             write_frame(self.path)
-        return damaged
+        return sorted(damaged | loose)
 
     # ---- inside
 
@@ -306,6 +294,8 @@ class CohortStore:
         folder = self.path / SUBJECTS / subject_id / name
         try:
             array = read_array(folder)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a decoder throws at damaged bytes
             raise StoreError(
                 f"{folder} cannot be read ({type(error).__name__}): run 'vesalius check {self.path}'"

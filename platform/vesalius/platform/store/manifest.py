@@ -97,6 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(
             f"{folder} is not a cohort store (it has no {NAME}): give the folder that 'vesalius ingest' wrote"
         ) from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}): check the disk and who may read it") from None
     try:
         tree = json.loads(content)
         body, checksum = tree["manifest"], tree["sha256"]

@@ -61,16 +61,10 @@ def committable(path: Path, record: SubjectRecord) -> Entry:
 
 
 def uncommitted_records(path: Path, manifest: Manifest) -> list[SubjectRecord]:
-    """Return the records of subjects that lie whole in the store, fit its recipe, and are not committed."""
+    """Return the records of subjects that lie whole in the store, of whatever recipe, and are not committed."""
     names = sorted(entry.name for entry in (path / SUBJECTS).iterdir() if entry.is_dir())
     found = (read_written(path / SUBJECTS / name) for name in names if name not in manifest.subjects)
-    return [
-        record
-        for record in found
-        if record is not None
-        and record.recipe_digest == manifest.recipe_digest
-        and record.channels == manifest.channels
-    ]
+    return [record for record in found if record is not None]
 
 
 def require_same(path: Path, committed: SubjectRecord, record: SubjectRecord) -> None:
