@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from vesalius.datasets.phantom import PhantomSettings, make_phantom
@@ -129,6 +130,19 @@ def measure(steps: int, rounds: int, width: int, points: int) -> dict[str, Any]:
         "ray_seconds_outside_steps": round(statistics.median(whole), 1),
         "seconds_per_step": {name: [round(v, 4) for v in values] for name, values in seconds.items()},
     }
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_the_contest_runs_and_all_three_do_the_same_work() -> None:
+    figures = measure(steps=2, rounds=1, width=128, points=200)
+    assert figures["points_per_step"] == 1200
+    assert set(figures["points_per_second"]) == {"plain", "platform", "ray"}
+    assert min(figures["points_per_second"].values()) > 0
+    # The ratios are read, not asserted: a busy machine would make a timed test of them.
+    assert figures["ray_over_plain"] == pytest.approx(
+        figures["ray_over_platform"] * figures["platform_over_plain"], rel=0.01
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
