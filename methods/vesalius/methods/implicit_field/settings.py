@@ -206,6 +206,7 @@ def demo() -> ImplicitFieldSettings:
     return ImplicitFieldSettings(
         num_classes=10,
         class_voxels=500_000,
+        mode_pool_training=3,
         latent_dim=64,
         width=192,
         num_frequencies=6,
@@ -215,10 +216,10 @@ def demo() -> ImplicitFieldSettings:
         epochs=200,
         decoder_lr=1e-3,
         code_lr=3e-3,
-        prior_sigma=0.1,
+        prior_sigma=1.0,
         code_init_std=0.05,
         restoration=RestorationSettings(
             steps=(200,), points=(4_096,), quick_steps=60, learning_rate=1e-2, learning_rate_end=0.1
         ),
-        map=FieldMapSettings(average_pool=5),
+        map=FieldMapSettings(min_pool=1, average_pool=5),
     )
