@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 METHODS_SHOWN = ("intensity_threshold", "healthy_atlas", "implicit_field")
 """From the plainest to the one that the demo is about; they challenge the champion in this order."""
 
+COHORT = CohortSettings(num_train=40, num_validation=6, num_gate=9, num_test=9)
 REGISTERED_NAME = "phantom"
 _ROOM_BYTES = 500_000_000
 _CAPTION = (
@@ -60,8 +62,16 @@ def run_demo(
     home = out / "home"
     # Tracking and registry of a demo belong to the demo, whatever server the shell points at.
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    store = _make_cohort(terminal, out, cohort or CohortSettings())
-    runs = _train_all(terminal, store, home, num_workers, preset)
+    with contextlib.ExitStack() as stack:
+        if num_workers and not (out / "demo.json").is_file():
+            terminal.say("starting Ray")
+            # One runtime for all of it: starting one takes longer than training a baseline.
+            stack.enter_context(cluster.session())
+        store = _make_cohort(terminal, out, cohort or COHORT, num_workers)
+        runs = [_find_or_start(name, store, home, num_workers, preset) for name in METHODS_SHOWN]
+        for run in runs:
+            with terminal.progress(f"train {run.spec.method}") as progress:
+                pipeline.train(run, progress=progress)
     judged: list[tuple[RunFolder, Mapping[VoxelSet, Figures]]] = []
     for run in runs:
         with terminal.progress(f"score {run.spec.method}") as progress:
@@ -86,31 +96,15 @@ def run_demo(
     terminal.result(document, *_say(document, out))
 
 
-def _make_cohort(terminal: Terminal, out: Path, cohort: CohortSettings) -> CohortStore:
+def _make_cohort(terminal: Terminal, out: Path, cohort: CohortSettings, num_workers: int) -> CohortStore:
     require_space(out, _ROOM_BYTES)
     root = write_cohort(out / "phantom", cohort)
+    made = (out / "cohort" / "manifest.json").is_file()
+    num_tasks = min(4, os.cpu_count() or 1) if num_workers and not made else 0
     with terminal.progress("make heads") as progress:
-        report = ingest("phantom", root, out / "cohort", name="phantom", progress=progress)
+        report = ingest("phantom", root, out / "cohort", name="phantom", num_workers=num_tasks, progress=progress)
     report.raise_for_failures()
     return CohortStore.open(out / "cohort")
-
-
-def _train_all(terminal: Terminal, store: CohortStore, home: Path, num_workers: int, preset: str) -> list[RunFolder]:
-    runs = [_find_or_start(name, store, home, num_workers, preset) for name in METHODS_SHOWN]
-    if all(run.state == "finished" for run in runs) or num_workers == 0:
-        for run in runs:
-            _train(terminal, run)
-        return runs
-    terminal.say("starting Ray")
-    with cluster.session():  # one runtime for the three of them: starting it takes longer than a baseline
-        for run in runs:
-            _train(terminal, run)
-    return runs
-
-
-def _train(terminal: Terminal, run: RunFolder) -> None:
-    with terminal.progress(f"train {run.spec.method}") as progress:
-        pipeline.train(run, progress=progress)
 
 
 def _find_or_start(name: str, store: CohortStore, home: Path, num_workers: int, wanted: str) -> RunFolder:

@@ -195,7 +195,14 @@ def _draw_row(
             style.outline(axis, lesion, style.TRUTH, width=1.2, dashed=True)
         if column.name in case.notes:
             axis.text(
-                0.04, 0.04, case.notes[column.name], transform=axis.transAxes, color="white", fontsize=7.5, va="bottom"
+                0.04,
+                0.04,
+                case.notes[column.name],
+                transform=axis.transAxes,
+                color="white",
+                fontsize=7.5,
+                va="bottom",
+                bbox={"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.5},
             )
     return shown
 
