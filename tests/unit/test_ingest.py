@@ -394,7 +394,8 @@ def test_progress_counts_every_subject(tmp_path: Path) -> None:
     path, _ = cohort(tmp_path)
     seen: list[tuple[int, int, str]] = []
     take_in(path, tmp_path / "store", progress=lambda done, total, note: seen.append((done, total, note)))
-    assert seen == [(1, 3, "good0"), (2, 3, "good1"), (3, 3, "good2")]
+    assert seen[:3] == [(0, 3, f"looked at good{index}") for index in range(3)]
+    assert seen[3:] == [(1, 3, "good0"), (2, 3, "good1"), (3, 3, "good2")]
 
 
 # ---- what is stored

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from vesalius.datasets.prepare import prepare
 from vesalius.datasets.reading import Inspection, inspect
 from vesalius.datasets.recipes import Recipe, recipe_named, recipe_of
 from vesalius.datasets.splits import SPLITS, SplitSettings
-from vesalius.platform.cluster import map_tasks
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import CohortError, DiskSpaceError, PartialIngestError, VesaliusError, VolumeError
 from vesalius.platform.progress import silent
@@ -99,7 +99,8 @@ def ingest(
         num_workers: Ray tasks at once; 0 works in this process, without Ray.
         allow_anomalous_training: take anomalous subjects into the training split where it is given.
         name: what the cohort is called.
-        progress: called with subjects done, subjects in all and the last one's id.
+        progress: called with subjects done, subjects in all and the last one's id; with none done while sources are
+            hashed.
 
     Returns:
         The report. Look at ``failed``, or call :meth:`IngestReport.raise_for_failures`.
@@ -123,7 +124,7 @@ def ingest(
     is_new = not store_path.exists() or (store_path.is_dir() and not any(store_path.iterdir()))
     store = None if is_new else CohortStore.create(store_path, recipe=plain, channels=channels, name=name)
 
-    inspections, failed = _inspect_all(subjects, channels, num_workers)
+    inspections, failed = _inspect_all(subjects, channels, max(1, num_workers), progress)
     admission = admit(
         subjects,
         inspections,
@@ -186,21 +187,20 @@ class _Task(Settings):
 
 
 def _inspect_all(
-    subjects: Sequence[RawSubject], channels: tuple[str, ...], num_workers: int
+    subjects: Sequence[RawSubject], channels: tuple[str, ...], num_threads: int, progress: Progress
 ) -> tuple[dict[str, Inspection], dict[str, str]]:
+    """Hash every source. In threads and not in tasks: where nothing is new, no cluster need be started to see it."""
     inspections: dict[str, Inspection] = {}
     failed: dict[str, str] = {}
-    items = [(raw, channels) for raw in subjects]
-    for (raw, _), outcome in map_tasks(_inspect_one, items, num_workers=num_workers, total=len(items)):
-        if isinstance(outcome, Inspection):
-            inspections[raw.subject_id] = outcome
-        else:
-            failed[raw.subject_id] = _reason(raw, outcome)
+    with ThreadPoolExecutor(max_workers=num_threads) as pool:
+        futures = [pool.submit(inspect, raw, channels) for raw in subjects]
+        for raw, future in zip(subjects, futures, strict=True):
+            try:
+                inspections[raw.subject_id] = future.result()
+            except Exception as error:  # one bad file does not stop the others
+                failed[raw.subject_id] = _reason(raw, error)
+            progress(0, len(subjects), f"looked at {raw.subject_id}")
     return inspections, failed
-
-
-def _inspect_one(item: tuple[RawSubject, tuple[str, ...]]) -> Inspection:
-    return inspect(*item)
 
 
 def _take_in(
@@ -213,6 +213,8 @@ def _take_in(
     done: int,
 ) -> dict[str, str]:
     """Prepare and commit; fill ``added`` as subjects are committed and return the reasons of those that failed."""
+    from vesalius.platform.cluster import map_tasks  # loads torch, which the workers that prepare do not need
+
     failed: dict[str, str] = {}
     total = done + len(tasks)
     pending = _written_before(store, tasks)
