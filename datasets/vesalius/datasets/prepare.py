@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -283,8 +284,12 @@ def _check_inside(
         raise VolumeError(
             f"{image.name}: its brain lies outside the grid: register it, or set recipe.center_mm to where it lies"
         )
-    to_index = np.linalg.inv(grid.to_source @ grid.affine)
-    index = steps.world_points(brain, to_index @ image.affine)
+    to_index = np.linalg.inv(grid.to_source @ grid.affine) @ image.affine
+    box = np.array([[part.start, part.stop - 1] for part in steps.bounding_box(brain)])
+    corners = np.array([[*corner, 1.0] for corner in itertools.product(*box)]) @ to_index[:3].T
+    if ((corners > -0.5) & (corners < np.array(grid.shape) - 0.5)).all():
+        return
+    index = steps.world_points(brain, to_index)
     inside = ((index > -0.5) & (index < np.array(grid.shape) - 0.5)).all(axis=1).mean()
     if inside < _INSIDE:
         warnings.append(

@@ -32,7 +32,7 @@ def constant_background(image: NDArray[np.float32]) -> float | None:
     It is the commonest value on the six faces, if nine tenths of their voxels have it: a brain may touch a face, and
     a scanner's noise does not agree with itself.
     """
-    faces = np.concatenate([np.take(image, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)])
+    faces = np.concatenate([np.moveaxis(image, axis, 0)[index].ravel() for axis in range(3) for index in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
     best = int(np.argmax(counts))
     return float(values[best]) if counts[best] >= _FACE_SHARE * faces.size else None
