@@ -221,5 +221,5 @@ def demo() -> ImplicitFieldSettings:
         restoration=RestorationSettings(
             steps=(200,), points=(4_096,), quick_steps=60, learning_rate=1e-2, learning_rate_end=0.1
         ),
-        map=FieldMapSettings(min_pool=1, average_pool=5),
+        map=FieldMapSettings(min_pool=1, average_pool=7),
     )
