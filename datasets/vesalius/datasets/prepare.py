@@ -293,7 +293,7 @@ def _check_inside(
     inside = ((index > -0.5) & (index < np.array(grid.shape) - 0.5)).all(axis=1).mean()
     if inside < _INSIDE:
         warnings.append(
-            f"{image.name}: {100 * (1 - inside):.1f} % of its brain lies outside the grid: give a larger recipe.grid"
+            f"{image.name}: {100 * (1 - inside):.1f} % of its brain lies outside the grid: give a larger recipe.box_mm"
         )
 
 
