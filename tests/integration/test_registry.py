@@ -674,6 +674,33 @@ def test_a_registered_model_is_fetched_whole_and_once(
     assert resolve(f"models:/{name}/1", home=home) == folder
 
 
+@pytest.mark.parametrize("exchange", ["both", "card", "damaged"])
+def test_fetching_an_exchanged_model_is_refused(
+    exchange: str, home: Path, name: str, toy_store: CohortStore, tmp_path: Path
+) -> None:
+    _promote(home, name, _model(tmp_path / "model", toy_store, 0.7), toy_store)
+    source = Path(client(tracking_uri(home)).get_model_version(name, "1").source.removeprefix("file://"))
+    stored = source / "artifacts" / "model"
+    other = _model(tmp_path / "other", toy_store, 0.2)  # a whole, well-formed model: card and weights agree
+    shutil.rmtree(home / "models" / name, ignore_errors=True)
+    if exchange == "both":
+        shutil.copyfile(other / "weights.safetensors", stored / "weights.safetensors")
+        shutil.copyfile(other / "model.json", stored / "model.json")
+    elif exchange == "card":
+        card = json.loads((stored / "model.json").read_text())
+        card["thresholds"]["all"]["value"] = 0.1  # the model's digest stays; what a person is told changes
+        (stored / "model.json").write_text(json.dumps(card))
+    else:
+        (stored / "model.json").write_bytes(b"\xff{")
+    with pytest.raises(ModelError, match=f"version 1 of '{name}' is not what was registered") as caught:
+        resolve(f"models:/{name}@champion", home=home)
+    assert "\n" not in str(caught.value)
+    assert list((home / "models" / name).iterdir()) == []
+    shutil.copyfile(tmp_path / "model" / "weights.safetensors", stored / "weights.safetensors")
+    shutil.copyfile(tmp_path / "model" / "model.json", stored / "model.json")
+    assert resolve(f"models:/{name}@champion", home=home).is_dir()
+
+
 def test_a_hostile_version_runs_nothing(home: Path, name: str, toy_store: CohortStore, tmp_path: Path) -> None:
     from toy_methods import METHODS as table
 
@@ -696,6 +723,10 @@ def test_a_hostile_version_runs_nothing(home: Path, name: str, toy_store: Cohort
     mlflow = client(tracking_uri(home))
     mlflow.create_model_version(name, source=hostile.as_uri())
     mlflow.set_registered_model_alias(name, "champion", "2")
+    with pytest.raises(ModelError, match=f"version 2 of '{name}' is not what was registered"):
+        resolve(f"models:/{name}@champion", home=home)
+    forged = digest(json.loads((hostile / "artifacts" / "model" / "model.json").read_text()))
+    mlflow.set_model_version_tag(name, "2", "vesalius.card", forged)
     folder = resolve(f"models:/{name}@champion", home=home)
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "weights.safetensors"]
     with pytest.raises(ModelError, match="unknown method 'os:system'") as caught:

@@ -532,3 +532,16 @@ def test_on_a_device_maps_come_back_and_agree(toy_store: CohortStore, toy: Toy) 
     assert there.map.device.type == "cpu"
     assert seconds > 0
     torch.testing.assert_close(here.map, there.map)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "..", ""])
+def test_a_record_that_leads_elsewhere_is_not_read(name: str) -> None:
+    from pydantic import ValidationError
+
+    from vesalius.platform.scoring.records import ScoreRecord
+
+    facts = {"image_score": 0.5, "seconds": 0.1, "has_lesion": False, "channels": ["T1w"], "shape": [4, 4, 4]}
+    facts |= {"spacing_mm": [1, 1, 1], "affine": np.eye(4).tolist()}
+    assert ScoreRecord.model_validate({**facts, "subject_id": "sub-01"}).subject_id == "sub-01"
+    with pytest.raises(ValidationError, match="cannot be a subject id"):
+        ScoreRecord.model_validate({**facts, "subject_id": name})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -26,7 +27,9 @@ def resolve(reference: str, *, home: Path, uri: str | None = None) -> Path:
     """Return the local folder of a model, for :func:`vesalius.platform.models.load_model`.
 
     Of a registered version, exactly its two files are fetched, by their names: nothing that the registry lists is
-    followed, and no code of it is run. They stay in ``home/models`` and are fetched once.
+    followed, and no code of it is run. The card must be the one that was registered (and names the weights by their
+    SHA-256): who can write to the artefacts alone cannot exchange a model. They stay in ``home/models`` and are
+    fetched once.
 
     Args:
         reference: ``models:/NAME@champion``, ``models:/NAME/3``, a run id, or a folder.
@@ -34,7 +37,7 @@ def resolve(reference: str, *, home: Path, uri: str | None = None) -> Path:
         uri: the tracking store.
 
     Raises:
-        ModelError: there is no such version or model.
+        ModelError: there is no such version or model, or what is stored is not what was registered.
         RunError: there is no such run, it has no model yet, or nothing answers at ``uri``.
     """
     if reference.startswith("models:"):
@@ -79,11 +82,12 @@ def _fetch(reference: str, home: Path, uri: str) -> Path:
         key = digest([uri, name, str(version.version), version.source, content])[:16]
         folder = home / "models" / name / f"{version.version}-{key}"
         if not (folder / CARD_FILE).is_file():
-            _download(f"{mlflow.get_model_version_download_uri(name, version.version)}/{ARTIFACT_FOLDER}", folder, uri)
+            place = f"{mlflow.get_model_version_download_uri(name, version.version)}/{ARTIFACT_FOLDER}"
+            _download(place, folder, uri, content, f"version {version.version} of '{name}'")
         return folder
 
 
-def _download(place: str, folder: Path, uri: str) -> None:
+def _download(place: str, folder: Path, uri: str, content: str, who: str) -> None:
     from mlflow.artifacts import download_artifacts
 
     with space_errors(folder):
@@ -94,6 +98,11 @@ def _download(place: str, folder: Path, uri: str) -> None:
                 with tempfile.TemporaryDirectory() as scratch:
                     found = download_artifacts(artifact_uri=f"{place}/{name}", dst_path=scratch, tracking_uri=uri)
                     shutil.copyfile(found, aside / name)
+            if _content(aside / CARD_FILE) != content:
+                raise ModelError(
+                    f"{who} is not what was registered: the digest of its {CARD_FILE} is not that of the version's tag "
+                    f"{PREFIX}card; take another version, or promote the run again under another name"
+                )
             try:
                 os.rename(aside, folder)
             except OSError:  # another process has fetched the same meanwhile
@@ -101,6 +110,14 @@ def _download(place: str, folder: Path, uri: str) -> None:
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _content(card: Path) -> str | None:
+    """Return the digest of a card as it was written, by whatever version; None where it is not JSON."""
+    try:
+        return digest(json.loads(card.read_bytes()))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _no_such_version(mlflow: Any, uri: str, name: str, reference: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pydantic import field_validator
+
 from vesalius.platform.config import Settings, digest
 from vesalius.platform.contracts import Effort, Matrix4
-from vesalius.platform.store import SourceFacts
+from vesalius.platform.errors import CohortError
+from vesalius.platform.store import SourceFacts, check_subject_id
 
 
 class ScoreInfo(Settings):
@@ -38,7 +41,7 @@ class ScoreRecord(Settings):
     """A scored subject: everything but the voxels, with the geometry that its map needs to go home.
 
     Attributes:
-        subject_id: as in the store that was scored.
+        subject_id: as in the store that was scored; it names a folder, and is checked whenever a record is read.
         image_score: one number for the whole volume, higher is more anomalous.
         seconds: the scoring call's duration divided by the volumes in it.
         has_lesion: as in the store.
@@ -64,3 +67,11 @@ class ScoreRecord(Settings):
     source: SourceFacts | None = None
     restoration: bool = False
     extras: tuple[str, ...] = ()
+
+    @field_validator("subject_id")
+    @classmethod
+    def _names_a_folder(cls, subject_id: str) -> str:
+        try:
+            return check_subject_id(subject_id)
+        except CohortError as error:  # what is read from a file is then damaged like any other
+            raise ValueError(str(error)) from None
