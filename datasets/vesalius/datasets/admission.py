@@ -104,7 +104,8 @@ def admit(
         inspections: by id; a subject without one has failed already.
         committed: what the store holds.
         settings: how subjects without a given split are divided.
-        allow_anomalous_training: take anomalous subjects into the training split where it is given.
+        allow_anomalous_training: anomalous subjects that are given the training split are taken into it and trained
+            on; without it they are refused.
     """
     known = {record.subject_id: record for record in committed}
     failed: dict[str, str] = {}

@@ -97,7 +97,8 @@ def ingest(
         modalities: which images become channels, in order; none picks the only one there is.
         splits: how subjects without a given split are divided.
         num_workers: Ray tasks at once; 0 works in this process, without Ray.
-        allow_anomalous_training: take anomalous subjects into the training split where it is given.
+        allow_anomalous_training: anomalous subjects that are given the training split are taken into it and trained
+            on; without it they are refused.
         name: what the cohort is called.
         progress: called with subjects done, subjects in all and the last one's id; with none done while sources are
             hashed.

@@ -34,7 +34,11 @@ def ingest(
     test: Share = None,
     workers: Annotated[int, typer.Option(min=0, help="Ray tasks at once; 0 works in this process.")] = 0,
     allow_anomalous_training: Annotated[
-        bool, typer.Option("--allow-anomalous-training", help="Let subjects with lesions into the training split.")
+        bool,
+        typer.Option(
+            "--allow-anomalous-training",
+            help="Subjects with lesions that are given the training split are taken into it and trained on.",
+        ),
     ] = False,
     montage: Annotated[Path | None, typer.Option(help="Draw every subject on one PNG, to look at.")] = None,
     as_json: JsonOption = False,
