@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,8 +12,10 @@ from safetensors.torch import load_file
 
 from vesalius.methods import METHODS
 from vesalius.platform import cluster
-from vesalius.platform.errors import DivergenceError, RunError
+from vesalius.platform.cluster.worker import work
+from vesalius.platform.errors import DiskSpaceError, DivergenceError, RunError, StoreError
 from vesalius.platform.runs import RunFolder, RunSpec, create_run
+from vesalius.platform.store.lock import exclusive
 from vesalius.platform.tables import lookup
 from vesalius.platform.testing.methods import training_settings
 from vesalius.platform.training import Checkpoints, backend_for
@@ -128,6 +132,50 @@ def test_a_changed_store_is_refused(toy_store: CohortStore, tmp_path: Path) -> N
     spec = run.spec.model_copy(update={"cohort_digest": "0" * 64, "run_id": "staler"})
     with pytest.raises(RunError, match="has changed since run 'staler' was created"):
         cluster.train(create_run(tmp_path, spec), lookup(METHODS, "healthy_atlas", "method"))
+
+
+def test_one_driver_at_a_time_trains_a_run(toy_store: CohortStore, tmp_path: Path) -> None:
+    run = _run(tmp_path, "twice", "healthy_atlas", toy_store, 0)
+    method_type = lookup(METHODS, "healthy_atlas", "method")
+    with exclusive(run.lock), pytest.raises(StoreError, match=r"runs/twice is being written by process \d+"):
+        cluster.train(run, method_type)
+    assert run.state == "created"
+    assert cluster.train(run, method_type).state == "finished"
+
+
+def test_lost_checkpoints_never_start_afresh_in_silence(toy_store: CohortStore, tmp_path: Path) -> None:
+    run = _run(tmp_path, "lost", "healthy_atlas", toy_store, 0)
+    method_type = lookup(METHODS, "healthy_atlas", "method")
+    cluster.train(run, method_type)
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(RunError, match=r"'lost' has had checkpoints and .*checkpoints holds none"):
+        cluster.train(run, method_type)
+    assert not run.checkpoints.exists()
+
+
+def test_a_worker_that_an_earlier_driver_left_behind_stops(toy_store: CohortStore, tmp_path: Path) -> None:
+    run = _run(tmp_path, "taken", "healthy_atlas", toy_store, 0)
+    run.begin_attempt()
+    with pytest.raises(RunError, match="'taken' was taken over by another driver"):
+        work({"run": str(run.path), "method": lookup(METHODS, "healthy_atlas", "method"), "attempt": "an earlier one"})
+    assert not Checkpoints(run.checkpoints).names()
+
+
+def test_a_full_disk_in_mid_training_is_one_sentence(
+    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(tmp_path, "full", "implicit_field", toy_store, 0)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vesalius.platform.training.checkpoint.save_file", full)
+    with pytest.raises(DiskSpaceError, match="the disk or quota is full"):
+        cluster.train(run, lookup(METHODS, "implicit_field", "method"))
+    assert run.state == "failed"
+    assert not list(run.checkpoints.iterdir()), "nothing half-written is left"
+    monkeypatch.undo()
+    assert cluster.train(run, lookup(METHODS, "implicit_field", "method")).state == "finished"
 
 
 def test_more_workers_than_cores_is_one_sentence(toy_store: CohortStore, tmp_path: Path, ray_session: None) -> None:

@@ -470,7 +470,7 @@ def test_any_zarr_reader_sees_one_hierarchy_with_named_axes_and_all_attributes(s
 
 def test_facts_need_a_healthy_subject(store: CohortStore) -> None:
     add(store, [example_case(1, CHANNELS)])
-    with pytest.raises(CohortError, match="no healthy subject in the split 'train'"):
+    with pytest.raises(CohortError, match="no subject to learn from in the split 'train'"):
         store.facts()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -297,7 +298,7 @@ def test_micro_batches_weight_unequal_counts_right(toy_store: CohortStore, micro
     assert 0 < int(keep.sum()) < len(keep), "the case needs discarded patches"
     reference = (method.net(batch.image) - batch.position).norm(dim=1)[keep].mean()
     expected = torch.autograd.grad(reference, list(method.net.parameters()))
-    update = Updater(stage, Alone(), TrainingSettings(micro_batch_size=micro), CPU)
+    update = Updater(stage, Alone(), TrainingSettings(micro_batch_size=micro, precision="fp32"), CPU)
     assert update("net", method._loss, batch) == pytest.approx(reference.item(), rel=1e-5)
     for parameter, gradient in zip(method.net.parameters(), expected, strict=True):
         assert parameter.grad is not None
@@ -308,7 +309,7 @@ def test_clipping_bounds_the_norm(toy_store: CohortStore) -> None:
     method = contract.build(Regressor, ToySettings(), toy_store)
     assert isinstance(method, Regressor)
     stage, batch = _first(toy_store, method)
-    Updater(stage, Alone(), TrainingSettings(clip_norm=1e-3), CPU)("net", method._loss, batch)
+    Updater(stage, Alone(), TrainingSettings(clip_norm=1e-3, precision="fp32"), CPU)("net", method._loss, batch)
     norm = torch.cat([p.grad.flatten() for p in method.net.parameters() if p.grad is not None]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 
@@ -318,7 +319,7 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_optimiser(toy_store: Coh
     method = contract.build(Regressor, ToySettings(), toy_store)
     assert isinstance(method, Regressor)
     stage, batch = _first(toy_store, method)
-    update = Updater(stage, Alone(), TrainingSettings(), CPU)
+    update = Updater(stage, Alone(), TrainingSettings(precision="fp32"), CPU)
     before = [p.clone() for p in method.net.parameters()]
 
     def loss(micro: Batch) -> tuple[Tensor, Tensor]:
@@ -408,7 +409,7 @@ def test_a_damaged_checkpoint_is_named_and_never_replaced_by_a_fresh_start(
     assert last is not None
     weights = tmp_path / last / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:40])
-    with pytest.raises(RunError, match=last):
+    with pytest.raises(RunError, match=f"{last}/weights.safetensors is damaged"):
         train(
             contract.build(Regressor, ToySettings(), toy_store),
             toy_store,
@@ -416,6 +417,13 @@ def test_a_damaged_checkpoint_is_named_and_never_replaced_by_a_fresh_start(
             tmp_path,
             device=CPU,
         )
+    weights.unlink()
+    with pytest.raises(RunError, match=f"{last}/weights.safetensors is missing"):
+        Checkpoints(tmp_path).load_weights(last, method)
+    optimizers = tmp_path / last / "optimizers.safetensors"
+    optimizers.write_bytes(b"{}")
+    with pytest.raises(RunError, match=f"{last}/optimizers.safetensors is damaged"):
+        Checkpoints(tmp_path).load_optimizers(last, {})
     (tmp_path / last / "state.json").write_text("{")
     with pytest.raises(RunError, match=last):
         Checkpoints(tmp_path).state(last)
@@ -471,28 +479,110 @@ def test_metrics_are_means_over_the_logging_window(toy_store: CohortStore, tmp_p
     assert logged[24]["regress/seconds"] > 0
 
 
-def test_batch_normalisation_has_the_same_buffers_on_every_rank() -> None:
-    class Two:
-        """Two ranks that hold 1 and 3."""
+class Normalised(Toy):
+    """Batch statistics over groups of two; the last batch holds half a group."""
 
-        rank = 0
+    group_size = 2
+
+    def __init__(self, settings: MethodSettings, cohort: CohortFacts) -> None:
+        super().__init__(settings, cohort)
+        self.net = nn.Sequential(nn.Linear(80, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+    def stages(self) -> Sequence[Stage]:
+        return [
+            Stage(
+                name="normalised",
+                view=Slices(axis=0),
+                batch_size=8,
+                epochs=2,
+                group_size=self.group_size,
+                trains=[self.net],
+                optimizers={"net": torch.optim.SGD(self.net.parameters(), 0.01)},
+                step=lambda batch, update: {"loss": update("net", self._loss, batch)},
+            )
+        ]
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        assert len(batch) <= 2, "a micro-batch is one group"
+        return ((self.net(batch.image.flatten(1)) - batch.position) ** 2).sum(), len(batch)
+
+
+def test_batch_statistics_do_not_depend_on_the_number_of_workers(toy_store: CohortStore) -> None:
+    contract.assert_two_workers_equal_one(Normalised, ToySettings(), toy_store)
+    contract.assert_exact_resume(Normalised, ToySettings(), toy_store, moments=2)
+
+
+def test_running_statistics_are_the_mean_over_groups(toy_store: CohortStore) -> None:
+    method = contract.build(Normalised, ToySettings(), toy_store)
+    assert isinstance(method, Normalised)
+    stage, batch = _first(toy_store, method)
+    linear, norm = method.net[0], method.net[1]
+    groups = linear(batch.image.flatten(1)).detach().reshape(4, 2, 8)
+    Updater(stage, Alone(), TrainingSettings(precision="fp32"), CPU)("net", method._loss, batch)
+    torch.testing.assert_close(norm.running_mean, 0.1 * groups.mean(dim=1).mean(dim=0))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * groups.var(dim=1).mean(dim=0))
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_batch_normalisation_without_a_group_size_is_refused(toy_store: CohortStore, tmp_path: Path) -> None:
+    class Ungrouped(Normalised):
+        group_size = 1
+
+    method = contract.build(Ungrouped, ToySettings(), toy_store)
+    with pytest.raises(SettingError, match="'normalised' trains batch normalisation but states no group_size"):
+        train(method, toy_store, contract.training_settings(), tmp_path, device=CPU)
+
+
+@pytest.mark.parametrize("split", ["test", "gate"])
+def test_nothing_is_learnt_from_gate_or_test(toy_store: CohortStore, tmp_path: Path, split: str) -> None:
+    class Cheats(Moments):
+        def stages(self) -> Sequence[Stage]:
+            return [replace(stage, split=split) for stage in super().stages()]
+
+    method = contract.build(Cheats, ToySettings(), toy_store)
+    with pytest.raises(SettingError, match=f"the split '{split}': only train and validation may be learnt from"):
+        train(method, toy_store, contract.training_settings(), tmp_path, device=CPU)
+
+
+def test_stages_of_one_split_share_its_decoded_volumes(toy_store: CohortStore, tmp_path: Path) -> None:
+    reads: list[str] = []
+
+    class Counts:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(toy_store, name)
+
+        def image(self, subject_id: str) -> Any:
+            reads.append(subject_id)
+            return toy_store.image(subject_id)
+
+    method = contract.build(AutoDecoder, ToySettings(), toy_store)
+    settings = contract.training_settings(prefetch=0, validate_every=1000)
+    train(method, Counts(), settings, tmp_path, device=CPU)  # type: ignore[arg-type]
+    trained_on = [subject for subject in reads if subject.startswith("train")]
+    assert sorted(trained_on) == sorted(set(trained_on)), "a volume was decoded twice"
+
+
+def test_a_rank_that_looks_late_follows_rank_0(toy_store: CohortStore, tmp_path: Path) -> None:
+    from vesalius.platform.training.loop import _Run
+
+    class RankOne:
+        """Rank 0 has seen no checkpoint; this rank could see one by now."""
+
+        rank = 1
         world_size = 2
 
         def sum(self, value: Tensor) -> Tensor:
-            return value + 3.0
+            return value.clone()  # rank 0 adds zeros
 
-        def gather(self, value: Tensor) -> list[Any]:
+        def gather(self, value: Tensor) -> list[Tensor]:
             return [value, value]
 
-    from vesalius.platform.training.loop import average_statistics
-
-    layer = nn.BatchNorm1d(2)
-    with torch.no_grad():
-        layer.running_mean.fill_(1.0)  # type: ignore[union-attr]
-        layer.running_var.fill_(5.0)  # type: ignore[union-attr]
-    average_statistics([nn.Sequential(layer)], Two())
-    assert layer.running_mean.tolist() == [2.0, 2.0]  # type: ignore[union-attr]
-    assert layer.running_var.tolist() == [4.0, 4.0]  # type: ignore[union-attr]
+    method = contract.build(Moments, ToySettings(), toy_store)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(State(stage="moments", step=1), method, {})
+    run = _Run(method, toy_store, contract.training_settings(), checkpoints, RankOne(), CPU, Unwatched())
+    assert checkpoints.last() == "0000-00000001"
+    assert run._agree_on_last() is None
 
 
 def test_state_survives_json() -> None:

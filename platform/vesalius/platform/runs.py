@@ -27,6 +27,8 @@ from pydantic import Field
 
 from vesalius.platform.config import Settings, flatten, validate
 from vesalius.platform.errors import RunError
+from vesalius.platform.store.files import write_file
+from vesalius.platform.store.space import space_errors
 from vesalius.platform.training.settings import TrainingSettings
 
 RunState = Literal["created", "training", "finished", "interrupted", "failed"]
@@ -163,13 +165,44 @@ class RunFolder:
         self._write("state.json", json.dumps({"state": state}))
 
     def set_progress(self, progress: Progressed) -> None:
-        """Write where training is."""
-        self._write("progress.json", progress.model_dump_json())
+        """Write where training is. Not synced: it is for those who look, and written several times a second."""
+        with space_errors(self.path):
+            aside = self.path / ".progress.json.partial"
+            aside.write_text(progress.model_dump_json())
+            aside.replace(self.path / "progress.json")
+
+    @property
+    def lock(self) -> Path:
+        """File that the one process training the run holds."""
+        return self.path / ".lock"
+
+    def begin_attempt(self) -> str:
+        """Write who trains the run from now on and return it; workers that an earlier driver left behind then stop."""
+        attempt = secrets.token_hex(8)
+        self._write("attempt", attempt)
+        return attempt
+
+    @property
+    def attempt(self) -> str:
+        """Who trains the run now."""
+        try:
+            return (self.path / "attempt").read_text()
+        except OSError:
+            return ""
+
+    @property
+    def has_checkpointed(self) -> bool:
+        """Whether a checkpoint has ever been written: if so, one must be there."""
+        return (self.path / "checkpointed").exists()
+
+    def note_checkpoint(self) -> None:
+        """Remember that a checkpoint has been written."""
+        if not self.has_checkpointed:
+            self._write("checkpointed", "")
 
     def _write(self, name: str, text: str) -> None:
-        aside = self.path / f".{name}.partial"
-        aside.write_text(text)
-        aside.replace(self.path / name)
+        with space_errors(self.path):
+            write_file(self.path / name, text.encode(), self.path)
 
 
 def new_run_id(method: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import create_model
 
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
+from vesalius.platform.cluster import check_store
 from vesalius.platform.config import Settings, flatten, override, parse_assignments, validate
 from vesalius.platform.errors import RunError, SettingError, VesaliusError
 from vesalius.platform.models import ModelCard, read_card, save_model
@@ -23,6 +23,7 @@ from vesalius.platform.training import Checkpoints, TrainingSettings, choose_dev
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from vesalius.platform.contracts import Method, MethodSettings
     from vesalius.platform.progress import Progress
@@ -78,7 +79,8 @@ def start_run(
         RunError: the name is taken, or the run to start from is missing.
     """
     settings, training = choose_settings(name_of_method, preset, assignments)
-    choose_device(training.device)
+    if num_workers == 0:  # else the cluster's devices decide, not this machine's
+        choose_device(training.device)
     cohort = CohortStore.open(store)
     method_type(name_of_method)(settings, cohort.facts())  # a setting that does not fit the cohort says so now
     run_id = name or new_run_id(name_of_method)
@@ -163,7 +165,7 @@ def train(run: RunFolder, *, progress: Progress = silent) -> ModelCard:
 
 def _write_model(run: RunFolder) -> ModelCard:
     spec = run.spec
-    store = CohortStore.open(Path(spec.store))
+    store = check_store(spec)
     kind = method_type(spec.method)
     facts = store.facts()
     method = kind(validate(kind.settings_type, spec.settings, str(run.path / "run.json")), facts)
@@ -181,8 +183,8 @@ def _write_model(run: RunFolder) -> ModelCard:
         thresholds={},
         metrics={},
         run_id=run.run_id,
-        stage=state.best.stage if state.best else state.finished_stages[-1],
-        step=state.best.step if state.best else state.step,
+        stage=state.finished_stages[-1],
+        step=state.steps[state.finished_stages[-1]],
         created=now(),
         vesalius_version=version("vesalius"),
         weights_sha256="",

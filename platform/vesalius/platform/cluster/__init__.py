@@ -8,5 +8,6 @@ finds the last one by itself, so a checkpoint counts as soon as it is renamed an
 from vesalius.platform.cluster.session import session
 from vesalius.platform.cluster.tasks import map_tasks
 from vesalius.platform.cluster.training import train
+from vesalius.platform.cluster.worker import check_store
 
-__all__ = ["map_tasks", "session", "train"]
+__all__ = ["check_store", "map_tasks", "session", "train"]

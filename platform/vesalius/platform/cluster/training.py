@@ -8,17 +8,18 @@ import signal
 import threading
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vesalius.platform import errors
 from vesalius.platform.cluster.session import session
-from vesalius.platform.cluster.worker import work
+from vesalius.platform.cluster.worker import check_store, work
 from vesalius.platform.errors import RunError, VesaliusError
 from vesalius.platform.progress import silent
+from vesalius.platform.store.lock import exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vesalius.platform.contracts import Method
     from vesalius.platform.progress import Progress
@@ -37,45 +38,38 @@ def train(
         watch_every_seconds: how often.
 
     Raises:
-        RunError: the store has changed since the run was created.
+        RunError: the store has changed since the run was created, or its checkpoints are gone.
+        StoreError: another process trains this very run.
         DivergenceError: a loss or gradient is not finite.
         VesaliusError: whatever a worker raised on purpose.
     """
+    with exclusive(run.lock):  # two drivers of one run would drop each other's checkpoints
+        return _train(run, method_type, progress, watch_every_seconds)
+
+
+def _train(run: RunFolder, method_type: type[Method], progress: Progress, watch_every_seconds: float) -> RunFolder:
     failure = run.path / "failure.json"
     failure.unlink(missing_ok=True)
-    _check_store(run)
+    check_store(run.spec)
+    attempt = run.begin_attempt()
     run.set_state("training")
     try:
         with _watching(run, progress, watch_every_seconds):
             if run.spec.num_workers == 0:
-                work({"run": str(run.path), "method": method_type})
+                work({"run": str(run.path), "method": method_type, "attempt": attempt})
             else:
-                _train_on_ray(run, method_type)
+                _train_on_ray(run, method_type, attempt)
         if failure.is_file():
             raise _failure(failure)
-    except KeyboardInterrupt:
-        run.set_state("interrupted")
-        raise
-    except BaseException:
-        run.set_state("failed")
+    except BaseException as error:
+        with contextlib.suppress(VesaliusError, OSError):  # the error on its way says more than a disk that is full
+            run.set_state("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
     run.set_state("finished")
     return run
 
 
-def _check_store(run: RunFolder) -> None:
-    from vesalius.platform.store import CohortStore
-
-    spec = run.spec
-    now = CohortStore.open(Path(spec.store)).digest
-    if now != spec.cohort_digest:
-        raise RunError(
-            f"the store {spec.store} has changed since run '{run.run_id}' was created "
-            f"(digest {spec.cohort_digest[:12]}, now {now[:12]}): start a new run on it"
-        )
-
-
-def _train_on_ray(run: RunFolder, method_type: type[Method]) -> None:
+def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> None:
     spec = run.spec
     with session():
         import ray
@@ -86,7 +80,13 @@ def _train_on_ray(run: RunFolder, method_type: type[Method]) -> None:
 
         # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs.
         wants = spec.training.device
-        use_gpu = wants == "cuda" or (wants == "auto" and ray.cluster_resources().get("GPU", 0) >= spec.num_workers)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        use_gpu = wants == "cuda" or (wants == "auto" and gpus > 0)
+        if use_gpu and gpus < spec.num_workers:
+            raise RunError(
+                f"{spec.num_workers} workers need {spec.num_workers} GPUs and the cluster has {gpus:g}: "
+                "use as many workers as GPUs, or train on the CPU with --set training.device=cpu"
+            )
         cores = ray.cluster_resources().get("CPU", 1)
         if cores < spec.num_workers:
             raise RunError(
@@ -95,7 +95,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method]) -> None:
             )
         trainer = TorchTrainer(
             work,
-            train_loop_config={"run": str(run.path), "method": method_type},
+            train_loop_config={"run": str(run.path), "method": method_type, "attempt": attempt},
             torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
             scaling_config=ScalingConfig(
                 num_workers=spec.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vesalius.platform.errors import VesaliusError
-from vesalius.platform.runs import Progressed, RunFolder, find_run
+from vesalius.platform.errors import RunError, VesaliusError
+from vesalius.platform.runs import Progressed, RunFolder, RunSpec, find_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from vesalius.platform.store import CohortStore
 
 
 def work(config: Mapping[str, Any]) -> None:
     """Train on one worker; runs on every rank, or in the driver where there is no cluster."""
     import torch
 
-    from vesalius.platform.store import CohortStore
     from vesalius.platform.training import Checkpoints, choose_device, collective, train
 
     run = RunFolder(Path(config["run"]))
@@ -38,9 +40,15 @@ def work(config: Mapping[str, Any]) -> None:
         device = torch.device("cpu")
     threads = spec.training.threads or max(1, (os.cpu_count() or 1) // max(1, spec.num_workers))
     torch.set_num_threads(threads)
-    watcher = _Recorder(run, spec, ranks.rank, on_ray=on_ray)
+    watcher: _Recorder | None = None
     try:
-        store = CohortStore.open(Path(spec.store))
+        watcher = _Recorder(run, spec, ranks.rank, config["attempt"], on_ray=on_ray)
+        store = check_store(spec)
+        if run.has_checkpointed and Checkpoints(run.checkpoints).last() is None:
+            raise RunError(
+                f"run '{run.run_id}' has had checkpoints and {run.checkpoints} holds none: "
+                "put them back, or start a new run with `vesalius train`"
+            )
         settings = config["method"].settings_type.model_validate(spec.settings)
         torch.manual_seed(spec.training.seed)  # initial weights: the same on every rank
         method = config["method"](settings, store.facts())
@@ -60,21 +68,43 @@ def work(config: Mapping[str, Any]) -> None:
             start_from=start_from,
         )
     except VesaliusError as error:
-        aside = run.path / f".failure.{ranks.rank}.partial"
-        aside.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
-        aside.replace(run.path / "failure.json")
         if not on_ray:
-            return
+            raise
+        # On Ray the driver gets the last line of a traceback at best: leave it the words themselves.
+        with contextlib.suppress(OSError):
+            aside = run.path / f".failure.{ranks.rank}.partial"
+            aside.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
+            aside.replace(run.path / "failure.json")
         raise
     finally:
-        watcher.close()
+        if watcher is not None:
+            watcher.close()
+
+
+def check_store(spec: RunSpec) -> CohortStore:
+    """Open a run's store and check that it holds what it held when the run was created.
+
+    Raises:
+        RunError: its digest is another.
+        StoreError: it cannot be opened.
+    """
+    from vesalius.platform.store import CohortStore
+
+    store = CohortStore.open(Path(spec.store))
+    if store.digest != spec.cohort_digest:
+        raise RunError(
+            f"the store {spec.store} has changed since run '{spec.run_id}' was created "
+            f"(digest {spec.cohort_digest[:12]}, now {store.digest[:12]}): start a new run on it"
+        )
+    return store
 
 
 class _Recorder:
     """Rank 0 writes progress and tracked metrics; every rank reports milestones to Ray Train."""
 
-    def __init__(self, run: RunFolder, spec: Any, rank: int, *, on_ray: bool) -> None:
+    def __init__(self, run: RunFolder, spec: RunSpec, rank: int, attempt: str, *, on_ray: bool) -> None:
         self._run = run
+        self._attempt = attempt
         self._rank = rank
         self._on_ray = on_ray
         self._written = 0.0
@@ -93,6 +123,8 @@ class _Recorder:
         now = time.monotonic()
         if self._rank == 0 and (now - self._written > 0.3 or overall == total):
             self._written = now
+            if self._run.attempt != self._attempt:
+                raise RunError(f"run '{self._run.run_id}' was taken over by another driver; this worker stops")
             self._run.set_progress(
                 Progressed(stage=stage, step=step, num_steps=num_steps, overall=overall, total=total)
             )
@@ -106,6 +138,9 @@ class _Recorder:
             import ray.train
 
             ray.train.report({"step": overall, **metrics})
+
+    def saved(self, name: str) -> None:
+        self._run.note_checkpoint()
 
     def close(self) -> None:
         if self._logger is not None:

@@ -85,9 +85,12 @@ class Stage:
         trains: modules that this stage trains. Every other module is in eval mode and frozen.
         optimizers: by name; ``{}`` is legal.
         step: one batch a step; ``batch.step`` tells a critic loop where it stands.
-        split: the split it sees; only healthy subjects of it are used unless ``healthy_only`` is False.
-        healthy_only: leave out subjects with a lesion.
-        group_size: items that batch statistics are taken over; a group is never split over ranks or micro-batches.
+        split: ``train`` or ``validation``; gate and test are refused.
+        healthy_only: of validation, leave out subjects with a lesion. All of ``train`` is trained on: an anomalous
+            subject stands there only by the user's word.
+        group_size: items that batch statistics are taken over: what trains batch normalisation states it. Each
+            micro-batch is then one group, no group is split over ranks, and the running statistics that the groups of
+            all ranks arrive at are averaged.
         lr: multiplier of every optimiser's learning rates as a stateless function of progress in [0, 1].
         begin: called on every rank before the stage's first step (not on resume in its middle).
         after_update: called on every rank after each step: project codes onto the ball.

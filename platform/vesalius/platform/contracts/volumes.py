@@ -20,7 +20,7 @@ class CohortFacts(Settings):
     """What a method may know of the cohort it is built for. Saved with the model.
 
     Attributes:
-        subjects: ids of the healthy training subjects, in order: the rows of a code table.
+        subjects: ids of the training subjects, in order: the rows of a code table.
         grid: voxels along D, H, W of the prepared volumes.
         spacing_mm: voxel size along D, H, W.
         affine: voxel indices to millimetres (RAS+) of the cohort's grid.

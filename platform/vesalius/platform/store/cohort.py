@@ -170,14 +170,16 @@ class CohortStore:
         return self._read(subject_id, "structures") if "structures" in self.record(subject_id).arrays else None
 
     def facts(self, split: str = "train") -> CohortFacts:
-        """Return what a method may know of the cohort: the ordered healthy subjects of a split and their one grid.
+        """Return what a method may know of the cohort: the ordered subjects of a split and their one grid.
 
-        The affine is the first subject's; another's may differ by where its grid lies.
+        All of the training split counts: an anomalous subject stands there only by the user's word. Of other splits
+        the healthy ones do. The affine is the first subject's; another's may differ by where its grid lies.
 
         Raises:
-            CohortError: there is no healthy subject in the split, or they do not share one grid.
+            CohortError: there is no such subject, or they do not share one grid.
         """
-        return cohort_facts(self.path, self.subjects(split, healthy=True), split, self.channels, self.digest)
+        healthy = None if split == "train" else True
+        return cohort_facts(self.path, self.subjects(split, healthy=healthy), split, self.channels, self.digest)
 
     # ---- writing
 

@@ -27,7 +27,7 @@ def cohort_facts(
     from vesalius.platform.contracts import CohortFacts  # imports torch, which reading a store does not need
 
     if not records:
-        raise CohortError(f"{path} holds no healthy subject in the split '{split}'")
+        raise CohortError(f"{path} holds no subject to learn from in the split '{split}': assign some when ingesting")
     first = records[0]
     for record in records[1:]:
         # Not the whole affine: where nothing was registered, each subject's grid lies around its own brain.

@@ -15,6 +15,8 @@ the one at the end of each stage (for ``--from RUN@STAGE``).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -23,13 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vesalius.platform.config import Settings
-from vesalius.platform.errors import DiskSpaceError, RunError
+from vesalius.platform.errors import RunError
+from vesalius.platform.store.files import folder_digests, sync_folder, write_file
+from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch.optim import Optimizer
@@ -66,6 +71,7 @@ class State(Settings):
         step: the step to go on with.
         finished_stages: names of the stages done, in order.
         best: the best so far.
+        steps: steps of each finished stage that its weights stand for: of the best, where one was chosen.
         seconds: wall time spent in each stage.
     """
 
@@ -74,7 +80,13 @@ class State(Settings):
     step: int = 0
     finished_stages: tuple[str, ...] = ()
     best: Best | None = None
+    steps: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+
+
+def checkpoint_name(stage_index: int, step: int) -> str:
+    """Return the name of the checkpoint before ``step`` of a stage; names sort by time."""
+    return f"{stage_index:04d}-{step:08d}"
 
 
 class Checkpoints:
@@ -132,35 +144,24 @@ class Checkpoints:
         """Load parameters and buffers into ``method``.
 
         Raises:
-            RunError: the file is damaged or of another method.
+            RunError: the file is missing, damaged or of another method.
         """
         path = self.folder / name / "weights.safetensors"
-        try:
+        with _reading(path):
             method.load_state_dict(load_file(path))
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RunError(f"checkpoint {path} does not fit the method: {str(error).splitlines()[0]}") from None
-        except Exception as error:  # safetensors raises its own type for a damaged file
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise RunError(f"checkpoint {path} is damaged: remove it to go on from the one before") from None
 
     def load_optimizers(self, name: str, optimizers: Mapping[str, Optimizer]) -> None:
-        """Load the state of a stage's optimisers."""
+        """Load the state of a stage's optimisers.
+
+        Raises:
+            RunError: a file is missing, damaged or of another stage.
+        """
         folder = self.folder / name
-        tensors = load_file(folder / "optimizers.safetensors")
-        kept = json.loads((folder / "state.json").read_text())["optimizers"]
-        for key, optimizer in optimizers.items():
-            state: dict[int, dict[str, Any]] = {}
-            for index, values in kept[key]["state"].items():
-                state[int(index)] = dict(values)
-            for path, tensor in tensors.items():
-                owner, index, name_of = path.split("/", 2)
-                if owner == key:
-                    state.setdefault(int(index), {})[name_of] = tensor
-            groups = optimizer.state_dict()["param_groups"]
-            for group, saved in zip(groups, kept[key]["groups"], strict=True):
-                group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        with _reading(folder / "optimizers.safetensors"):
+            tensors = load_file(folder / "optimizers.safetensors")
+            kept = json.loads((folder / "state.json").read_text())["optimizers"]
+            for key, optimizer in optimizers.items():
+                _unpack(key, optimizer, tensors, kept[key])
 
     def save(self, state: State, method: Method, optimizers: Mapping[str, Optimizer]) -> str:
         """Write a checkpoint and drop the ones no longer needed; returns its name.
@@ -168,7 +169,7 @@ class Checkpoints:
         Raises:
             DiskSpaceError: there is no room; the checkpoints before this one stand untouched.
         """
-        name = f"{state.stage_index:04d}-{state.step:08d}"
+        name = checkpoint_name(state.stage_index, state.step)
         # A whole one of this name can only come from the same step: of this run before it was broken off, or of
         # the validation pass just now. It is the same content, and never out of reach if it is left alone.
         if not (self.folder / name).exists():
@@ -181,35 +182,27 @@ class Checkpoints:
     def _write(self, name: str, state: State, method: Method, optimizers: Mapping[str, Optimizer]) -> None:
         aside = self.folder / f".{name}.{os.getpid()}.partial"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with _writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+                weights = {k: v.detach().cpu().contiguous().clone() for k, v in method.state_dict().items()}
+                save_file(weights, aside / "weights.safetensors")
+                tensors, kept = _pack(optimizers)
+                save_file(tensors, aside / "optimizers.safetensors")
+                text = json.dumps({"state": state.model_dump(mode="json"), "optimizers": kept}, indent=1)
+                (aside / "state.json").write_text(text)
+                # On the disk before it gets its name: a loss of power must not leave a whole name on half a file.
+                folder_digests(aside, sync=True)
+                aside.rename(self.folder / name)
+                sync_folder(self.folder)
+        except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            weights = {k: v.detach().cpu().contiguous().clone() for k, v in method.state_dict().items()}
-            save_file(weights, aside / "weights.safetensors")
-            tensors, kept = _pack(optimizers)
-            save_file(tensors, aside / "optimizers.safetensors")
-            text = json.dumps({"state": state.model_dump(mode="json"), "optimizers": kept}, indent=1)
-            (aside / "state.json").write_text(text)
-            aside.rename(self.folder / name)
-        except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            if error.errno == 28:  # ENOSPC
-                raise DiskSpaceError(
-                    f"no space left for a checkpoint in {self.folder}: free some and resume; the last one stands"
-                ) from None
-            raise
-        except Exception as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            if type(error).__name__ == "SafetensorError" and "No space" in str(error):
-                raise DiskSpaceError(
-                    f"no space left for a checkpoint in {self.folder}: free some and resume; the last one stands"
-                ) from None
             raise
 
     def _point_at_best(self, best: Best) -> None:
-        aside = self.folder / ".best.json.partial"
-        aside.write_text(best.model_dump_json(indent=1))
-        aside.replace(self.folder / "best.json")
+        with _writing(self.folder):
+            write_file(self.folder / "best.json", best.model_dump_json(indent=1).encode(), self.folder)
 
     def _drop(self, best: Best | None) -> None:
         names = self.names()
@@ -217,6 +210,45 @@ class Checkpoints:
         keep = {*names[-2:], *ends, *([best.checkpoint] if best else [])}
         for name in set(names) - keep:
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say of a checkpoint's file that it is missing, damaged or of something else."""
+    go_on = f"remove {path.parent} to go on from the one before"
+    try:
+        yield
+    except FileNotFoundError:
+        raise RunError(f"checkpoint file {path} is missing: {go_on}") from None
+    except SafetensorError:
+        raise RunError(f"checkpoint file {path} is damaged: {go_on}") from None
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"checkpoint file {path} does not fit this method or stage ({reason}): {go_on}") from None
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk into one sentence, also where safetensors reports it in its own words."""
+    with space_errors(folder):
+        try:
+            yield
+        except SafetensorError as error:
+            if "os error 28" in str(error) or "No space" in str(error):
+                raise OSError(errno.ENOSPC, "no space left") from error
+            raise
+
+
+def _unpack(key: str, optimizer: Optimizer, tensors: Mapping[str, torch.Tensor], kept: Mapping[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in kept["state"].items()}
+    for path, tensor in tensors.items():
+        owner, index, name = path.split("/", 2)
+        if owner == key:
+            state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, kept["groups"], strict=True):
+        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _pack(optimizers: Mapping[str, Optimizer]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from vesalius.platform.contracts import generator
 from vesalius.platform.errors import DivergenceError, RunError, SettingError
 from vesalius.platform.loading import VolumeCache, load_batch, num_steps, prefetch
-from vesalius.platform.training.checkpoint import Best, Checkpoints, State
+from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
 from vesalius.platform.training.selection import validate
-from vesalius.platform.training.update import Updater
+from vesalius.platform.training.update import Updater, has_batch_norm
+from vesalius.platform.training.watching import Unwatched, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,33 +27,9 @@ if TYPE_CHECKING:
     from vesalius.platform.training.settings import TrainingSettings
 
 
-class Watcher(Protocol):
-    """Who is told how training goes. Called on every rank; rank 0's is the one that writes."""
-
-    def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
-        """``step`` of ``num_steps`` of a stage is done, ``overall`` of ``total`` over all stages."""
-        ...
-
-    def metrics(self, overall: int, metrics: Mapping[str, float]) -> None:
-        """Metrics at a step counted over all stages."""
-        ...
-
-    def milestone(self, overall: int, metrics: Mapping[str, float]) -> None:
-        """A validation pass was made or a stage has ended: a good moment to report to a scheduler."""
-        ...
-
-
-class Unwatched:
-    """A watcher that looks away."""
-
-    def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
-        """Do nothing."""
-
-    def metrics(self, overall: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def milestone(self, overall: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
+_TRAINING_SPLITS = ("train", "validation")
+_DEFAULT_VALIDATIONS = 4
+"""Validation passes of a selectable stage where no interval is set: enough for a best that is not just the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +136,7 @@ class _Run:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise SettingError(f"two stages of {type(method).__name__} share a name: {', '.join(names)}")
+        self.shared: dict[tuple[str, ...], VolumeCache] = {}
         self.caches = [self._cache(stage) for stage in self.stages]
         self.steps = [
             num_steps(stage, len(cache), method.cohort.grid)
@@ -168,7 +146,7 @@ class _Run:
         self.state = State(stage=names[0])
 
     def to_the_end(self, start_from: tuple[Checkpoints, str] | None) -> TrainingResult:
-        last = self.checkpoints.last()
+        last = self._agree_on_last()
         if last is not None:
             self.state = self.checkpoints.state(last)
             self.checkpoints.load_weights(last, self.method)
@@ -180,10 +158,31 @@ class _Run:
         self.method.eval().requires_grad_(False)
         return TrainingResult(state=self.state, num_steps=self.total)
 
+    def _agree_on_last(self) -> str | None:
+        """Return the checkpoint to go on from as rank 0 sees it: it may write the first while others still look."""
+        found = torch.zeros(3, dtype=torch.int64, device=self.device)
+        if self.collective.rank == 0 and (last := self.checkpoints.last()) is not None:
+            found = torch.tensor([1, *map(int, last.split("-"))], device=self.device)
+        is_there, stage_index, step = self.collective.sum(found).tolist()
+        return checkpoint_name(stage_index, step) if is_there else None
+
     def _cache(self, stage: Stage) -> VolumeCache:
-        healthy = True if stage.healthy_only else None
-        subjects = [record.subject_id for record in self.store.subjects(stage.split, healthy=healthy)]
-        return VolumeCache(self.store, subjects, self.settings.cache_mib * 2**20)
+        if stage.split not in _TRAINING_SPLITS:
+            raise SettingError(
+                f"stage '{stage.name}' asks for the split '{stage.split}': only {' and '.join(_TRAINING_SPLITS)} may "
+                "be learnt from; gate and test are for judging"
+            )
+        if stage.group_size == 1 and has_batch_norm(stage.trains):
+            raise SettingError(
+                f"stage '{stage.name}' trains batch normalisation but states no group_size: its statistics would "
+                "depend on the number of workers"
+            )
+        # Whoever stands in the training split is trained on: anomalous subjects get there only by the user's word.
+        healthy = True if stage.healthy_only and stage.split != "train" else None
+        subjects = tuple(record.subject_id for record in self.store.subjects(stage.split, healthy=healthy))
+        if subjects not in self.shared:
+            self.shared[subjects] = VolumeCache(self.store, subjects, self.settings.cache_mib * 2**20)
+        return self.shared[subjects]
 
     def _start_after(self, other: Checkpoints, stage: str) -> None:
         names = [one.name for one in self.stages]
@@ -223,7 +222,6 @@ class _Run:
                     group["lr"] = lr * stage.lr(step / self.steps[index])
             window.append(stage.step(batch.to(self.device), update))
             stage.after_update()
-            average_statistics(stage.trains, self.collective)
             done = step + 1
             last_step = done == self.steps[index]
             self.state = self._moved(stage, index, done, spent + time.monotonic() - clock)
@@ -271,8 +269,8 @@ class _Run:
             module.train().requires_grad_(True)
 
     def _validate(self, stage: Stage, index: int, before: int, done: int, last_step: bool) -> None:
-        every = self.settings.validate_every
-        if not stage.selectable or not (last_step or (every is not None and done % every == 0)):
+        every = self.settings.validate_every or math.ceil(self.steps[index] / _DEFAULT_VALIDATIONS)
+        if not stage.selectable or not (last_step or done % every == 0):
             return
         self.method.eval()
         with torch.no_grad():
@@ -284,7 +282,7 @@ class _Run:
         self.watcher.metrics(before + done, {criterion: value})
         best = self.state.best
         if best is None or best.stage != stage.name or value > best.value:
-            name = f"{index:04d}-{done:08d}"
+            name = checkpoint_name(index, done)
             best = Best(checkpoint=name, criterion=criterion, value=value, stage=stage.name, step=done)
             self.state = self.state.model_copy(update={"best": best})
             self._save(stage.optimizers)
@@ -298,12 +296,15 @@ class _Run:
                     "run `vesalius check` on the store, or lower the learning rate"
                 )
         following = self.stages[index + 1].name if index + 1 < len(self.stages) else ""
+        best = self.state.best
+        best_step = best.step if best is not None and best.stage == stage.name else None
         self.state = self._moved(stage, index, self.steps[index], seconds).model_copy(
             update={
                 "stage_index": index + 1,
                 "stage": following,
                 "step": 0,
                 "finished_stages": (*self.state.finished_stages, stage.name),
+                "steps": {**self.state.steps, stage.name: best_step or self.steps[index]},
             }
         )
         self._save({})
@@ -314,20 +315,9 @@ class _Run:
 
     def _save(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         if self.collective.rank == 0:
-            self.checkpoints.save(self.state, self.method, optimizers)
+            self.watcher.saved(self.checkpoints.save(self.state, self.method, optimizers))
         # The others wait: a rank that ran ahead and failed could otherwise leave a checkpoint no one can trust.
         self.collective.sum(torch.zeros(1, device=self.device))
-
-
-def average_statistics(trains: Sequence[nn.Module], collective: Collective) -> None:
-    """Average the running statistics of batch normalisation over ranks, so that replicas stay identical."""
-    if collective.world_size == 1:
-        return
-    for module in (module for root in trains for module in root.modules()):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            for buffer in (module.running_mean, module.running_var):
-                if buffer is not None:
-                    buffer.copy_(collective.sum(buffer) / collective.world_size)
 
 
 def _dropout_seed(seed: int, stage: str, step: int, rank: int) -> int:

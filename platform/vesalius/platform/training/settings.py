@@ -25,7 +25,7 @@ class TrainingSettings(Settings):
     log_every: int = Field(20, ge=1, description="steps between logged metrics")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     validate_every: int | None = Field(
-        None, ge=1, description="steps between validation passes of a selectable stage; none: at its end only"
+        None, ge=1, description="steps between validation passes of a selectable stage; none: a quarter of it"
     )
     validate_subjects: int = Field(4, ge=1, description="validation subjects scored in a validation pass")
     cache_mib: int = Field(4096, ge=0, description="decoded volumes kept in memory, per worker")

@@ -11,10 +11,18 @@ from vesalius.platform.contracts import bfloat16_pays
 from vesalius.platform.errors import DivergenceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vesalius.platform.contracts import Batch, Collective, Stage
     from vesalius.platform.training.settings import TrainingSettings
+
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def has_batch_norm(roots: Sequence[nn.Module]) -> bool:
+    """Return whether any of the modules holds batch normalisation."""
+    return any(isinstance(module, BatchNorm) for root in roots for module in root.modules())
 
 
 class Updater:
@@ -41,13 +49,17 @@ class Updater:
         for parameter in parameters:
             parameter.grad = None
         totals = torch.zeros(2, dtype=torch.float64, device=self._device)
+        statistics = _Statistics(self._stage.trains, self._collective)
         for start, stop in self._micro_batches(len(batch)):
+            statistics.start_group()
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 loss_sum, count = loss(batch.select(start, stop))
             if loss_sum.requires_grad:
                 torch.autograd.backward(loss_sum, inputs=parameters)
             totals[0] += loss_sum.detach()
             totals[1] += count
+            statistics.end_group()
+        statistics.settle()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         if self._collective.world_size > 1:
             flat = self._collective.sum(torch.cat([g.reshape(-1) for g in gradients]))
@@ -74,7 +86,43 @@ class Updater:
         return float(mean)
 
     def _micro_batches(self, num: int) -> list[tuple[int, int]]:
+        # Batch statistics see one group at a time, however many of them this worker has.
         group = self._stage.group_size
-        size = self._settings.micro_batch_size or max(num, 1)
-        size = max(size // group, 1) * group
+        size = group if group > 1 else self._settings.micro_batch_size or max(num, 1)
         return [(start, min(start + size, num)) for start in range(0, num, size)]
+
+
+class _Statistics:
+    """Running statistics of batch normalisation, the same whatever the number of workers.
+
+    Every group starts from the statistics that the update began with; what the groups of all ranks arrive at is
+    averaged. (One after the other, as a single process would, the last group would weigh most.)
+    """
+
+    def __init__(self, roots: Sequence[nn.Module], collective: Collective) -> None:
+        layers = [m for root in roots for m in root.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
+        self._buffers = [b for layer in layers for b in (layer.running_mean, layer.running_var) if b is not None]
+        self._counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+        self._collective = collective
+        self._begin = [buffer.clone() for buffer in self._buffers]
+        self._counted = [counter.clone() for counter in self._counters]
+        self._sums = [torch.zeros_like(buffer) for buffer in self._buffers]
+        self._groups = 0
+
+    def start_group(self) -> None:
+        for buffer, begin in zip(self._buffers, self._begin, strict=True):
+            buffer.copy_(begin)
+
+    def end_group(self) -> None:
+        self._groups += 1
+        for total, buffer in zip(self._sums, self._buffers, strict=True):
+            total += buffer
+
+    def settle(self) -> None:
+        if not self._buffers:
+            return
+        groups = self._collective.sum(self._sums[0].new_tensor([float(self._groups)]))
+        for buffer, total in zip(self._buffers, self._sums, strict=True):
+            buffer.copy_(self._collective.sum(total) / groups)
+        for counter, counted in zip(self._counters, self._counted, strict=True):
+            counter.copy_(counted + 1)
