@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ SHAPE = (20, 18, 16)
 def call(*arguments: object) -> Any:
     done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     assert done.exit_code in (0, 1), done.stderr
+    assert done.stdout, done.exception
     return json.loads(done.stdout)
 
 
@@ -99,10 +101,14 @@ def test_figures_carry_the_same_keys_everywhere(cohort: SimpleNamespace, tmp_pat
         run = cohort.runs[row["run"]]
         tracked = mlflow.MlflowClient(run["mlflow_tracking_uri"]).get_run(run["mlflow_run_id"]).data.metrics
         card = json.loads((Path(run["model"]) / "model.json").read_text())["metrics"]
+        kept = json.loads((Path(run["folder"]) / "evaluations" / "test.json").read_text())
         for key in FIGURE_KEYS[1:]:
             name = f"test/{row['voxel_set']}/{key}"
             assert tracked[name] == pytest.approx(row[key])
-            assert card[name] == row[key]
+            assert kept[row["voxel_set"]][key] == row[key]
+            chosen = f"validation/{row['voxel_set']}/{key}"
+            assert tracked[chosen] == pytest.approx(card[chosen])
+        assert {name.split("/")[0] for name in card} == {"validation"}
     atlas = next(row for row in document["figures"] if row["run"] == "healthy_atlas" and row["voxel_set"] == "all")
     assert atlas["average_precision"] > 0.8  # a bright cube in a quiet head
 
@@ -115,6 +121,83 @@ def test_choosing_and_reporting_splits_are_kept_apart(cohort: SimpleNamespace) -
     done = CliRunner().invoke(app, ["evaluate", "healthy_atlas", "--split", "tset", "--home", str(cohort.home)])
     assert done.exit_code == 2
     assert "did you mean 'test'?" in done.stderr
+
+
+def test_the_cards_figures_are_those_of_the_split_its_thresholds_come_from(cohort: SimpleNamespace) -> None:
+    from sklearn.metrics import average_precision_score
+
+    from vesalius.platform.models import read_card
+    from vesalius.platform.scoring import ScoreStore
+    from vesalius.platform.store import CohortStore
+
+    store, run = CohortStore.open(cohort.store), cohort.runs["healthy_atlas"]
+    scores = ScoreStore.open(Path(run["folder"]) / "scores" / "validation")
+    values, labels = [], []
+    for record in store.subjects("validation"):
+        lesion = store.mask(record.subject_id, "lesion")
+        values.append(scores.map(record.subject_id).astype(np.float64).ravel())
+        labels.append(np.zeros(values[-1].size, bool) if lesion is None else lesion.ravel())
+    expected = average_precision_score(np.concatenate(labels), np.concatenate(values))
+    metrics = read_card(Path(run["model"])).metrics
+    assert metrics["validation/all/average_precision"] == pytest.approx(expected, abs=1e-9)
+
+
+def other_store(cohort: SimpleNamespace, path: Path, splits: tuple[str, ...], factor: float) -> Path:
+    """Write a store of the cohort's subjects of some splits, their images ``factor`` times as bright."""
+    from vesalius.platform.store import CohortStore, SubjectArrays
+
+    own = CohortStore.open(cohort.store)
+    other = CohortStore.create(path, recipe=own.recipe, channels=own.channels)
+    with other.lock():
+        records = []
+        for record in own.subjects():
+            if record.split in splits:
+                name = record.subject_id
+                image = (own.image(name) * factor).astype(np.float32)
+                arrays = SubjectArrays(image=image, brain=own.brain(name), lesion=own.mask(name, "lesion"))
+                records.append(other.write(record.model_copy(update={"arrays": {}}), arrays))
+        other.commit(records)
+    return path
+
+
+def test_another_store_leaves_the_models_thresholds_alone(cohort: SimpleNamespace, tmp_path: Path) -> None:
+    run = cohort.runs["intensity_threshold"]
+    card = Path(run["model"]) / "model.json"
+    before = card.read_bytes()
+    own = {voxels: one["value"] for voxels, one in json.loads(before)["thresholds"].items()}
+    brighter = other_store(cohort, tmp_path / "brighter", ("validation", "test"), 1.5)
+    bare = other_store(cohort, tmp_path / "bare", ("test",), 1.5)
+    found = {}
+    for store in (brighter, bare):
+        document = call("evaluate", "intensity_threshold", "--store", store, "--home", cohort.home)
+        found[store] = {row["voxel_set"]: row["threshold"]["value"] for row in document["figures"]}
+        (kept,) = (Path(run["folder"]) / "evaluations").glob(f"{store.name}-*-test.json")
+        rows = json.loads(kept.read_text())
+        assert {voxels: row["threshold"]["value"] for voxels, row in rows.items()} == found[store]
+        assert card.read_bytes() == before
+    assert found[bare] == own
+    assert all(found[brighter][voxels] != own[voxels] for voxels in own)
+
+
+def test_a_copy_of_the_runs_own_store_is_its_own(cohort: SimpleNamespace, tmp_path: Path) -> None:
+    run = cohort.runs["intensity_threshold"]
+    before = (Path(run["model"]) / "model.json").read_bytes()
+    copy = shutil.copytree(cohort.store, tmp_path / "moved")
+    call("evaluate", "intensity_threshold", "--store", copy, "--home", cohort.home)
+    assert not list((Path(run["folder"]) / "evaluations").glob("moved-*"))
+    assert (Path(run["model"]) / "model.json").read_bytes() == before
+
+
+def test_evaluating_between_promotions_makes_no_other_version(cohort: SimpleNamespace) -> None:
+    told = ("promote", "healthy_atlas", "--name", "again", "--home", cohort.home)
+    first = call(*told)
+    call("evaluate", "healthy_atlas", "--home", cohort.home)
+    shutil.rmtree(Path(cohort.runs["healthy_atlas"]["folder"]) / "scores")  # timed anew, found the same
+    call("evaluate", "healthy_atlas", "--split", "gate", "--home", cohort.home)
+    from vesalius.platform.registry import history
+
+    assert call(*told)["version"] == first["version"] == "1"
+    assert [facts.version for facts in history("again", home=cohort.home)] == ["1"]
 
 
 def test_a_map_lies_on_the_lesion_in_the_files_own_space(cohort: SimpleNamespace, tmp_path: Path) -> None:

@@ -12,18 +12,21 @@ from vesalius.methods import METHODS
 from vesalius.platform import tracking
 from vesalius.platform.errors import RunError, SettingError
 from vesalius.platform.evaluation import VOXEL_SETS, Figures, evaluate, fit_threshold
-from vesalius.platform.models import ModelCard, load_model, model_digest, read_card, update_card
+from vesalius.platform.models import ModelCard, load_model, model_digest, update_card
 from vesalius.platform.progress import silent
 from vesalius.platform.scoring import ScoreInfo, ScoreStore, score_store
 from vesalius.platform.store import CohortStore
 from vesalius.platform.training import choose_device
 
 if TYPE_CHECKING:
-    from vesalius.platform.evaluation import VoxelSet
+    from collections.abc import Mapping
+
+    from vesalius.platform.evaluation import Threshold, VoxelSet
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunFolder
 
 Policy = Literal["auto", "best_dice", "quantile"]
+VALIDATION = "validation"
 
 
 def score_run(
@@ -58,35 +61,58 @@ def score_run(
     return score_store(method, cohort, split, out, info=info, device=device, progress=progress)
 
 
+def is_own(run: RunFolder, store: CohortStore) -> bool:
+    """Return whether a store is the one that a run was trained on: by its place, or by its content elsewhere."""
+    return store.digest == run.spec.cohort_digest or store.path.resolve() == Path(run.spec.store).resolve()
+
+
 def scores_folder(run: RunFolder, split: str, store: CohortStore) -> Path:
     """Return where a run's maps of a split are kept; those of another store than its own lie apart."""
-    own = str(store.path) == run.spec.store
-    return run.scores(split if own else f"{store.path.name}-{store.digest[:8]}-{split}")
+    return run.scores(split if is_own(run, store) else f"{store.path.name}-{store.digest[:8]}-{split}")
 
 
 def fit_thresholds(
-    run: RunFolder,
-    *,
-    store: CohortStore | None = None,
-    policy: Policy = "auto",
-    device: str = "auto",
-    progress: Progress = silent,
+    run: RunFolder, *, policy: Policy = "auto", device: str = "auto", progress: Progress = silent
 ) -> ModelCard:
-    """Choose a threshold for each voxel set on the validation split and keep them with the model.
+    """Choose a threshold for each voxel set on the validation split of a run's own store, and keep them with the model.
 
-    ``auto`` takes the best Dice where the split has outlined lesions and otherwise the 98th percentile of healthy
-    scores. A store without a validation split leaves the model without thresholds.
+    The figures of that split at those thresholds become the card's metrics (``validation/all/average_precision`` and
+    so on), and go to the run's folder and to tracking. ``auto`` takes the best Dice where the split has outlined
+    lesions and otherwise the 98th percentile of healthy scores. A store without a validation split leaves the model
+    as it is, and so does a second call that comes to the same.
+
+    Raises:
+        RunError: the run is not finished.
+        CohortError: the split lacks what the policy needs.
     """
+    return _fit_own(run, CohortStore.open(Path(run.spec.store)), policy, device, progress)
+
+
+def _fit_own(run: RunFolder, store: CohortStore, policy: Policy, device: str, progress: Progress) -> ModelCard:
     card = require_model(run)
-    cohort = store or CohortStore.open(Path(run.spec.store))
-    records = cohort.subjects("validation")
-    if not records:
+    thresholds = _thresholds_on(run, store, policy, device, progress)
+    if not thresholds:
         return card
+    scores = score_run(run, VALIDATION, store=store, device=device, progress=progress)
+    figures = evaluate(scores, store, thresholds)
+    numbers = _numbers(VALIDATION, figures)
+    if card.thresholds == thresholds and _lasting(card.metrics) == _lasting(numbers):
+        return card
+    keep_figures(run, VALIDATION, store, figures)
+    return update_card(run.model, thresholds=thresholds, metrics=numbers)
+
+
+def _thresholds_on(
+    run: RunFolder, store: CohortStore, policy: Policy, device: str, progress: Progress
+) -> dict[VoxelSet, Threshold]:
+    """Choose thresholds on a store's validation split and write them nowhere; empty where it has no such split."""
+    records = store.subjects(VALIDATION)
+    if not records:
+        return {}
     if policy == "auto":
         policy = "best_dice" if any("lesion" in r.arrays and r.has_lesion for r in records) else "quantile"
-    scores = score_run(run, "validation", store=cohort, device=device, progress=progress)
-    thresholds = {voxels: fit_threshold(scores, cohort, policy, voxels) for voxels in VOXEL_SETS}
-    return update_card(run.model, thresholds=thresholds)
+    scores = score_run(run, VALIDATION, store=store, device=device, progress=progress)
+    return {voxels: fit_threshold(scores, store, policy, voxels) for voxels in VOXEL_SETS}
 
 
 def evaluate_run(
@@ -100,24 +126,33 @@ def evaluate_run(
 ) -> dict[VoxelSet, Figures]:
     """Return a finished run's figures on a split, at the thresholds chosen on validation.
 
-    They are also written to the run's folder, to its model's card and to tracking, under the same keys.
+    They are also written to the run's folder and to tracking, under the same keys. Another store than the run's own
+    has thresholds chosen on its own validation split, for this evaluation alone: the model keeps those it has. Where
+    such a store has no validation split, the model's own thresholds are taken.
 
     Raises:
         RunError: the run is not finished, or there is no threshold because there is no validation split.
+        CohortError: the split is empty, or the validation split lacks what the policy needs.
     """
     cohort = store or CohortStore.open(Path(run.spec.store))
-    card = fit_thresholds(run, store=cohort, policy=policy, device=device, progress=progress)
-    if not card.thresholds:
+    card = require_model(run)
+    thresholds: dict[VoxelSet, Threshold] = {}
+    if is_own(run, cohort):
+        card = _fit_own(run, cohort, policy, device, progress)
+    else:
+        thresholds = _thresholds_on(run, cohort, policy, device, progress)
+    if not thresholds:
+        thresholds = {voxels: card.thresholds[voxels] for voxels in VOXEL_SETS if voxels in card.thresholds}
+    if not thresholds:
         raise RunError(f"run '{run.run_id}' has no threshold: {cohort.path} has no validation split to choose one on")
     scores = score_run(run, split, store=cohort, device=device, progress=progress)
-    thresholds = {voxels: card.thresholds[voxels] for voxels in VOXEL_SETS if voxels in card.thresholds}
     figures = evaluate(scores, cohort, thresholds)
     keep_figures(run, split, cohort, figures)
     return figures
 
 
 def keep_figures(run: RunFolder, split: str, store: CohortStore, figures: dict[VoxelSet, Figures]) -> None:
-    """Write figures to ``RUN/evaluations``, to the model's card and to tracking."""
+    """Write figures, the thresholds they were taken at among them, to ``RUN/evaluations`` and to tracking."""
     folder = run.path / "evaluations"
     folder.mkdir(exist_ok=True)
     name = scores_folder(run, split, store).name
@@ -125,13 +160,21 @@ def keep_figures(run: RunFolder, split: str, store: CohortStore, figures: dict[V
     aside = folder / f".{name}.json.partial"
     aside.write_text(text)
     os.replace(aside, folder / f"{name}.json")
+    tracked = tracked_as(run.spec)
+    if tracked is not None:
+        tracking.log_metrics(*tracked, _numbers(name, figures))
+
+
+def _numbers(name: str, figures: dict[VoxelSet, Figures]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for voxels, one in figures.items():
         numbers.update(one.numbers(prefix=f"{name}/{voxels}/"))
-    update_card(run.model, metrics={**read_card(run.model).metrics, **numbers})
-    tracked = tracked_as(run.spec)
-    if tracked is not None:
-        tracking.log_metrics(*tracked, numbers)
+    return numbers
+
+
+def _lasting(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    # A volume takes another time on every machine; that alone must not make another model of it.
+    return {key: value for key, value in metrics.items() if not key.endswith("/seconds_per_volume")}
 
 
 def kept_rows(run: RunFolder, name: str) -> dict[str, dict[str, Any]]:
