@@ -116,15 +116,45 @@ def test_threshold_knows_sides() -> None:
     assert maps["low"].max() > 1
 
 
+def smoothed_inside(values: np.ndarray[Any, Any], brain: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    """SciPy's mean over the brain voxels of each window; zero outside the brain."""
+    total = ndimage.convolve(np.where(brain, values, 0.0), np.ones((size,) * 3), mode="constant")
+    count = ndimage.convolve(brain.astype(int), np.ones((size,) * 3, dtype=int), mode="constant")
+    return np.where(brain, total / np.maximum(count, 1), 0.0)
+
+
 def test_threshold_by_default_is_zero_outside_the_brain_and_smoothed_inside() -> None:
     method = fit(IntensityThreshold(IntensityThresholdSettings(), facts(4)), [subject(number) for number in range(4)])
     assert isinstance(method, IntensityThreshold)
     image, brain = subject(9)
     (score,) = method.score([volume_of(image, brain)])
-    signed = ((image[0] - method.mean) / method.deviation * brain).numpy().astype(float)
-    inside = ndimage.uniform_filter(np.ones(GRID), 3, mode="constant")
-    expected = np.abs(ndimage.uniform_filter(signed, 3, mode="constant") / inside) * brain.numpy()
+    signed = ((image[0] - method.mean) / method.deviation).numpy().astype(float)
+    expected = np.abs(smoothed_inside(signed, brain.numpy(), 3))
     np.testing.assert_allclose(score.map.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_atlas_by_default_is_zero_outside_the_brain_and_smoothed_inside() -> None:
+    method = fit(HealthyAtlas(HealthyAtlasSettings(), facts(6)), [subject(number) for number in range(6)])
+    assert isinstance(method, HealthyAtlas)
+    image, brain = subject(9)
+    (score,) = method.score([volume_of(image, brain)])
+    signed = ((image[0] - method.mean[0]) / method.deviation[0]).numpy().astype(float)
+    expected = np.abs(smoothed_inside(signed, brain.numpy(), 3))
+    np.testing.assert_allclose(score.map.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_the_rim_of_the_brain_is_not_dimmed(kind: type[Method]) -> None:
+    subjects = [subject(number) for number in range(6)]
+    settings = override(kind.settings_type(), {"map.average_pool": 3, "map.min_pool": 3})
+    method = fit(kind(settings, facts(6)), subjects)
+    image, brain = subject(9)
+    # Far above the healthy mean throughout the brain: then the rim must score like its middle.
+    (score,) = method.score([volume_of(image * 0 + 50, brain)])
+    assert score.map[brain].min() > 0.2 * score.map[brain].max()
+    (empty,) = method.score([volume_of(image, torch.zeros_like(brain))])
+    assert not empty.map.any()
+    assert empty.image_score == 0
 
 
 def test_atlas_is_numpys_mean_and_deviation() -> None:

@@ -71,6 +71,36 @@ def test_restricted_map_knows_nothing_of_the_outside() -> None:
     assert finish_map(values, brain, MapSettings(average_pool=3))[~brain].all()
 
 
+def blob(shape: tuple[int, ...], seed: int = 3) -> torch.Tensor:
+    """A ragged mask with holes, a voxel that stands alone, and corners that touch the volume's border."""
+    brain = random_map(shape, seed) > 1.5
+    brain[-1, -1, -1] = True
+    brain[-1, -1, :-1] = False
+    return brain
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 1), (1, 3), (3, 5), (5, 15)])
+def test_map_inside_the_brain_is_pooled_over_brain_voxels_alone(shape: tuple[int, ...], sizes: tuple[int, int]) -> None:
+    values, brain = random_map(shape) + 1, blob(shape)
+    settings = MapSettings(min_pool=sizes[0], average_pool=sizes[1], voxels="brain")
+    mask = brain.numpy()
+    least = ndimage.minimum_filter(np.where(mask, values.numpy(), np.inf), sizes[0], mode="constant", cval=np.inf)
+    window = np.ones((sizes[1],) * 3)
+    total = ndimage.convolve(np.where(mask, least, 0.0).astype(float), window, mode="constant")
+    count = np.rint(ndimage.convolve(mask.astype(float), window, mode="constant"))
+    expected = np.where(mask, total / np.maximum(count, 1), 0.0)
+    finished = finish_map(values, brain, settings).numpy()
+    np.testing.assert_allclose(finished, expected, rtol=1e-5)
+    assert (finished[mask] >= 1).all()  # no voxel of the brain is erased or dimmed by what lies outside
+
+
+def test_an_empty_brain_leaves_a_map_of_zeros() -> None:
+    values = random_map((6, 7, 8))
+    settings = MapSettings(min_pool=3, average_pool=3, voxels="brain")
+    assert torch.equal(finish_map(values, torch.zeros(6, 7, 8, dtype=torch.bool), settings), torch.zeros(6, 7, 8))
+
+
 def test_image_score_is_taken_inside_the_brain() -> None:
     brain = torch.zeros(10, 10, 10, dtype=torch.bool)
     brain[:, :, :5] = True

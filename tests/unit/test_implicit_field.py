@@ -409,6 +409,58 @@ def test_official_prior_is_the_norm_a_point_ramped_over_100_epochs() -> None:
     assert float((later - first).detach()) == pytest.approx(50 * 1e-4 * float(norms), rel=0.05)
 
 
+def two_volumes(method: ImplicitField) -> tuple[Field, list[Target]]:
+    volumes = [volume_of(head(number)) for number in (60, 61)]
+    return Field.of(method.decoder, torch.float32), [method._target(volume) for volume in volumes]
+
+
+def test_restoration_descends_equation_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient is that of sum CE + |z|^2 / sigma^2, by autograd through the plain network, divided by K."""
+    torch.manual_seed(11)
+    sigma, num_points = 0.05, 200
+    method = ImplicitField(small(prior_sigma=sigma), facts()).eval()
+    field, targets = two_volumes(method)
+    start = torch.randn(2, 8)
+    seen: list[Tensor] = []
+
+    def watch(optimizer: torch.optim.Adam) -> None:
+        (code,) = optimizer.param_groups[0]["params"]
+        seen.append(code.grad.clone())
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watch)
+    phases = [(1, num_points)]
+    left = restore(field, targets, start, phases=phases, learning_rate=lambda _: 1.0, prior=method.prior, bound=None)
+    assert torch.equal(left, start)
+
+    code = start.clone().requires_grad_()
+    total = torch.zeros(())
+    position = grid_positions(GRID, (2.0, 2.0, 2.0), box(GRID)).view(-1, 3)
+    for number, target in enumerate(targets):
+        draw = volume_of(head(60 + number)).generator("points")
+        place = torch.randint(target.labels.numel(), (num_points,), generator=draw)
+        inputs = torch.cat([code[number].expand(num_points, -1), encode_positions(position[place], 4)], dim=1)
+        labels = target.labels.flatten()[place].long()
+        data = F.cross_entropy(plain_logits(method.decoder, inputs), labels, reduction="sum")
+        total = total + data + code[number].square().sum() / sigma**2
+    (expected,) = torch.autograd.grad(total, code)
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], expected / num_points, rtol=1e-4, atol=1e-6)
+
+
+def test_a_strong_prior_shortens_restored_codes() -> None:
+    torch.manual_seed(12)
+    method = ImplicitField(small(prior_sigma=0.02), facts()).eval()
+    norms = {}
+    for prior in (True, False):
+        settings = override(method.settings, {"restoration.prior": prior, "restoration.steps": [60]})
+        twin = ImplicitField(settings, facts()).eval()
+        twin.load_state_dict(method.state_dict())
+        volumes = [volume_of(head(number)) for number in (60, 61)]
+        field, targets = two_volumes(twin)
+        norms[prior] = twin.restore(field, volumes, targets, effort="full").norm(dim=1)
+    assert (norms[True] < 0.5 * norms[False]).all()
+
+
 def test_codes_stay_in_the_ball() -> None:
     images = [head(number) for number in range(5)]
     torch.manual_seed(9)

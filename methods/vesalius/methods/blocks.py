@@ -1,7 +1,8 @@
 """What several methods share: pooling of score maps, their settings, the number for a whole volume.
 
 Windows are counted in voxels, as in the papers. Borders never invent data: a minimum sees only voxels inside the
-volume (padding is plus infinity), an average divides by the voxels inside the volume (padding is left out).
+volume (padding is plus infinity), an average divides by the voxels inside the volume (padding is left out). A map kept
+inside the brain treats the brain's surface in the same way.
 """
 
 from __future__ import annotations
@@ -50,53 +51,47 @@ class MapSettings(Settings):
     )
 
 
-def min_pool(map_DHW: Tensor, size: int) -> Tensor:
+def min_pool(map_DHW: Tensor, size: int, inside_DHW: Tensor | None = None) -> Tensor:
     """Return the minimum over a cube of ``size`` voxels (odd) around each voxel of a (..., D, H, W) map.
 
-    Voxels outside the volume do not count: the padding is plus infinity.
+    Voxels outside the volume do not count: the padding is plus infinity. Nor do those outside ``inside_DHW`` (bool,
+    (D, H, W)) where it is given; the result is zero there.
     """
-    if size == 1:
-        return map_DHW
-    pooled = -map_DHW.reshape(-1, 1, *map_DHW.shape[-3:])
-    # A cubic minimum is three minima along the axes: 3 n comparisons a voxel instead of n^3.
-    for axis in range(3):
-        pooled = F.max_pool3d(pooled, *_line(axis, size))
-    return -pooled.reshape(map_DHW.shape)
+    pooled = map_DHW if inside_DHW is None else map_DHW.masked_fill(~inside_DHW, torch.inf)
+    if size > 1:
+        pooled = -pooled.reshape(-1, 1, *map_DHW.shape[-3:])
+        # A cubic minimum is three minima along the axes: 3 n comparisons a voxel instead of n^3.
+        for axis in range(3):
+            pooled = F.max_pool3d(pooled, *_line(axis, size))
+        pooled = -pooled.reshape(map_DHW.shape)
+    return pooled if inside_DHW is None else pooled.masked_fill(~inside_DHW, 0)
 
 
-def average_pool(map_DHW: Tensor, size: int) -> Tensor:
+def average_pool(map_DHW: Tensor, size: int, inside_DHW: Tensor | None = None) -> Tensor:
     """Return the mean over a cube of ``size`` voxels (odd) around each voxel of a (..., D, H, W) map.
 
-    Only voxels inside the volume count: at a border the sum is divided by what is there.
+    Only voxels inside the volume count: at a border the sum is divided by what is there. Where ``inside_DHW`` (bool,
+    (D, H, W)) is given, only its voxels count, and the result is zero outside it.
     """
+    pooled = map_DHW if inside_DHW is None else map_DHW.masked_fill(~inside_DHW, 0)
     if size == 1:
-        return map_DHW
-    pooled = map_DHW.reshape(-1, 1, *map_DHW.shape[-3:])
-    # The number of voxels inside a clipped cube is a product over the axes, so the mean separates too.
-    # Padding by hand: torch refuses its own where an axis is shorter than the window.
-    for axis in range(3):
-        kernel, stride, (d, h, w) = _line(axis, size)
-        num = pooled.shape[2 + axis]
-        index = torch.arange(num, device=pooled.device)
-        inside = (index + size // 2 + 1).clamp(max=num) - (index - size // 2).clamp(min=0)
-        line = [1, 1, 1]
-        line[axis] = num
-        pooled = F.avg_pool3d(F.pad(pooled, (w, w, h, h, d, d)), kernel, stride)
-        pooled = pooled * (size / inside.to(pooled.dtype)).view(line)
-    return pooled.reshape(map_DHW.shape)
+        return pooled
+    if inside_DHW is None:
+        return _window_mean(pooled, size) / _fraction_in_volume(pooled, size)
+    # A voxel inside counts itself, so that the fraction is 1 / size^3 at least wherever the result is kept.
+    fraction = _window_mean(inside_DHW.to(map_DHW.dtype), size).clamp(min=0.5 / size**3)
+    return (_window_mean(pooled, size) / fraction).masked_fill(~inside_DHW, 0)
 
 
 def finish_map(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
-    """Return the score map (D, H, W): restricted where asked, then min-pooled, then averaged.
+    """Return the score map (D, H, W): min-pooled, then averaged, both inside the brain alone where asked.
 
-    A map kept inside the brain is set to zero outside before pooling, so that what lies outside does not leak in,
-    and again after it.
+    Zeros put outside the brain before pooling would spread inwards: the minimum would take the brain's outer rim
+    away and the average would dim it, though lesions lie there, too. So the outside is left out of both, and zero in
+    the end; all of the map is, where the brain is empty.
     """
-    restrict = settings.voxels == "brain"
-    if restrict:
-        map_DHW = map_DHW * brain_DHW
-    map_DHW = average_pool(min_pool(map_DHW, settings.min_pool), settings.average_pool)
-    return map_DHW * brain_DHW if restrict else map_DHW
+    inside = brain_DHW.bool() if settings.voxels == "brain" else None
+    return average_pool(min_pool(map_DHW, settings.min_pool, inside), settings.average_pool, inside)
 
 
 def image_score(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> float:
@@ -130,3 +125,24 @@ def _line(axis: int, size: int) -> tuple[tuple[int, int, int], int, tuple[int, i
     kernel, padding = [1, 1, 1], [0, 0, 0]
     kernel[axis], padding[axis] = size, size // 2
     return (kernel[0], kernel[1], kernel[2]), 1, (padding[0], padding[1], padding[2])
+
+
+def _window_mean(map_DHW: Tensor, size: int) -> Tensor:
+    """Return the mean over each cube of ``size`` voxels of a (..., D, H, W) map, zeros beyond the volume counted in."""
+    pooled = map_DHW.reshape(-1, 1, *map_DHW.shape[-3:])
+    # Padding by hand: torch refuses its own where an axis is shorter than the window.
+    for axis in range(3):
+        kernel, stride, (d, h, w) = _line(axis, size)
+        pooled = F.avg_pool3d(F.pad(pooled, (w, w, h, h, d, d)), kernel, stride)
+    return pooled.reshape(map_DHW.shape)
+
+
+def _fraction_in_volume(map_DHW: Tensor, size: int) -> Tensor:
+    """Return what fraction of the cube of ``size`` voxels around each voxel lies in the volume: (D, H, W)."""
+    # The number of voxels in a clipped cube is a product over the axes.
+    lines = []
+    for num in map_DHW.shape[-3:]:
+        index = torch.arange(num, device=map_DHW.device)
+        inside = (index + size // 2 + 1).clamp(max=num) - (index - size // 2).clamp(min=0)
+        lines.append(inside.to(map_DHW.dtype) / size)
+    return lines[0][:, None, None] * lines[1][:, None] * lines[2]

@@ -126,9 +126,8 @@ class HealthyAtlas(Method):
             image, brain = volume.image.to(self.mean.device), volume.brain.to(self.mean.device)
             mean, deviation = self._on_grid_of(volume)
             signed = (image - mean) / deviation
-            if self.settings.map.voxels == "brain":
-                signed = signed * brain
-            signed = average_pool(signed, self.settings.smoothing)
+            inside = brain if self.settings.map.voxels == "brain" else None
+            signed = average_pool(signed, self.settings.smoothing, inside)
             map_DHW = finish_map(signed.abs().amax(0), brain, self.settings.map)
             number = image_score(map_DHW, brain, self.settings.map)
             device = volume.image.device

@@ -95,9 +95,8 @@ class IntensityThreshold(Method):
             check_channels(volume, self.cohort)
             image, brain = volume.image.to(self.mean.device), volume.brain.to(self.mean.device)
             signed = (image - self.mean[:, None, None, None]) / self.deviation[:, None, None, None]
-            if self.settings.map.voxels == "brain":
-                signed = signed * brain
-            signed = average_pool(signed, self.settings.smoothing)
+            inside = brain if self.settings.map.voxels == "brain" else None
+            signed = average_pool(signed, self.settings.smoothing, inside)
             if self.settings.direction == "both":
                 signed = signed.abs()
             elif self.settings.direction == "low":
