@@ -109,7 +109,7 @@ class _Recorder:
         self._on_ray = on_ray
         self._written = 0.0
         self._logger: Any = None
-        if rank == 0 and spec.mlflow_run_id is not None:
+        if rank == 0 and spec.mlflow_run_id is not None and spec.mlflow_tracking_uri is not None:
             from vesalius.platform.tracking import RunLogger
 
             self._logger = RunLogger(

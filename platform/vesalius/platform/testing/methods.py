@@ -10,6 +10,7 @@ import contextlib
 import json
 import socket
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+import torch.multiprocessing
 
 from vesalius.platform.config import digest, override
 from vesalius.platform.errors import DivergenceError, SettingError
@@ -41,7 +42,7 @@ TWO_WORKERS_ATOL = 2e-4
 
 def training_settings(**changes: Any) -> TrainingSettings:
     """Return loop settings for tiny runs: frequent checkpoints, a validation pass half-way, little threads."""
-    values = {"checkpoint_every": 2, "validate_every": 5, "validate_subjects": 2, "log_every": 1}
+    values: dict[str, Any] = {"checkpoint_every": 2, "validate_every": 5, "validate_subjects": 2, "log_every": 1}
     values |= {"device": "cpu", "precision": "fp32"}
     return TrainingSettings.model_validate({**values, **changes})
 
@@ -151,13 +152,13 @@ def assert_two_workers_equal_one(method_type: type[Method], settings: MethodSett
     alone = trained(method_type, settings, store).state_dict()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (free_port(), method_type, settings.model_dump(mode="json"), str(store.path), folder)
-        multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2, join=True)  # type: ignore[no-untyped-call]
+        torch.multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
         ranks = [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     _assert_same(ranks[0], ranks[1], "the replicas of two workers")
     for name, value in alone.items():
         if value.is_floating_point():
             torch.testing.assert_close(
-                ranks[0][name], value, rtol=TWO_WORKERS_RTOL, atol=TWO_WORKERS_ATOL, msg=lambda m, n=name: f"{n}: {m}"
+                ranks[0][name], value, rtol=TWO_WORKERS_RTOL, atol=TWO_WORKERS_ATOL, msg=partial("{}: {}".format, name)
             )
         else:
             assert torch.equal(ranks[0][name], value), f"{name} differs between one and two workers"
