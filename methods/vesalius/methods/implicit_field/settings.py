@@ -213,7 +213,7 @@ def demo() -> ImplicitFieldSettings:
         dropout=0.0,
         points=4_096,
         batch_volumes=6,
-        epochs=200,
+        epochs=150,
         decoder_lr=1e-3,
         code_lr=3e-3,
         prior_sigma=1.0,
