@@ -123,19 +123,11 @@ def smoothed_inside(values: np.ndarray[Any, Any], brain: np.ndarray[Any, Any], s
     return np.where(brain, total / np.maximum(count, 1), 0.0)
 
 
-def test_threshold_by_default_is_zero_outside_the_brain_and_smoothed_inside() -> None:
-    method = fit(IntensityThreshold(IntensityThresholdSettings(), facts(4)), [subject(number) for number in range(4)])
-    assert isinstance(method, IntensityThreshold)
-    image, brain = subject(9)
-    (score,) = method.score([volume_of(image, brain)])
-    signed = ((image[0] - method.mean) / method.deviation).numpy().astype(float)
-    expected = np.abs(smoothed_inside(signed, brain.numpy(), 3))
-    np.testing.assert_allclose(score.map.numpy(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_atlas_by_default_is_zero_outside_the_brain_and_smoothed_inside() -> None:
-    method = fit(HealthyAtlas(HealthyAtlasSettings(), facts(6)), [subject(number) for number in range(6)])
-    assert isinstance(method, HealthyAtlas)
+@pytest.mark.parametrize("kind", BASELINES)
+def test_deviation_is_smoothed_with_its_sign_inside_the_brain(kind: type[Method]) -> None:
+    changes = {"smoothing": 3, "map.average_pool": 1, "map.outside": "left_out"}
+    method = fit(kind(override(kind.settings_type(), changes), facts(6)), [subject(number) for number in range(6)])
+    assert isinstance(method, HealthyAtlas | IntensityThreshold)
     image, brain = subject(9)
     (score,) = method.score([volume_of(image, brain)])
     signed = ((image[0] - method.mean[0]) / method.deviation[0]).numpy().astype(float)
@@ -144,9 +136,19 @@ def test_atlas_by_default_is_zero_outside_the_brain_and_smoothed_inside() -> Non
 
 
 @pytest.mark.parametrize("kind", BASELINES)
-def test_the_rim_of_the_brain_is_not_dimmed(kind: type[Method]) -> None:
+def test_by_default_the_map_is_zero_outside_the_brain(kind: type[Method]) -> None:
+    method = fit(kind(kind.settings_type(), facts(6)), [subject(number) for number in range(6)])
+    image, brain = subject(9)
+    (score,) = method.score([volume_of(image + 5, brain)])
+    assert not score.map[~brain].any()
+    assert score.map[brain].all()
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_the_rim_of_the_brain_is_not_dimmed_where_the_outside_is_left_out(kind: type[Method]) -> None:
     subjects = [subject(number) for number in range(6)]
-    settings = override(kind.settings_type(), {"map.average_pool": 3, "map.min_pool": 3})
+    changes = {"map.average_pool": 3, "map.min_pool": 3, "map.outside": "left_out"}
+    settings = override(kind.settings_type(), changes)
     method = fit(kind(settings, facts(6)), subjects)
     image, brain = subject(9)
     # Far above the healthy mean throughout the brain: then the rim must score like its middle.
@@ -220,7 +222,9 @@ def test_own_grid_through_sampling_is_the_atlas_itself() -> None:
 
 @pytest.mark.parametrize("kind", BASELINES)
 def test_a_lesion_scores_higher_than_its_surroundings(kind: type[Method]) -> None:
-    method = fit(kind(kind.settings_type(), facts(8)), [subject(number) for number in range(8)])
+    # The grid is small beside the default window.
+    settings = override(kind.settings_type(), {"map.average_pool": 1})
+    method = fit(kind(settings, facts(8)), [subject(number) for number in range(8)])
     image, brain = subject(20)
     lesion = torch.zeros(GRID, dtype=torch.bool)
     lesion[3:6, 3:6, 3:6] = True

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def blob(shape: tuple[int, ...], seed: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 1), (1, 3), (3, 5), (5, 15)])
 def test_map_inside_the_brain_is_pooled_over_brain_voxels_alone(shape: tuple[int, ...], sizes: tuple[int, int]) -> None:
     values, brain = random_map(shape) + 1, blob(shape)
-    settings = MapSettings(min_pool=sizes[0], average_pool=sizes[1], voxels="brain")
+    settings = MapSettings(min_pool=sizes[0], average_pool=sizes[1], voxels="brain", outside="left_out")
     mask = brain.numpy()
     least = ndimage.minimum_filter(np.where(mask, values.numpy(), np.inf), sizes[0], mode="constant", cval=np.inf)
     window = np.ones((sizes[1],) * 3)
@@ -95,9 +97,22 @@ def test_map_inside_the_brain_is_pooled_over_brain_voxels_alone(shape: tuple[int
     assert (finished[mask] >= 1).all()  # no voxel of the brain is erased or dimmed by what lies outside
 
 
-def test_an_empty_brain_leaves_a_map_of_zeros() -> None:
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (3, 5)])
+def test_by_default_what_lies_outside_the_brain_counts_as_zero(sizes: tuple[int, int]) -> None:
+    values, brain = random_map((9, 8, 7)) + 1, blob((9, 8, 7))
+    mask = brain.numpy()
+    least = ndimage.minimum_filter(np.where(mask, values.numpy(), 0.0), sizes[0], mode="constant", cval=np.inf)
+    window = np.ones((sizes[1],) * 3)
+    count = ndimage.convolve(np.ones(mask.shape), window, mode="constant")
+    expected = np.where(mask, ndimage.convolve(least, window, mode="constant") / count, 0.0)
+    settings = MapSettings(min_pool=sizes[0], average_pool=sizes[1], voxels="brain")
+    np.testing.assert_allclose(finish_map(values, brain, settings).numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("outside", ["zero", "left_out"])
+def test_an_empty_brain_leaves_a_map_of_zeros(outside: Literal["zero", "left_out"]) -> None:
     values = random_map((6, 7, 8))
-    settings = MapSettings(min_pool=3, average_pool=3, voxels="brain")
+    settings = MapSettings(min_pool=3, average_pool=3, voxels="brain", outside=outside)
     assert torch.equal(finish_map(values, torch.zeros(6, 7, 8, dtype=torch.bool), settings), torch.zeros(6, 7, 8))
 
 

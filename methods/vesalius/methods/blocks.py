@@ -1,8 +1,8 @@
 """What several methods share: pooling of score maps, their settings, the number for a whole volume.
 
 Windows are counted in voxels, as in the papers. Borders never invent data: a minimum sees only voxels inside the
-volume (padding is plus infinity), an average divides by the voxels inside the volume (padding is left out). A map kept
-inside the brain treats the brain's surface in the same way.
+volume (padding is plus infinity), an average divides by the voxels inside the volume (padding is left out). What the
+surface of the brain is to a map kept inside it, a setting says (``MapSettings.outside``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from torch.nn import functional as F
 
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import setting
+from vesalius.platform.contracts import Choice, setting
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ class MapSettings(Settings):
     average_pool: Window = setting(1, "edge of the averaging window in voxels; 1 is none", source="this implementation")
     voxels: Literal["all", "brain"] = setting(
         "all", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
+    )
+    outside: Literal["zero", "left_out"] = setting(
+        "zero",
+        "what a window at the surface of a map kept inside the brain takes from outside: zeros, which dim the rim, "
+        "where registration and skull-stripping err most, or nothing",
+        source="this implementation",
+        space=Choice(values=("zero", "left_out")),
     )
     image_score: Literal["top_mean", "max", "mean"] = setting(
         "top_mean",
@@ -83,15 +90,33 @@ def average_pool(map_DHW: Tensor, size: int, inside_DHW: Tensor | None = None) -
     return (_window_mean(pooled, size) / fraction).masked_fill(~inside_DHW, 0)
 
 
-def finish_map(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
-    """Return the score map (D, H, W): min-pooled, then averaged, both inside the brain alone where asked.
+def smooth(map_DHW: Tensor, size: int, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
+    """Return the mean over a cube of ``size`` voxels around each voxel of a (..., D, H, W) map.
 
-    Zeros put outside the brain before pooling would spread inwards: the minimum would take the brain's outer rim
-    away and the average would dim it, though lesions lie there, too. So the outside is left out of both, and zero in
-    the end; all of the map is, where the brain is empty.
+    Of a map that is kept inside the brain, what lies outside is zero or left out (``outside``).
     """
-    inside = brain_DHW.bool() if settings.voxels == "brain" else None
-    return average_pool(min_pool(map_DHW, settings.min_pool, inside), settings.average_pool, inside)
+    map_DHW, inside = _restricted(map_DHW, brain_DHW, settings)
+    return average_pool(map_DHW, size, inside)
+
+
+def finish_map(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
+    """Return the score map (D, H, W): min-pooled, then averaged, kept inside the brain where asked.
+
+    Windows at the brain's surface take zeros from outside it, or leave what lies there out (``outside``). Zeros dim
+    the rim of the brain; a minimum takes it away. Outside the brain the map is zero in the end; all of it is, where the
+    brain is empty.
+    """
+    map_DHW, inside = _restricted(map_DHW, brain_DHW, settings)
+    map_DHW = average_pool(min_pool(map_DHW, settings.min_pool, inside), settings.average_pool, inside)
+    return _restricted(map_DHW, brain_DHW, settings)[0]
+
+
+def _restricted(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> tuple[Tensor, Tensor | None]:
+    """Return the map, zero where it is not kept, and the mask that windows heed."""
+    if settings.voxels == "all":
+        return map_DHW, None
+    brain_DHW = brain_DHW.bool()
+    return map_DHW.masked_fill(~brain_DHW, 0), brain_DHW if settings.outside == "left_out" else None
 
 
 def image_score(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> float:

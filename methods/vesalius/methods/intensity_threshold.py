@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vesalius.methods.blocks import MapSettings, Window, average_pool, check_channels, finish_map, image_score
+from vesalius.methods.blocks import MapSettings, Window, check_channels, finish_map, image_score, smooth
 from vesalius.platform.contracts import Choice, Method, MethodSettings, Score, Stage, WholeVolumes, setting
 from vesalius.platform.errors import CohortError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class ThresholdMapSettings(MapSettings):
     """Inside the brain by default: over the whole box the background would be the greatest anomaly of all."""
 
+    average_pool: Window = setting(5, "edge of the averaging window in voxels; 1 is none", source="this implementation")
     voxels: Literal["all", "brain"] = setting(
         "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )
@@ -95,8 +96,7 @@ class IntensityThreshold(Method):
             check_channels(volume, self.cohort)
             image, brain = volume.image.to(self.mean.device), volume.brain.to(self.mean.device)
             signed = (image - self.mean[:, None, None, None]) / self.deviation[:, None, None, None]
-            inside = brain if self.settings.map.voxels == "brain" else None
-            signed = average_pool(signed, self.settings.smoothing, inside)
+            signed = smooth(signed, self.settings.smoothing, brain, self.settings.map)
             if self.settings.direction == "both":
                 signed = signed.abs()
             elif self.settings.direction == "low":
