@@ -22,6 +22,7 @@ _HEADS = {
     "image_auroc": "image AUROC",
     "seconds_per_volume": "s / volume",
 }
+_FIGURE_WIDTHS = {"dice": len("0.000 ± 0.000")}
 _LOWER_IS_BETTER = {"fpr_at_95_recall", "seconds_per_volume"}
 
 
@@ -108,7 +109,7 @@ def figures(rows: Sequence[Mapping[str, Any]], title: str, *, with_runs: bool = 
         with_runs: name the run beside the method.
     """
     table = plain(title=title, title_style="bold")
-    table.add_column("method", style="cyan", no_wrap=True)
+    table.add_column("method", style="cyan", overflow="fold")
     columns = [
         "best_dice",
         "dice",
@@ -119,9 +120,11 @@ def figures(rows: Sequence[Mapping[str, Any]], title: str, *, with_runs: bool = 
         "seconds_per_volume",
     ]
     for key in columns:
-        table.add_column("Dice at threshold" if key == "dice" else _HEADS[key], justify="right", no_wrap=True)
+        # Names may be folded where the room is narrow, figures never: a cut figure is a wrong one.
+        head = "Dice at threshold" if key == "dice" else _HEADS[key]
+        table.add_column(head, justify="right", min_width=_FIGURE_WIDTHS.get(key, 6))
     if with_runs:
-        table.add_column("run", style="dim", no_wrap=True)
+        table.add_column("run", style="dim", overflow="fold")
     for row in rows:
         cells = []
         for key in columns:
