@@ -28,6 +28,7 @@ import torch
 
 from vesalius.datasets.phantom import PhantomSettings, make_phantom
 from vesalius.methods.implicit_field import ImplicitField
+from vesalius.methods.implicit_field.settings import ImplicitFieldSettings
 from vesalius.platform import cluster
 from vesalius.platform.config import digest, override
 from vesalius.platform.geometry import as_matrix
@@ -71,7 +72,7 @@ def _plain(settings: Any, store: CohortStore, steps: int) -> float:
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
         total, count = method.loss(batches[step % len(batches)])
-        (total / count).backward()
+        (total / count).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return (time.perf_counter() - begin) / steps
 
@@ -116,6 +117,7 @@ def measure(steps: int, rounds: int, width: int, points: int) -> dict[str, Any]:
             seconds["ray"].append(per_step)
             whole.append(run - per_step * steps)
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    assert isinstance(settings, ImplicitFieldSettings)
     each = settings.points * settings.batch_volumes
     return {
         "settings_digest": digest(settings)[:12],

@@ -104,7 +104,8 @@ def test_a_killed_driver_resumes_to_the_same_weights(toy_store: CohortStore, tmp
             driver.wait(30)
         finally:
             _end_group(driver)
-    assert broken.state == "training", "a killed driver had no time to say how it ended"
+    before: str = broken.state
+    assert before == "training", "a killed driver had no time to say how it ended"
     assert _start(broken).wait(300) == 0
     assert broken.state == "finished"
     kept = _weights(broken)

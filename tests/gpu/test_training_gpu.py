@@ -6,13 +6,14 @@ Several devices over NCCL are untested until someone has run them; what is teste
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+import torch.multiprocessing
 
 from vesalius.methods import METHODS
 from vesalius.platform.store import CohortStore
@@ -42,7 +43,7 @@ def test_a_device_learns_what_the_cpu_learns(name: str, phantom_store: CohortSto
     method_type = lookup(METHODS, name, "method")
     on_cpu, on_device = (_trained(method_type, phantom_store, device) for device in ("cpu", "cuda"))
     for key, value in on_cpu.items():
-        torch.testing.assert_close(on_device[key], value, rtol=2e-2, atol=2e-3, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(on_device[key], value, rtol=2e-2, atol=2e-3, msg=partial("{}: {}".format, key))
 
 
 def test_bf16_learns_too(phantom_store: CohortStore) -> None:
@@ -69,7 +70,7 @@ def test_two_gloo_workers_on_cuda_tensors_equal_one(phantom_store: CohortStore, 
     method_type = lookup(METHODS, "implicit_field", "method")
     alone = _trained(method_type, phantom_store, "cuda")
     arguments = (free_port(), str(phantom_store.path), str(tmp_path))
-    multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2, join=True)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for key, value in alone.items():
         assert torch.equal(first[key], second[key]), f"{key}: the replicas differ"
