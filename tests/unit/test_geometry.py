@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from nibabel import affines as nibabel_affines
 from nibabel.processing import resample_from_to
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
@@ -31,6 +32,8 @@ from vesalius.platform.store.records import SourceFacts
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import ArrayLike
 
 # No deadline: a busy machine is no failure.
 some = settings(deadline=None, max_examples=50)
@@ -82,7 +85,7 @@ def test_an_affine_comes_back_as_float64() -> None:
         (np.zeros((4, 4)), "last row"),
     ],
 )
-def test_an_affine_that_cannot_be_used_is_refused_by_name(affine: object, reason: str) -> None:
+def test_an_affine_that_cannot_be_used_is_refused_by_name(affine: ArrayLike, reason: str) -> None:
     with pytest.raises(VolumeError, match=reason) as caught:
         check_affine(affine, "sub-01_T1w.nii.gz")
     assert str(caught.value).startswith("sub-01_T1w.nii.gz: its affine") or "of its affine" in str(caught.value)
@@ -97,7 +100,7 @@ def test_a_regular_affine_passes_at_any_scale(scale: float) -> None:
 @some
 @given(affines())
 def test_spacing_is_nibabels(affine: np.ndarray) -> None:
-    assert np.allclose(spacing_of(affine), nibabel.affines.voxel_sizes(affine), rtol=1e-12)
+    assert np.allclose(spacing_of(affine), nibabel_affines.voxel_sizes(affine), rtol=1e-12)
 
 
 def test_matrix_tuples_hold_the_same_numbers() -> None:
@@ -131,7 +134,7 @@ def test_canonical_is_nibabels(affine: np.ndarray, shape: tuple[int, int, int]) 
     assert np.array_equal(found, np.asarray(expected.dataobj))
     assert np.allclose(found_affine, expected.affine, atol=1e-9)
     # Every value keeps its place in the world: for this no orientation code is needed.
-    there = nibabel.affines.apply_affine(np.linalg.inv(affine) @ found_affine, np.argwhere(np.ones(found.shape)))
+    there = nibabel_affines.apply_affine(np.linalg.inv(affine) @ found_affine, np.argwhere(np.ones(found.shape)))
     assert np.allclose(there, np.rint(there), atol=1e-6)
     assert np.array_equal(values[tuple(np.rint(there).astype(int).T)], found.ravel())
 
@@ -150,7 +153,7 @@ def test_turning_and_cropping_by_whole_voxels_copies(axes: tuple[int, ...], sign
     values = np.random.default_rng(1).normal(size=(5, 6, 7)).astype(np.float32)
     affine = turned(axes, signs)
     straight, straight_affine = canonical(values, affine)
-    moved = straight_affine @ nibabel.affines.from_matvec(np.eye(3), [1, -2, 3])
+    moved = straight_affine @ nibabel_affines.from_matvec(np.eye(3), [1, -2, 3])
     found = resample(values, affine, (6, 8, 4), moved, fill=-9)
     padded = np.pad(straight, 20, constant_values=-9)
     assert np.array_equal(found, padded[21:27, 18:26, 23:27])
@@ -161,18 +164,18 @@ def test_grids_that_never_meet_give_the_fill() -> None:
     far = grid_affine((3, 3, 3), (1, 1, 1), (500, 0, 0))
     found = resample(np.ones((4, 4, 4), np.float32), np.eye(4), (3, 3, 3), far, fill=-1)
     assert np.array_equal(found, np.full((3, 3, 3), -1, np.float32))
-    slanted = far @ nibabel.affines.from_matvec(Rotation.from_euler("x", 20, degrees=True).as_matrix())
+    slanted = far @ nibabel_affines.from_matvec(Rotation.from_euler("x", 20, degrees=True).as_matrix())
     assert np.array_equal(resample(np.ones((4, 4, 4), np.float32), np.eye(4), (3, 3, 3), slanted, fill=-1), found)
 
 
 @some
 @given(affines(), st.sampled_from([0, 1, 3]), st.integers(0, 1000))
-def test_inside_the_source_resampling_is_scipys_and_nibabels(affine: np.ndarray, order: int, seed: int) -> None:
+def test_inside_the_source_resampling_is_scipys_and_nibabels(affine: np.ndarray, order: Order, seed: int) -> None:
     values = np.random.default_rng(seed).normal(size=(9, 10, 11)).astype(np.float32)
     center = (affine @ [4, 4.5, 5, 1])[:3]
     size = min(spacing_of(affine))
-    target = grid_affine((4, 5, 6), (0.7 * size,) * 3, center)
-    found = resample(values, affine, (4, 5, 6), target, order=order, fill=np.float32(7))
+    target = grid_affine((4, 5, 6), (0.7 * size,) * 3, tuple(center))
+    found = resample(values, affine, (4, 5, 6), target, order=order, fill=7)
     reference = resample_from_to(
         nibabel.Nifti1Image(values, affine), ((4, 5, 6), target), order=order, cval=7, mode="nearest"
     )
@@ -192,12 +195,12 @@ def test_inside_the_source_resampling_is_scipys_and_nibabels(affine: np.ndarray,
 
 @some
 @given(affines(), st.tuples(*[st.floats(-2, 2)] * 4), st.sampled_from([1, 3]))
-def test_a_linear_field_stays_the_same_field(affine: np.ndarray, field: tuple[float, ...], order: int) -> None:
+def test_a_linear_field_stays_the_same_field(affine: np.ndarray, field: tuple[float, ...], order: Order) -> None:
     """A field linear in world mm is reproduced by linear interpolation, whatever the grids."""
     world = np.moveaxis(np.indices((14, 15, 16)), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
     origin = (affine @ [6.5, 7, 7.5, 1])[:3]
     values = ((world - origin) @ field[:3] + field[3]).astype(np.float32)
-    target = grid_affine((5, 5, 5), (0.4 * min(spacing_of(affine)),) * 3, origin)
+    target = grid_affine((5, 5, 5), (0.4 * min(spacing_of(affine)),) * 3, tuple(origin))
     expected = (np.moveaxis(np.indices((5, 5, 5)), 0, -1) @ target[:3, :3].T + target[:3, 3] - origin) @ field[:3]
     # A cubic spline has the same answer away from the border, whose effect falls by 0.27 a voxel.
     tolerance = 1e-4 if order == 1 else 1e-2
@@ -210,9 +213,9 @@ def test_a_linear_field_stays_the_same_field(affine: np.ndarray, field: tuple[fl
 
 @some
 @given(st.floats(-0.495, 3.495), st.sampled_from([0, 1]))
-def test_a_voxel_reaches_half_a_voxel_beyond_its_centre(place: float, order: int) -> None:
+def test_a_voxel_reaches_half_a_voxel_beyond_its_centre(place: float, order: Order) -> None:
     values = np.array([5.0, 6.0, 8.0, 1.0], np.float32).reshape(4, 1, 1)
-    target = nibabel.affines.from_matvec(np.diag([0.93, 1, 1]), [place, 0, 0])
+    target = nibabel_affines.from_matvec(np.diag([0.93, 1, 1]), [place, 0, 0])
     found = resample(values, np.eye(4), (1, 1, 1), target, order=order, fill=-1).item()
     if order == 1:
         assert found == pytest.approx(np.interp(place, range(4), values.ravel()), abs=8e-3)
@@ -220,9 +223,9 @@ def test_a_voxel_reaches_half_a_voxel_beyond_its_centre(place: float, order: int
         assert found in {
             values[int(np.floor(place + 0.5 + shift)), 0, 0] for shift in (-1e-3, 1e-3) if -0.5 < place + shift < 3.5
         }
-    beyond = nibabel.affines.from_matvec(np.diag([0.93, 1, 1]), [place + 4.01, 0, 0])
+    beyond = nibabel_affines.from_matvec(np.diag([0.93, 1, 1]), [place + 4.01, 0, 0])
     assert resample(values, np.eye(4), (1, 1, 1), beyond, order=order, fill=-1).item() == -1
-    before = nibabel.affines.from_matvec(np.diag([0.93, 1, 1]), [place - 4.01, 0, 0])
+    before = nibabel_affines.from_matvec(np.diag([0.93, 1, 1]), [place - 4.01, 0, 0])
     assert resample(values, np.eye(4), (1, 1, 1), before, order=order, fill=-1).item() == -1
 
 
@@ -252,7 +255,7 @@ def test_nearest_neighbour_invents_no_label(labels: np.ndarray, affine: np.ndarr
 def test_to_source_takes_the_target_world_to_the_source_world() -> None:
     values = np.zeros((10, 10, 10), np.float32)
     values[7, 4, 4] = 1
-    to_source = nibabel.affines.from_matvec(np.eye(3), [4, 0, 0])
+    to_source = nibabel_affines.from_matvec(np.eye(3), [4, 0, 0])
     found = resample(values, np.eye(4), (10, 10, 10), np.eye(4), to_source=to_source)
     assert np.argwhere(found).tolist() == [[3, 4, 4]]
 
@@ -295,7 +298,7 @@ def test_a_label_map_comes_home_exactly_where_nothing_was_resampled() -> None:
 
 @pytest.mark.parametrize("name", ["map.nii", "map.nii.gz"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.bool_, np.uint8, np.int16])
-def test_a_nifti_holds_the_values_and_the_affine(tmp_path: Path, name: str, dtype: type) -> None:
+def test_a_nifti_holds_the_values_and_the_affine(tmp_path: Path, name: str, dtype: type[np.generic]) -> None:
     values = np.random.default_rng(0).integers(0, 2, (3, 4, 5)).astype(dtype)
     affine = turned((2, 0, 1), (-1, 1, 1))
     path = tmp_path / "deep" / name

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
+from zarr.core.metadata import ArrayV3Metadata
 
 from vesalius.platform.config import canonical_json, digest
 from vesalius.platform.errors import CohortError, DiskSpaceError, InputError, StoreError, VolumeError
@@ -392,7 +393,7 @@ def test_uncommitted_subjects_are_offered_only_when_whole_and_of_this_recipe(
 def test_any_array_in_any_chunks_reads_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory,
     data: st.DataObject,
-    dtype: type,
+    dtype: type[np.generic],
     chunk: int,
     shard: bool,
     codec: str,
@@ -451,13 +452,22 @@ def test_any_zarr_reader_sees_one_hierarchy_with_named_axes_and_all_attributes(s
     root = zarr.open_group(store.path, mode="r")
     assert root.attrs["vesalius"] == {"format": 1}
     # Warnings are errors: a file that is no Zarr node would fail here.
-    assert sorted(name for name, _ in root["subjects"].members()) == ["sub-00", "sub-01"]
-    group = root["subjects/sub-01"]
+    subjects, group = root["subjects"], root["subjects/sub-01"]
+    assert isinstance(subjects, zarr.Group)
+    assert isinstance(group, zarr.Group)
+    assert sorted(name for name, _ in subjects.members()) == ["sub-00", "sub-01"]
     assert sorted(group.array_keys()) == ["brain", "head", "image", "lesion", "structures"]
-    assert group["image"].metadata.dimension_names == ("channel", "x", "y", "z")
-    assert np.array_equal(group["image"][...], cases[1][1].image)
-    assert np.array_equal(group["lesion"][...], cases[1][1].lesion)
-    kept = group.attrs["vesalius"]["record"]
+    image, lesion = group["image"], group["lesion"]
+    assert isinstance(image, zarr.Array)
+    assert isinstance(lesion, zarr.Array)
+    assert isinstance(image.metadata, ArrayV3Metadata)
+    assert image.metadata.dimension_names == ("channel", "x", "y", "z")
+    example = cases[1][1]
+    assert example.lesion is not None
+    assert np.array_equal(np.asarray(image[...]), example.image)
+    assert np.array_equal(np.asarray(lesion[...]), example.lesion)
+    attributes: Any = group.attrs["vesalius"]
+    kept = attributes["record"]
     for name in ("affine", "spacing_mm", "channels", "split", "group", "demographics", "labels", "structures"):
         assert kept[name] == json.loads(canonical_json(cases[1][0]))[name]
     assert kept["source"]["shape"] == [20, 21, 22]
