@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from vesalius.platform.evaluation import Histogram, average_precision
-from vesalius.platform.scoring import score_volume, volume_of
 
 from vesalius.platform.config import digest
+from vesalius.platform.evaluation import Histogram, average_precision
+from vesalius.platform.scoring import score_volume, volume_of
 
 if TYPE_CHECKING:
     from vesalius.platform.contracts import Collective, Method
