@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from vesalius.platform.config import digest
 from vesalius.platform.geometry import as_matrix
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 torch.set_num_threads(1)
+# A search for counterexamples belongs to whoever sits before it; a gate should say the same thing twice.
+settings.register_profile("steady", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("steady")
 
 ROOT = Path(__file__).resolve().parent.parent
 

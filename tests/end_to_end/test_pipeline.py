@@ -76,7 +76,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     home = folder / "home"
     runs = {}
     for method in ("intensity_threshold", "healthy_atlas"):
-        runs[method] = call("train", method, folder / "cohort", "--workers", 0, "--name", method, "--home", home)
+        # The lesions are smaller than the default averaging window.
+        plain = ("--set", "method.map.average_pool=1", "--workers", 0)
+        runs[method] = call("train", method, folder / "cohort", *plain, "--name", method, "--home", home)
     return SimpleNamespace(folder=folder, home=home, store=folder / "cohort", runs=runs)
 
 

@@ -169,6 +169,10 @@ def plant_lesions(
     )
 
 
+_HARD_MM = 1e-6
+"""A border narrower than this is none: distances divided by it would leave the numbers that there are."""
+
+
 def lesion_profile(
     mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float], softness_mm: float
 ) -> NDArray[np.float32]:
@@ -178,11 +182,11 @@ def lesion_profile(
     """
     from scipy import ndimage
 
+    if softness_mm < _HARD_MM:
+        return mask.astype(np.float32)
     half = min(spacing_mm) / 2
     inner = ndimage.distance_transform_edt(mask, sampling=spacing_mm) - half
     outer = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) - half
-    if softness_mm == 0:
-        return mask.astype(np.float32)
     depth = np.where(mask, inner, -outer) / softness_mm
     return np.asarray(np.clip(0.5 + depth, 0, 1), np.float32)
 

@@ -127,7 +127,7 @@ class _Body:
     def profile(self, axes: Axes) -> Array:
         """Share of the full change: 0 outside, 1 inside, 0.5 at the surface."""
         depth = np.minimum(self._blob(axes) + self.offset, self._solid(axes))
-        if self.lesion.softness_mm == 0:
+        if self.lesion.softness_mm < 1e-6:  # narrower than float32 can divide by
             return np.asarray(depth >= 0, np.float32)
         return np.asarray(np.clip(depth / np.float32(self.lesion.softness_mm) + np.float32(0.5), 0, 1))
 
