@@ -72,7 +72,7 @@ class Straightforward:
                     encoded = encode_positions(position[first : first + size], NUM_FREQUENCIES)
                     logits = self.logits(codes[number], encoded)
                     loss = F.cross_entropy(logits, labels[first : first + size], reduction="sum") / num_points
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             for pair in self.weights:
                 for weight in pair:
                     weight.grad = None

@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numcodecs  # type: ignore[import-untyped]
+import numcodecs  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import pytest
 import zarr

@@ -74,7 +74,7 @@ def _plain(settings: Any, store: CohortStore, steps: int) -> float:
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
         total, count = method.loss(batches[step % len(batches)])
-        (total / count).backward()  # type: ignore[no-untyped-call]
+        (total / count).backward()  # type: ignore[no-untyped-call]  # untyped in torch
         optimizer.step()
     return time.perf_counter() - begin
 

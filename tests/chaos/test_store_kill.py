@@ -16,7 +16,7 @@ import pytest
 
 from vesalius.platform.errors import DiskSpaceError, StoreError
 from vesalius.platform.store import CohortStore, SubjectArrays, writing
-from vesalius.platform.testing.store import Case, add, assert_holds, example_case
+from vesalius.platform.testing.store_cases import Case, add, assert_holds, example_case
 
 CHANNELS = ("T1w",)
 
@@ -26,7 +26,7 @@ import os, shutil, sys
 from pathlib import Path
 from vesalius.platform.store import CohortStore
 from vesalius.platform.testing.faults import faults
-from vesalius.platform.testing.store import add, example_case
+from vesalius.platform.testing.store_cases import add, example_case
 
 base, folder = Path(sys.argv[1]), Path(sys.argv[2])
 cases = [example_case(number, ("T1w",), all_roles=False) for number in (0, 1)]
@@ -52,7 +52,7 @@ from pathlib import Path
 from vesalius.platform.store import CohortStore
 sys.path.insert(0, sys.argv[2])
 from test_store_kill import big_case, make
-from vesalius.platform.testing.store import add
+from vesalius.platform.testing.store_cases import add
 
 store = make(Path(sys.argv[1]))
 for number in range(int(sys.argv[3])):

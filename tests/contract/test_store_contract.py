@@ -8,11 +8,13 @@ import pytest
 
 from vesalius.platform.store import ChunkSettings, CohortStore
 from vesalius.platform.testing.faults import memory_folder
-from vesalius.platform.testing.store import CHECKS, StoreFactory
+from vesalius.platform.testing.store import CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from vesalius.platform.testing.store_cases import StoreFactory
 
 
 def one_channel(path: Path) -> CohortStore:

@@ -70,7 +70,7 @@ def test_two_gloo_workers_on_cuda_tensors_equal_one(phantom_store: CohortStore, 
     method_type = lookup(METHODS, "implicit_field", "method")
     alone = _trained(method_type, phantom_store, "cuda")
     arguments = (free_port(), str(phantom_store.path), str(tmp_path))
-    torch.multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    torch.multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch has no types here
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for key, value in alone.items():
         assert torch.equal(first[key], second[key]), f"{key}: the replicas differ"

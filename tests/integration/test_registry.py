@@ -69,7 +69,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def _model(folder: Path, store: CohortStore, share: float, **changes: Any) -> Path:
-    from toy_methods import Brightness, BrightnessSettings  # type: ignore[import-not-found]
+    from toy_methods import Brightness, BrightnessSettings  # type: ignore[import-not-found]  # made by the test
 
     facts = store.facts()
     facts = facts.model_copy(update=changes.pop("cohort", {}))

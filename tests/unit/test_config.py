@@ -83,7 +83,7 @@ def test_assignments() -> None:
 
 def test_settings_are_frozen_and_closed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Outer().seed = 3  # type: ignore[misc]
+        Outer().seed = 3  # type: ignore[misc]  # refusing it is the test
     with pytest.raises(SettingError, match=r"run\.json: .*sead"):
         validate(Outer, {"sead": 1}, "run.json")
 

@@ -261,7 +261,7 @@ def test_code_gradient_is_exact_over_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     field = Field.of(decoder, torch.float32)
     axes = tuple(axis_positions(n, 2.0, 24.0) for n in (12, 11, 10))
     labels = torch.randint(5, (12, 11, 10)).to(torch.uint8)
-    targets = [Target(labels=labels, axes=axes, generator=generator(n)) for n in range(2)]  # type: ignore[arg-type]
+    targets = [Target(labels=labels, axes=axes, generator=generator(n)) for n in range(2)]  # type: ignore[arg-type]  # three axes
     tables, offsets = restoration._tables(field, targets)
     rows, drawn = restoration._draw(targets, offsets, 700)
     code = torch.randn(2, 8)

@@ -271,10 +271,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     if isinstance(arguments["masks"], str):
         arguments["masks"] = tmp_path / arguments["masks"]
     if error is None:
-        plant_lesions(store, tmp_path / "out", **arguments)  # type: ignore[arg-type]
+        plant_lesions(store, tmp_path / "out", **arguments)  # type: ignore[arg-type]  # arguments of several types by name
         return
     with pytest.raises(error, match=says) as caught:
-        plant_lesions(store, tmp_path / "out", **arguments)  # type: ignore[arg-type]
+        plant_lesions(store, tmp_path / "out", **arguments)  # type: ignore[arg-type]  # arguments of several types by name
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 

@@ -166,11 +166,11 @@ def test_prefetch_keeps_order_and_stops_early() -> None:
         loaded.append(step)
         return step
 
-    order: list[object] = list(prefetch(load, 3, 9, ahead=2))  # type: ignore[arg-type]
+    order: list[object] = list(prefetch(load, 3, 9, ahead=2))  # type: ignore[arg-type]  # loads numbers, not batches
     assert order == [3, 4, 5, 6, 7, 8]
     loaded.clear()
-    for step in prefetch(load, 0, 1000, ahead=2):  # type: ignore[arg-type]
-        if step == 3:  # type: ignore[comparison-overlap]
+    for step in prefetch(load, 0, 1000, ahead=2):  # type: ignore[arg-type]  # loads numbers, not batches
+        if step == 3:  # type: ignore[comparison-overlap]  # numbers, see above
             break
     assert len(loaded) <= 7, "a consumer that stops must not have the rest loaded"
 

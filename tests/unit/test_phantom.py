@@ -171,7 +171,7 @@ def test_lattice_reads_are_exact_where_they_must_be() -> None:
     # Keys' kernel reproduces straight lines where it does not meet the edge.
     at = tuple(np.linspace(7, 23, 9, dtype=np.float32) for _ in range(3))
     a, b, c = np.meshgrid(*at, indexing="ij")
-    np.testing.assert_allclose(lattice.read(line, at), 2 * a - b + 0.5 * c + 1, rtol=1e-5, atol=1e-4)  # type: ignore[arg-type]
+    np.testing.assert_allclose(lattice.read(line, at), 2 * a - b + 0.5 * c + 1, rtol=1e-5, atol=1e-4)  # type: ignore[arg-type]  # an array for three floats
 
 
 def test_smooth_noise_has_unit_deviation() -> None:

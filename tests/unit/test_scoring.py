@@ -385,7 +385,7 @@ def test_another_shape_or_number_of_scores_is_refused(toy_store: CohortStore, to
     toy.change = lambda score: Score(map=score.map, image_score=0.0, restoration=score.map)
     with pytest.raises(ModelError, match="its restoration of subject test-00"):
         score_volume(toy, volume)
-    toy.score = lambda volumes, effort: []  # type: ignore[method-assign, assignment, misc]
+    toy.score = lambda volumes, effort: []  # type: ignore[method-assign, assignment, misc]  # breaking it is the test
     with pytest.raises(ModelError, match="0 scores for 1 volumes"):
         score_volume(toy, volume)
 
@@ -474,10 +474,10 @@ def test_a_map_lies_on_a_real_brain(tmp_path: Path, real_data: Path) -> None:
     extent = np.array(array.shape) * np.linalg.norm(affine[:3, :3], axis=0)
     center = (affine @ [*((np.array(array.shape) - 1) / 2), 1.0])[:3]
     grid = tuple(int(size) for size in np.ceil(extent / 2) + 8)
-    target = grid_affine(grid, (2.0, 2.0, 2.0), tuple(center))  # type: ignore[arg-type]
+    target = grid_affine(grid, (2.0, 2.0, 2.0), tuple(center))  # type: ignore[arg-type]  # three entries
     facts = SourceFacts(files={"T1w": path.name}, sha256={}, shape=original.shape, affine=as_matrix(image.affine))
-    prepared = resample(ndimage.gaussian_filter(array, 1.0), affine, grid, target)  # type: ignore[arg-type]
-    record = stored("a", grid, affine=as_matrix(target), source=facts)  # type: ignore[arg-type]
+    prepared = resample(ndimage.gaussian_filter(array, 1.0), affine, grid, target)  # type: ignore[arg-type]  # three entries
+    record = stored("a", grid, affine=as_matrix(target), source=facts)  # type: ignore[arg-type]  # three entries
     write_native(tmp_path / "map.nii.gz", prepared / prepared.max(), record)
     overlay = nibabel.load(tmp_path / "map.nii.gz")
     assert overlay.shape == original.shape

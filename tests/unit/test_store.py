@@ -36,14 +36,11 @@ from vesalius.platform.store import (
 )
 from vesalius.platform.store.arrays import array_facts, read_array, write_array
 from vesalius.platform.testing.faults import memory_folder
-from vesalius.platform.testing.store import (
-    add,
-    assert_holds,
-    check_a_second_ingest_adds_and_changes_nothing_else,
-    check_damage_is_named,
+from vesalius.platform.testing.store import check_a_second_ingest_adds_and_changes_nothing_else, check_damage_is_named
+from vesalius.platform.testing.store_cases import add, assert_holds, example_case
+from vesalius.platform.testing.store_interruptions import (
     check_survives_a_kill_at_every_step,
     check_survives_a_power_cut_at_every_step,
-    example_case,
 )
 
 if TYPE_CHECKING:

@@ -557,7 +557,7 @@ def test_stages_of_one_split_share_its_decoded_volumes(toy_store: CohortStore, t
 
     method = contract.build(AutoDecoder, ToySettings(), toy_store)
     settings = contract.training_settings(prefetch=0, validate_every=1000)
-    train(method, Counts(), settings, tmp_path, device=CPU)  # type: ignore[arg-type]
+    train(method, Counts(), settings, tmp_path, device=CPU)  # type: ignore[arg-type]  # stands in for a store
     trained_on = [subject for subject in reads if subject.startswith("train")]
     assert sorted(trained_on) == sorted(set(trained_on)), "a volume was decoded twice"
 

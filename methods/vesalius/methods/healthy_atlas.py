@@ -6,13 +6,22 @@ cannot tell whether a network has learnt more than an average.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vesalius.methods.blocks import MapSettings, Window, average_pool, check_channels, finish_map, image_score, smooth
+from vesalius.methods.blocks import (
+    BrainMapSettings,
+    Window,
+    average_pool,
+    check_channels,
+    finish_map,
+    image_score,
+    one_pass,
+    smooth,
+)
 from vesalius.platform.contracts import (
     Choice,
     Method,
@@ -20,7 +29,6 @@ from vesalius.platform.contracts import (
     Range,
     Score,
     Stage,
-    WholeVolumes,
     grid_positions,
     setting,
 )
@@ -30,15 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Update, Volume
-
-
-class AtlasMapSettings(MapSettings):
-    """Inside the brain, averaged: the most favourable of the choices tried on the phantom's validation split."""
-
-    average_pool: Window = setting(5, "edge of the averaging window in voxels; 1 is none", source="this implementation")
-    voxels: Literal["all", "brain"] = setting(
-        "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
-    )
 
 
 class HealthyAtlasSettings(MethodSettings):
@@ -63,7 +62,7 @@ class HealthyAtlasSettings(MethodSettings):
         space=Choice(values=(1, 3, 5, 7)),
         source="this implementation",
     )
-    map: AtlasMapSettings = AtlasMapSettings()
+    map: BrainMapSettings = BrainMapSettings()
 
 
 class HealthyAtlas(Method):
@@ -107,17 +106,7 @@ class HealthyAtlas(Method):
 
     def stages(self) -> Sequence[Stage]:
         """One stage without optimisers: moments of each voxel."""
-        return [
-            Stage(
-                name="atlas",
-                view=WholeVolumes(),
-                batch_size=1,
-                epochs=1,
-                begin=self._begin,
-                step=self._accumulate,
-                finish=self._solve,
-            )
-        ]
+        return [one_pass("atlas", self._begin, self._accumulate, self._solve)]
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """See :class:`vesalius.platform.contracts.Method`; ``effort`` makes no difference."""

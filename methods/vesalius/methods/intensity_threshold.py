@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vesalius.methods.blocks import MapSettings, Window, check_channels, finish_map, image_score, smooth
-from vesalius.platform.contracts import Choice, Method, MethodSettings, Score, Stage, WholeVolumes, setting
+from vesalius.methods.blocks import (
+    BrainMapSettings,
+    Window,
+    check_channels,
+    finish_map,
+    image_score,
+    one_pass,
+    smooth,
+)
+from vesalius.platform.contracts import Choice, Method, MethodSettings, Score, Stage, setting
 from vesalius.platform.errors import CohortError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Update, Volume
-
-
-class ThresholdMapSettings(MapSettings):
-    """Inside the brain by default: over the whole box the background would be the greatest anomaly of all."""
-
-    average_pool: Window = setting(5, "edge of the averaging window in voxels; 1 is none", source="this implementation")
-    voxels: Literal["all", "brain"] = setting(
-        "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
-    )
 
 
 class IntensityThresholdSettings(MethodSettings):
@@ -45,7 +44,7 @@ class IntensityThresholdSettings(MethodSettings):
         space=Choice(values=(1, 3, 5, 7)),
         source="this implementation",
     )
-    map: ThresholdMapSettings = ThresholdMapSettings()
+    map: BrainMapSettings = BrainMapSettings()
 
 
 class IntensityThreshold(Method):
@@ -77,17 +76,7 @@ class IntensityThreshold(Method):
 
     def stages(self) -> Sequence[Stage]:
         """One stage without optimisers: moments of the brain's intensities."""
-        return [
-            Stage(
-                name="moments",
-                view=WholeVolumes(),
-                batch_size=1,
-                epochs=1,
-                begin=self._begin,
-                step=self._accumulate,
-                finish=self._solve,
-            )
-        ]
+        return [one_pass("moments", self._begin, self._accumulate, self._solve)]
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """See :class:`vesalius.platform.contracts.Method`; ``effort`` makes no difference."""

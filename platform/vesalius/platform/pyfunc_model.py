@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts import Matrix4
 
 
-class VesaliusModel(PythonModel):  # type: ignore[misc]
+class VesaliusModel(PythonModel):  # type: ignore[misc]  # MLflow's base class is untyped
     """A trained method behind MLflow's ``predict``."""
 
     def load_context(self, context: Any) -> None:

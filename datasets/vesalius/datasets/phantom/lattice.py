@@ -93,8 +93,8 @@ def _read_axis(values: Array, index: Array, axis: int, kernel: Kernel) -> Array:
 def smooth_noise(rng: np.random.Generator, lattice: Lattice, scale_mm: float) -> Array:
     """Draw a smooth field of unit deviation on ``lattice``, which varies on a scale of ``scale_mm``."""
     coarse = Lattice(
-        low_mm=tuple(low - scale_mm for low in lattice.low_mm),  # type: ignore[arg-type]
-        high_mm=tuple(high + 2 * scale_mm for high in lattice.high_mm),  # type: ignore[arg-type]
+        low_mm=tuple(low - scale_mm for low in lattice.low_mm),  # type: ignore[arg-type]  # three entries, as before
+        high_mm=tuple(high + 2 * scale_mm for high in lattice.high_mm),  # type: ignore[arg-type]  # three entries, as before
         spacing_mm=scale_mm,
     )
     values = rng.standard_normal(coarse.shape, dtype=np.float32) / np.float32(SPLINE_DEVIATION)

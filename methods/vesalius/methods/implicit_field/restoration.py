@@ -157,7 +157,7 @@ def restore(
                 # The mean over points, as in training: Adam's steps are the same, its epsilon stays small beside them.
                 _backward(field, tables, code, rows, labels)
                 if prior is not None:
-                    (prior(code, num_points).sum() / num_points).backward()  # type: ignore[no-untyped-call]
+                    (prior(code, num_points).sum() / num_points).backward()  # type: ignore[no-untyped-call]  # untyped in torch
                 optimizer.step()
                 if bound is not None:
                     with torch.no_grad():
@@ -254,7 +254,7 @@ def _backward(field: Field, tables: tuple[Tensor, Tensor], code: Tensor, rows: T
             for table, leaf in zip(tables, leaves, strict=True)
         )
         loss = F.cross_entropy(field.logits(entry, skip), chunk_labels, reduction="sum") / num_points
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
     torch.autograd.backward(parts, [leaf.grad for leaf in leaves if leaf.grad is not None])
 
 

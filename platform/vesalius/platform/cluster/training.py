@@ -61,7 +61,7 @@ def _train(run: RunFolder, method_type: type[Method], progress: Progress, watch_
                 _train_on_ray(run, method_type, attempt)
         if failure.is_file():
             raise _failure(failure)
-    except BaseException as error:
+    except BaseException as error:  # an interrupt too is written into the run's state
         with contextlib.suppress(VesaliusError, OSError):  # the error on its way says more than a disk that is full
             run.set_state("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
@@ -111,7 +111,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> No
             try:
                 with _own_interrupt():
                     trainer.fit()
-            except Exception as error:
+            except Exception as error:  # Ray's errors have no common class
                 # A worker's own word, where it left one, says more than the controller's.
                 if (run.path / "failure.json").is_file():
                     raise _failure(run.path / "failure.json") from None

@@ -167,7 +167,7 @@ class Histogram:
             return NotImplemented
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in self.__slots__)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # what Python itself asks of a mutable value
 
     def __repr__(self) -> str:
         return (

@@ -67,7 +67,7 @@ def rollback(name: str, *, home: Path, uri: str | None = None, progress: Progres
         with answering(uri, f"roll '{name}' back", ModelError):
             try:
                 mlflow.get_model_version(name, before)
-            except Exception as cause:
+            except Exception as cause:  # MlflowException, imported only where MLflow is used
                 if not missing(cause):
                     raise
                 raise ModelError(

@@ -74,7 +74,7 @@ def _fetch(reference: str, home: Path, uri: str) -> Path:
                 version = mlflow.get_model_version_by_alias(name, match["alias"])
             else:
                 version = mlflow.get_model_version(name, match["version"])
-        except Exception as cause:
+        except Exception as cause:  # MlflowException, imported only where MLflow is used
             if not missing(cause):
                 raise
             raise ModelError(_no_such_version(mlflow, uri, name, reference)) from None

@@ -151,7 +151,7 @@ def champion_version(mlflow: Any, uri: str, name: str) -> str | None:
     with answering(uri, f"find the champion of '{name}'", ModelError):
         try:
             found = mlflow.get_model_version_by_alias(name, CHAMPION)
-        except Exception as cause:
+        except Exception as cause:  # MlflowException, imported only where MLflow is used
             if not missing(cause):
                 raise
             return None
@@ -181,7 +181,7 @@ def all_versions(mlflow: Any, uri: str, name: str) -> list[Any]:
 def _ensure_registered(mlflow: Any, name: str) -> None:
     try:
         mlflow.create_registered_model(name, description="Registered by `vesalius promote`.")
-    except Exception as cause:
+    except Exception as cause:  # MlflowException, imported only where MLflow is used
         if getattr(cause, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
             raise
 

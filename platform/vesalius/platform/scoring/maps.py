@@ -193,7 +193,7 @@ class ScoreStore:
         folder = self.path.joinpath(_SUBJECTS, subject_id, *names)
         try:
             return read_array(folder)
-        except Exception as error:
+        except Exception as error:  # whatever a decoder throws at damaged bytes
             raise StoreError(
                 f"{folder} cannot be read ({type(error).__name__}): remove {self.path} and score the split again"
             ) from error

@@ -68,7 +68,7 @@ def _acquire(path: Path) -> int:
         holder = os.pread(descriptor, 512, 0).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
         raise StoreError(f"{path.parent} is being written by {holder}: wait for it to end, or stop it") from None
-    except BaseException:
+    except BaseException:  # the descriptor is closed whatever happens
         os.close(descriptor)
         raise
     return descriptor

@@ -155,7 +155,7 @@ def faults(folder: Path, action: Action = "count", at: int = sys.maxsize) -> Ite
         watch.see("os.fsync", (descriptor,))
         sync(descriptor)
 
-    os.fsync = watched_sync  # type: ignore[assignment]
+    os.fsync = watched_sync  # type: ignore[assignment]  # the watch takes the function's place
     _active = watch
     try:
         yield watch

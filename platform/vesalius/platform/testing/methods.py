@@ -152,7 +152,7 @@ def assert_two_workers_equal_one(method_type: type[Method], settings: MethodSett
     alone = trained(method_type, settings, store).state_dict()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (free_port(), method_type, settings.model_dump(mode="json"), str(store.path), folder)
-        torch.multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+        torch.multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch has no types here
         ranks = [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     _assert_same(ranks[0], ranks[1], "the replicas of two workers")
     for name, value in alone.items():
@@ -264,7 +264,7 @@ def assert_nan_stops(method_type: type[Method], settings: MethodSettings, store:
     first = method.stages()[0].name
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(DivergenceError, match=f"step 0 of stage '{first}'"):
-            train(method, _Poisoned(store), training_settings(), Path(folder), device=_CPU)  # type: ignore[arg-type]
+            train(method, _Poisoned(store), training_settings(), Path(folder), device=_CPU)  # type: ignore[arg-type]  # stands in for a store
         assert not list(Path(folder).iterdir()), "nothing may be kept of a step that was not finite"
 
 

@@ -103,7 +103,7 @@ def answering(uri: str, purpose: str, error: type[VesaliusError] = RunError) -> 
         yield
     except VesaliusError:
         raise
-    except Exception as cause:
+    except Exception as cause:  # what is not MLflow's or the network's goes on
         if not _foreign(cause):
             raise
         raise error(f"cannot {purpose} at {shown(uri)}: {_gist(cause, uri)}") from cause
@@ -123,7 +123,7 @@ def existing_run(mlflow: Any, uri: str, run_id: str) -> Any:
     with answering(uri, f"find tracked run {run_id}"):
         try:
             run = mlflow.get_run(run_id)
-        except Exception as cause:
+        except Exception as cause:  # what is not MLflow's or the network's goes on
             if not missing(cause):
                 raise
             raise RunError(f"there is no tracked run '{run_id}' at {shown(uri)}: check MLFLOW_TRACKING_URI") from None
@@ -160,7 +160,7 @@ def _import_quietly() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import mlflow  # noqa: F401
+    import mlflow  # noqa: F401 - imported for what it sets up
 
     # The first use of a database logs a line for each of its migrations.
     for name in ("alembic", "mlflow.store.db.utils"):

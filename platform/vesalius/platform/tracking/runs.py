@@ -56,7 +56,7 @@ def start_run(
         try:
             for start in range(0, len(entities), _PARAMS_A_BATCH):
                 mlflow.log_batch(run_id, params=entities[start : start + _PARAMS_A_BATCH])
-        except Exception:
+        except Exception:  # raised again
             mlflow.set_terminated(run_id, status="FAILED")
             raise
         return run_id
@@ -129,7 +129,7 @@ def _experiment(mlflow: Any, uri: str, name: str) -> str:
     if found is None:
         try:
             made: str = mlflow.create_experiment(name, artifact_location=artifact_root(uri))
-        except Exception:
+        except Exception:  # raised again
             # Another process may have made it between the question and now.
             found = mlflow.get_experiment_by_name(name)
             if found is None:

@@ -196,7 +196,7 @@ class Checkpoints:
                 folder_digests(aside, sync=True)
                 aside.rename(self.folder / name)
                 sync_folder(self.folder)
-        except BaseException:
+        except BaseException:  # an interrupt too must leave nothing half-written
             shutil.rmtree(aside, ignore_errors=True)
             raise
 
