@@ -12,6 +12,7 @@
     │   ├── ModelError                a model: missing, damaged, of another cohort
     │   └── DiskSpaceError            not enough room for what is about to be written
     ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
+    ├── WorkerLostError               a worker process died, again and again         (exit code 1)
     ├── DivergenceError               a loss or gradient is not finite; names stage and step  (exit code 1)
     └── NotPromotedError              the candidate did not beat the champion     (exit code 1)
 
@@ -68,6 +69,10 @@ class PartialIngestError(VesaliusError):
     """Some subjects could not be taken in. The others are committed; the message lists the failures."""
 
     exit_code = 2
+
+
+class WorkerLostError(VesaliusError):
+    """A worker process died each time a job was tried, or the cluster has no worker left."""
 
 
 class DivergenceError(VesaliusError):
