@@ -240,7 +240,7 @@ def test_somebody_listens_and_never_answers(s3: RemotePath, monkeypatch: pytest.
     ("url", "words"),
     [
         ("s3://", "names no place for a store: expected s3://BUCKET/PATH"),
-        ("s3://UPPER_case/cohort", "cannot"),
+        ("s3://no good/cohort", "'no good' cannot name a bucket"),
         (f"s3://{BUCKET}/../other", "names no place for a store"),
         ("s4://bucket/cohort", "'s4://' is no file system that can hold a store"),
         ("ftp://user:secret@host/cohort", "a password in a URL would be written into runs and logs"),
@@ -288,11 +288,10 @@ def test_every_verb_takes_a_url(s3: RemotePath, tmp_path: Path) -> None:
         run = vesalius("train", "healthy_atlas", s3, "--preset", "tiny", "--workers", workers, "--name", name)
         assert run["store"] == str(s3)
         assert run["state"] == "finished"
-    figures = vesalius("evaluate", "alone", "--picture", tmp_path / "picture.png")["figures"]
-    assert figures == [
-        {**one, "run": "alone", "seconds_per_volume": mine["seconds_per_volume"]}
-        for one, mine in zip(vesalius("evaluate", "worker", "--store", s3)["figures"], figures, strict=True)
-    ]
+    figures = vesalius("evaluate", "alone", "worker", "--store", s3, "--picture", tmp_path / "picture.png")["figures"]
+    assert [one["run"] for one in figures] == ["alone", "alone", "worker", "worker"]
+    assert figures[0]["average_precision"] == figures[2]["average_precision"]
+    assert (tmp_path / "picture.png").is_file()
     scored = vesalius("score", "alone", "--split", "test", "--store", s3)
     assert (scored["store"], len(scored["subjects"])) == (str(s3), 3)
     assert vesalius("promote", "alone", "--name", "brain", "--store", s3)["promoted"]

@@ -8,6 +8,7 @@
     │   ├── SettingError              a setting: unknown, of the wrong type, out of range
     │   ├── CohortError               subjects: duplicate, ill-named, in the wrong split
     │   ├── StoreError                a cohort store: not one, damaged, locked, of another recipe
+    │   │   └── UnreachableError      its URL: no credentials, no bucket, no package, no answer
     │   ├── RunError                  a run: missing, unfinished, without the checkpoint asked for
     │   ├── ModelError                a model: missing, damaged, of another cohort
     │   └── DiskSpaceError            not enough room for what is about to be written
@@ -51,6 +52,10 @@ class CohortError(InputError):
 
 class StoreError(InputError):
     """A folder is no cohort store, is damaged, is in use, or was prepared by another recipe."""
+
+
+class UnreachableError(StoreError):
+    """A store's URL cannot be used: no credentials, no bucket, no package, no answer. It says nothing of the store."""
 
 
 class RunError(InputError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.config import Settings
-from vesalius.platform.errors import StoreError
+from vesalius.platform.errors import StoreError, UnreachableError
 from vesalius.platform.progress import silent
 from vesalius.platform.store.arrays import array_facts, read_array
 from vesalius.platform.store.files import file_digest, folder_digests
@@ -61,6 +61,8 @@ def find_problems(path: Place | str, progress: Progress = silent) -> list[Proble
     path = place_of(path)
     try:
         manifest = read_manifest(path)
+    except UnreachableError:
+        raise
     except StoreError as error:
         return [Problem(subject_id=None, sentence=str(error))]
     problems = [Problem(subject_id=None, sentence=text) for text in _frame_problems(path)]
@@ -154,8 +156,8 @@ def _array_problems(folder: Place, record: SubjectRecord) -> Iterator[str]:
     for name, facts in record.arrays.items():
         try:
             found = array_facts(read_array(folder / array_path(name)))
-        except StoreError:
-            raise  # nothing answers any more: that says nothing of what is stored
+        except UnreachableError:
+            raise  # that says nothing of what is stored
         except Exception as error:  # whatever a decoder throws at damaged bytes
             yield f"{folder / array_path(name)} cannot be decoded ({type(error).__name__})"
         else:

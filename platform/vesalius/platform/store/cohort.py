@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vesalius.platform.errors import CohortError, StoreError
+from vesalius.platform.errors import CohortError, StoreError, UnreachableError
 from vesalius.platform.progress import silent
 from vesalius.platform.store.arrays import ChunkSettings, read_array
 from vesalius.platform.store.checking import check_store, find_problems, folder_of, read_written, uncommitted_folders
@@ -395,7 +395,7 @@ class CohortStore:
         folder = self.folder(subject_id) / array_path(name)
         try:
             array = read_array(folder)
-        except (MemoryError, StoreError):
+        except (MemoryError, UnreachableError):
             raise
         except Exception as error:  # whatever a decoder throws at damaged bytes
             raise StoreError(

@@ -1,8 +1,8 @@
 """A place on a file system of fsspec's: as much of ``pathlib.Path`` as the store needs, every call bounded in time.
 
 What is missing raises ``FileNotFoundError``, what may not be replaced ``FileExistsError`` or :class:`Conflict`; all
-else that goes wrong (no package, no credentials, no bucket, no answer, no permission) is one sentence in a
-:class:`~vesalius.platform.errors.StoreError`.
+else that goes wrong (no package, no credentials, no bucket, no answer, no permission) is one sentence in an
+:class:`~vesalius.platform.errors.UnreachableError`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vesalius.platform.errors import StoreError
+from vesalius.platform.errors import StoreError, UnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -353,29 +353,31 @@ def _explanation(path: RemotePath, error: Exception, seconds: int) -> Exception:
     if isinstance(error, FileExistsError):
         return error
     if "NoSuchBucket" in codes:
-        return StoreError(f"{path}: there is no bucket '{bucket}': make it first, or check the name and the endpoint")
+        return UnreachableError(
+            f"{path}: there is no bucket '{bucket}': make it first, or check the name and the endpoint"
+        )
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return error
     if isinstance(error, ImportError):
-        return StoreError(f"{path}: {_package(path.protocol, error)}")
+        return UnreachableError(f"{path}: {_package(path.protocol, error)}")
     if kinds & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}:
-        return StoreError(
+        return UnreachableError(
             f"{path}: there are no usable credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
             "AWS_PROFILE, here and on every node of the cluster (FSSPEC_S3_ANON=true reads a public bucket)"
         )
     if isinstance(error, PermissionError):
-        return StoreError(
+        return UnreachableError(
             f"{path}: access is refused ({_first_line(error)}): check the credentials and what they may read and write"
         )
     unreachable = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"}
     if isinstance(error, TimeoutError | ConnectionError) or kinds & unreachable:
-        return StoreError(
+        return UnreachableError(
             f"{path}: nothing answers within {seconds} seconds ({_first_line(error) or type(error).__name__}): check "
             "the network and the endpoint (AWS_ENDPOINT_URL)"
         )
     if "ParamValidationError" in kinds or "InvalidBucketName" in codes:
-        return StoreError(f"{path}: '{bucket}' cannot name a bucket: give PROTOCOL://BUCKET/PATH")
-    return StoreError(f"{path} cannot be used ({type(error).__name__}: {_first_line(error)[:200]})")
+        return UnreachableError(f"{path}: '{bucket}' cannot name a bucket: give PROTOCOL://BUCKET/PATH")
+    return UnreachableError(f"{path} cannot be used ({type(error).__name__}: {_first_line(error)[:200]})")
 
 
 def _package(protocol: str, error: ImportError) -> str:
