@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from vesalius.platform.errors import VolumeError
 from vesalius.platform.geometry import check_affine
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,6 +41,8 @@ class RawVolume:
         name: for messages: the file's path.
         sha256: of the file's bytes; empty for what was never a file.
         oriented: the file says where it lies; otherwise the affine is a guess from the voxel size alone.
+        warnings: what a person should know of how it was read, a sentence each.
+        notes: further JSON for the subject's record.
     """
 
     array: NDArray[np.float32]
@@ -47,6 +50,8 @@ class RawVolume:
     name: str
     sha256: str = ""
     oriented: bool = True
+    warnings: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vesalius.datasets.dicom import read_series, series_sha256
 from vesalius.datasets.nifti import RawVolume, check_finite, file_sha256, read_nifti
 from vesalius.platform.config import Settings, digest
 from vesalius.platform.errors import VolumeError
@@ -79,6 +80,9 @@ def inspect(raw: RawSubject, modalities: Sequence[str]) -> Inspection:
             anomalous = anomalous or bool((mask.array > 0.5).any())
         else:
             sha256[role] = file_sha256(Path(path))
+    for modality in modalities:
+        if modality in raw.series:
+            sha256[modality] = series_sha256([Path(path) for path in raw.series[modality]])
     if raw.parameters:
         sha256["parameters"] = digest({"reader": raw.reader, "parameters": raw.parameters})
     return Inspection(sha256=sha256, anomalous=anomalous)
@@ -109,9 +113,9 @@ def load(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
 
 
 def read_subject(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
-    """Read a subject whose images and masks are NIfTI files: the reader of most layouts."""
+    """Read a subject whose images are NIfTI files or DICOM series and whose masks are NIfTI: most layouts' reader."""
     _require_modalities(raw, modalities)
-    images = {modality: read_nifti(Path(raw.images[modality])) for modality in modalities}
+    images = {modality: _read_image(raw, modality) for modality in modalities}
     masks = {
         role: read_nifti(Path(path)) if path is not None else None
         for role, path in (
@@ -130,7 +134,14 @@ def read_subject(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
         structures=masks["structures"],
         structure_names=raw.structure_names,
         sha256={role: volume.sha256 for role, volume in read.items()},
+        notes={key: value for image in images.values() for key, value in image.notes.items()},
     )
+
+
+def _read_image(raw: RawSubject, modality: str) -> RawVolume:
+    if modality in raw.images:
+        return read_nifti(Path(raw.images[modality]))
+    return read_series([Path(path) for path in raw.series[modality]])
 
 
 def check_on_grid(mask: RawVolume, image: RawVolume) -> None:
@@ -159,8 +170,9 @@ def check_on_grid(mask: RawVolume, image: RawVolume) -> None:
 
 def _require_modalities(raw: RawSubject, modalities: Sequence[str]) -> None:
     for modality in modalities:
-        if modality not in raw.images and not raw.parameters:
-            there = f"it has {', '.join(raw.images)}" if raw.images else "it has no image"
+        if modality not in raw.images and not raw.series.get(modality) and not raw.parameters:
+            known = sorted({*raw.images, *raw.series})
+            there = f"it has {', '.join(known)}" if known else "it has no image"
             raise VolumeError(f"{raw.origin or raw.subject_id}: there is no {modality} image ({there})")
 
 
