@@ -45,8 +45,9 @@ EVEN_MM = 0.05
 EVEN_SHARE = 0.02
 """Nor is a deviation of this share of the spacing."""
 
-HOLE = 1.5
-"""A gap of this many times the expected one holds a missing slice: rounded, it is a multiple of two or more."""
+HOLE = 1.4
+"""A gap of this many times the expected one holds a missing slice. A slice missing from an even series makes it 2;
+where slices of double the thickness follow at double the gap, the gap between both is 4/3 of it at most."""
 
 TOUCHING = 1.1
 """Slices touch where their centres lie at most this many mean thicknesses apart."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import stat
 import threading
 import warnings
@@ -71,6 +72,11 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 _RUN_LENGTH = "1.2.840.10008.1.2.5"
 _MAGIC = b"DICM"
+_PIXELS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+
+_REMOVED = re.compile(
+    r"|[-x*?0]+|(anon|deident|de-ident|pseudon)\w*|removed|unknown|none|null|n/?a|patient|subject|test", re.IGNORECASE
+)
 
 # warnings.catch_warnings changes what belongs to the whole process: one thread at a time.
 _QUIET = threading.Lock()
@@ -82,7 +88,7 @@ class SliceHeader:
 
     Attributes:
         path: the file.
-        size_bytes: its length.
+        pixel_bytes: its length from the pixels' tag on; 0 where it has none.
         transfer_syntax: UID of how it is encoded.
         sop_class: UID of what it is (a CT image, a structured report, ...).
         sop_uid: UID of this image.
@@ -117,7 +123,7 @@ class SliceHeader:
     """
 
     path: Path
-    size_bytes: int
+    pixel_bytes: int
     transfer_syntax: str
     sop_class: str
     sop_uid: str
@@ -220,7 +226,9 @@ def parse_header(stream: Any, path: Path, size_bytes: int) -> SliceHeader:
             raise VolumeError(f"{path} does not name its transfer syntax: export it again")
         stream.seek(0)
         dataset = dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
-    return _header(dataset, path, size_bytes, syntax)
+        place = stream.tell()
+        has_pixels = stream.read(4) in _PIXELS
+    return _header(dataset, path, size_bytes - place if has_pixels else 0, syntax)
 
 
 @contextmanager
@@ -276,7 +284,7 @@ def _meta_text(meta: Dataset, tag: int) -> str:
     return str(meta[tag].value).strip(" \0") if tag in meta else ""
 
 
-def _header(dataset: Dataset, path: Path, size_bytes: int, syntax: str) -> SliceHeader:
+def _header(dataset: Dataset, path: Path, pixel_bytes: int, syntax: str) -> SliceHeader:
     raw = {name: _raw(dataset, tag) for name, tag in _TAGS.items()}
     little = syntax != "1.2.840.10008.1.2.2"
 
@@ -289,7 +297,7 @@ def _header(dataset: Dataset, path: Path, size_bytes: int, syntax: str) -> Slice
     signed = number("PixelRepresentation") == 1
     return SliceHeader(
         path=path,
-        size_bytes=size_bytes,
+        pixel_bytes=pixel_bytes,
         transfer_syntax=syntax,
         sop_class=text("SOPClassUID"),
         sop_uid=text("SOPInstanceUID"),
@@ -300,7 +308,10 @@ def _header(dataset: Dataset, path: Path, size_bytes: int, syntax: str) -> Slice
         modality=text("Modality").upper(),
         image_type=tuple(part.strip().upper() for part in text("ImageType").split("\\")) if raw["ImageType"] else (),
         description=text("SeriesDescription"),
-        texts=tuple(filter(None, map(text, ("StudyDescription", "ProtocolName", "BodyPartExamined")))),
+        texts=(
+            *filter(None, map(text, ("StudyDescription", "ProtocolName", "BodyPartExamined"))),
+            *(["a phantom's patient ID"] if "phantom" in text("PatientID").lower() else []),
+        ),
         kernel=text("ConvolutionKernel"),
         contrast=text("ContrastBolusAgent").upper() not in {"", "NONE", "NO", "N", "W/O"},
         series_number=_integer(text("SeriesNumber")),
@@ -378,4 +389,5 @@ def _padding(raw: dict[str, bytes], *, signed: bool, little: bool) -> tuple[int,
 
 
 def _patient(identifier: str) -> str:
-    return hashlib.sha256(identifier.encode()).hexdigest() if identifier else ""
+    """Return a digest of a patient's ID; nothing where it is one of the words that stand for a removed one."""
+    return "" if _REMOVED.fullmatch(identifier) else hashlib.sha256(identifier.encode()).hexdigest()

@@ -69,10 +69,12 @@ def pixel_problem(header: SliceHeader) -> str | None:
     if header.modality == "CT" and header.rescale_type not in ("", "HU", "US"):
         return f"is scaled to {header.rescale_type} and not to Hounsfield units"
     expected = header.rows * header.columns * header.bits // 8
-    if not is_compressed(header) and header.size_bytes < expected:
-        return f"is truncated: its tags promise {expected:,} bytes of pixels and the file has {header.size_bytes:,}"
-    if is_compressed(header) and header.size_bytes > 2 * expected + _SLACK_BYTES:
-        return f"holds {header.size_bytes:,} compressed bytes for an image of {expected:,}"
+    if not header.pixel_bytes:
+        return "has no pixels"
+    if not is_compressed(header) and header.pixel_bytes < expected:
+        return f"is truncated: its tags promise {expected:,} bytes of pixels and {header.pixel_bytes:,} are left"
+    if is_compressed(header) and header.pixel_bytes > 2 * expected + _SLACK_BYTES:
+        return f"holds {header.pixel_bytes:,} compressed bytes for an image of {expected:,}"
     return syntax_problem(header)
 
 
