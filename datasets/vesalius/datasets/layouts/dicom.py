@@ -15,7 +15,7 @@ from vesalius.datasets.layouts.raw import RawSubject
 from vesalius.platform.errors import CohortError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from vesalius.datasets.dicom import Series
@@ -40,10 +40,13 @@ class DicomLayout:
         Raises:
             CohortError: there is no DICOM file, or none of the series makes a volume.
         """
-        found = [series for _, everything in _folders(root) for series in everything]
-        names = {series.modality for series in found if series.problem is None}
+        names: set[str] = set()
+        problems: list[str] = []
+        for _, everything in _folders(root):
+            names |= {series.modality for series in everything if series.problem is None}
+            problems.extend(series.problem for series in everything if series.problem is not None)
         if not names:
-            raise CohortError(f"{root} holds no series that makes a volume: {_reasons(found)}")
+            raise CohortError(f"{root} holds no series that makes a volume: {_reasons(problems)}")
         return tuple(sorted(names))
 
     def discover(self, root: Path, modalities: Sequence[str]) -> list[RawSubject]:
@@ -72,20 +75,26 @@ class DicomLayout:
         return write_dicom_example(root)
 
 
-def _folders(root: Path) -> list[tuple[Path, list[Series]]]:
-    """Return each subject's folder with the series in it; folders without DICOM files are left out."""
+def _folders(root: Path) -> Iterator[tuple[Path, list[Series]]]:
+    """Yield each subject's folder with the series in it, one at a time: the tags of an archive fill a memory.
+
+    Raises:
+        CohortError: there is no DICOM file.
+    """
     if not root.is_dir():
         raise CohortError(f"{root} is not a folder: give one that holds DICOM files, or folders of them")
-    inside = sorted(root.iterdir())
-    if any(path.is_file() and looks_like_dicom(path) for path in inside):
+    places = sorted(root.iterdir())
+    if any(path.is_file() and looks_like_dicom(path) for path in places):
         places = [root]
-    else:
-        places = [path for path in inside if path.is_dir() and not path.is_symlink()]
-    found = [(place, find_series(place, root=root)) for place in places]
-    found = [(place, series) for place, series in found if series]
-    if not found:
+    is_empty = True
+    for place in places:
+        if place.is_dir() and (place == root or not place.is_symlink()):
+            series = find_series(place, root=root)
+            if series:
+                is_empty = False
+                yield place, series
+    if is_empty:
         raise CohortError(f"{root} holds no DICOM file: expected folders of patients with .dcm files below them")
-    return found
 
 
 def _subjects(
@@ -130,7 +139,8 @@ def _subject(
             f"{other.name} was not taken: {best.name} serves better" for other in candidates if other != best
         )
     if not taken:
-        problem = problem or f"{folder}: none of its series makes a volume: {_reasons(everything)}"
+        problems = [series.problem for series in everything if series.problem is not None]
+        problem = problem or f"{folder}: none of its series makes a volume: {_reasons(problems)}"
     return RawSubject(
         subject_id=subject_id,
         person=person,
@@ -141,8 +151,7 @@ def _subject(
     )
 
 
-def _reasons(everything: Sequence[Series]) -> str:
-    problems = [series.problem for series in everything if series.problem is not None]
+def _reasons(problems: Sequence[str]) -> str:
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return "; ".join(problems[:_SHOWN]) + more if problems else "of the modalities asked for there is none"
 
