@@ -168,7 +168,7 @@ def misfile_subject(body: dict[str, Any]) -> None:
         (lambda content: b"\x80\xff", "not the JSON that was written"),
         (lambda content: b"[1, 2]", "not the JSON that was written"),
         (damaged(lambda body: body.update(name="x"), resign=False), "does not match its checksum"),
-        (damaged(lambda body: body.update(format=2), resign=True), "is of format 2 and this version reads format 1"),
+        (damaged(lambda body: body.update(format=3), resign=True), "is of format 3 and this version reads format 2"),
         (damaged(lambda body: body.pop("channels"), resign=True), "channels: Field required"),
         (damaged(rename_subject, resign=True), "cannot be a subject id"),
         (damaged(misfile_subject, resign=True), "is filed under sub-99"),
@@ -357,7 +357,7 @@ def test_uncommitted_subjects_are_offered_only_when_whole_and_of_this_recipe(
 ) -> None:
     written = store.write(*changed(0))
     store.write(*changed(1))
-    (store.path / "subjects" / "sub-01" / "brain" / "c.0.0.0").write_bytes(b"damaged")
+    (store.path / "subjects" / "sub-01" / "labels" / "brain" / "0" / "c.0.0.0").write_bytes(b"damaged")
     other = make(tmp_path / "other", recipe={"name": "other"})
     other.write(*changed(2))
     shutil.copytree(other.path / "subjects" / "sub-02", store.path / "subjects" / "sub-02")
@@ -447,18 +447,21 @@ def test_any_zarr_reader_sees_one_hierarchy_with_named_axes_and_all_attributes(s
     cases = [example_case(number, CHANNELS) for number in range(2)]
     add(store, cases)
     root = zarr.open_group(store.path, mode="r")
-    assert root.attrs["vesalius"] == {"format": 1}
+    assert root.attrs["vesalius"] == {"format": 2}
     # Warnings are errors: a file that is no Zarr node would fail here.
     subjects, group = root["subjects"], root["subjects/sub-01"]
     assert isinstance(subjects, zarr.Group)
     assert isinstance(group, zarr.Group)
     assert sorted(name for name, _ in subjects.members()) == ["sub-00", "sub-01"]
-    assert sorted(group.array_keys()) == ["brain", "head", "image", "lesion", "structures"]
-    image, lesion = group["image"], group["lesion"]
+    assert list(group.array_keys()) == ["image"]
+    labels = group["labels"]
+    assert isinstance(labels, zarr.Group)
+    assert sorted(labels.group_keys()) == ["brain", "head", "lesion", "structures"]
+    image, lesion = group["image"], group["labels/lesion/0"]
     assert isinstance(image, zarr.Array)
     assert isinstance(lesion, zarr.Array)
     assert isinstance(image.metadata, ArrayV3Metadata)
-    assert image.metadata.dimension_names == ("channel", "x", "y", "z")
+    assert image.metadata.dimension_names == ("c", "x", "y", "z")
     example = cases[1][1]
     assert example.lesion is not None
     assert np.array_equal(np.asarray(image[...]), example.image)

@@ -4,7 +4,8 @@
 
     STORE/zarr.json            root group
     STORE/manifest.json        recipe, channels, every committed subject's record and checksum
-    STORE/subjects/<id>/       a group: image (C, D, H, W), brain, head, lesion, structures (D, H, W)
+    STORE/subjects/<id>/       an OME-Zarr image: image (C, D, H, W), labels/<role>/0 (D, H, W) for brain, head, lesion,
+                               structures
     STORE/.partial/            what is being written; cleared by the next writer
     STORE/.lock                held by the one writer
 """

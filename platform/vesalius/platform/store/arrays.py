@@ -15,6 +15,7 @@ from zarr.codecs import BloscCodec
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.store.files import write_file
+from vesalius.platform.store.ngff import AXES
 from vesalius.platform.store.records import ArrayFacts, SubjectArrays, SubjectRecord
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-_AXES = ("channel", "x", "y", "z")
 
 
 class ChunkSettings(Settings):
@@ -96,7 +95,7 @@ def write_array(path: Path, array: NDArray[Any], chunks: ChunkSettings) -> None:
         fill_value=0,
         # "c.0.0.0" and not "c/0/0/0": every folder less is one less to make, to sync and to copy.
         chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=_AXES[-array.ndim :],
+        dimension_names=AXES[-array.ndim :],
     )
 
 

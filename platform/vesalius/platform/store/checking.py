@@ -12,6 +12,7 @@ from vesalius.platform.store.arrays import array_facts, read_array
 from vesalius.platform.store.files import file_digest, folder_digests
 from vesalius.platform.store.lock import is_held
 from vesalius.platform.store.manifest import FORMAT, LOCK, NAME, PARTIAL, SUBJECTS, read_manifest
+from vesalius.platform.store.ngff import array_path
 from vesalius.platform.store.records import SubjectRecord
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ def read_written(folder: Path) -> SubjectRecord | None:
         return None
     if any(True for _ in _file_problems(folder, files)) or record.subject_id != folder.name:
         return None
+    # Whole, and still of another format: its arrays lie elsewhere.
+    if any(f"{array_path(role)}/zarr.json" not in files for role in record.arrays):
+        return None
     return record
 
 
@@ -133,12 +137,12 @@ def _array_problems(folder: Path, record: SubjectRecord) -> Iterator[str]:
     """Decode every array: files may be whole and still not give the values back, with another version of a codec."""
     for name, facts in record.arrays.items():
         try:
-            found = array_facts(read_array(folder / name))
+            found = array_facts(read_array(folder / array_path(name)))
         except Exception as error:  # whatever a decoder throws at damaged bytes
-            yield f"{folder / name} cannot be decoded ({type(error).__name__})"
+            yield f"{folder / array_path(name)} cannot be decoded ({type(error).__name__})"
         else:
             if found != facts:
-                yield f"{folder / name} does not decode to what was committed"
+                yield f"{folder / array_path(name)} does not decode to what was committed"
 
 
 def _frame_problems(path: Path) -> Iterator[str]:

@@ -24,6 +24,7 @@ from vesalius.platform.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from vesalius.platform.store.ngff import array_path
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.store.writing import (
     committable,
@@ -293,7 +294,7 @@ class CohortStore:
 
     def _read(self, subject_id: str, name: str) -> NDArray[Any]:
         facts = self._entry(subject_id).record.arrays[name]
-        folder = self.path / SUBJECTS / subject_id / name
+        folder = self.path / SUBJECTS / subject_id / array_path(name)
         try:
             array = read_array(folder)
         except MemoryError:

@@ -16,7 +16,7 @@ from vesalius.platform.store.records import SubjectRecord
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 SUBJECTS = "subjects"
 PARTIAL = ".partial"
@@ -88,7 +88,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a store's manifest.
 
     Raises:
-        StoreError: the folder is no store, or its manifest is damaged or of a later version.
+        StoreError: the folder is no store, or its manifest is damaged or of another format.
     """
     path = folder / NAME
     try:
@@ -108,7 +108,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(_damaged(path, "its content does not match its checksum"))
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         found = body.get("format") if isinstance(body, dict) else None
-        raise StoreError(f"{path} is of format {found} and this version reads format {FORMAT}: ingest the cohort again")
+        advice = "update Vesalius" if isinstance(found, int) and found > FORMAT else "ingest the cohort anew"
+        raise StoreError(f"{path} is of format {found} and this version reads format {FORMAT}: {advice}")
     try:
         return Manifest.model_validate(body)
     except CohortError as error:

@@ -13,6 +13,7 @@ from vesalius.platform.store.arrays import ChunkSettings, array_facts, encode, w
 from vesalius.platform.store.checking import read_written
 from vesalius.platform.store.files import file_digest, folder_digests, remove, sync_folder
 from vesalius.platform.store.manifest import PARTIAL, SUBJECTS, Entry, Manifest, read_manifest, record_digest
+from vesalius.platform.store.ngff import array_path, image_metadata, label_groups
 from vesalius.platform.store.records import SubjectArrays, SubjectRecord, check_subject_id
 from vesalius.platform.store.space import require_space, space_errors
 
@@ -118,12 +119,16 @@ def _write_aside(path: Path, record: SubjectRecord, encoded: Mapping[str, NDArra
     partial = path / PARTIAL / f"{record.subject_id}.{uuid.uuid4().hex}"
     replaced = partial.with_name(f"{partial.name}.replaced")
     final = path / SUBJECTS / record.subject_id
+    image, labels = image_metadata(record, encoded), dict(label_groups(record, encoded))
     try:
         partial.mkdir(parents=True)
         for name, array in encoded.items():
-            write_array(partial / name, array, chunks)
+            write_array(partial / array_path(name), array, chunks)
+        for folder, label in labels.items():
+            write_group(partial / folder, {"ome": label}, partial.parent)
         files = folder_digests(partial, sync=True)
-        write_group(partial, {"vesalius": {"record": record.model_dump(mode="json"), "files": files}}, partial.parent)
+        ours = {"record": record.model_dump(mode="json"), "files": files}
+        write_group(partial, {"ome": image, "vesalius": ours}, partial.parent)
         if final.exists():
             os.rename(final, replaced)
         os.rename(partial, final)

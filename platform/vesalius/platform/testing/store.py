@@ -188,7 +188,7 @@ def check_repair_makes_way_for_the_same_ingest(make: StoreFactory, folder: Path)
     add(store, cases)
     digest = store.digest
     shutil.rmtree(path / "subjects" / "sub-01")
-    (path / "subjects" / "sub-02" / "brain" / "zarr.json").write_text("{}")
+    (path / "subjects" / "sub-02" / "labels" / "brain" / "zarr.json").write_text("{}")
     (path / "zarr.json").unlink()
     assert store.repair() == ["sub-01", "sub-02"]
     assert CohortStore.open(path).check() == []

@@ -1,0 +1,166 @@
+"""OME-Zarr (NGFF 0.5) metadata, by which napari, neuroglancer and other readers open a subject in millimetres.
+
+A subject's group is an NGFF image, its masks and structure labels are NGFF labels (https://ngff.openmicroscopy.org/0.5)::
+
+    <id>/zarr.json               ome: multiscales, omero; vesalius: the record, every file's checksum
+    <id>/image/                  (c, x, y, z)
+    <id>/labels/zarr.json        ome: labels
+    <id>/labels/<role>/zarr.json ome: multiscales, image-label
+    <id>/labels/<role>/0/        (x, y, z)
+
+**Axes** stand as our arrays do: c, x, y, z. The specification asks for z, y, x where planes are stacked along an
+anisotropic z, which prepared volumes are not; it fixes no order among spatial axes otherwise, and readers go by name.
+Each spatial axis carries the anatomical orientation of RFC-4, which readers of 0.5 may ignore.
+
+**What it cannot say.** NGFF 0.5 knows scale and translation, no rotation. An oblique affine is replaced by the upright
+one around the same centre; the whole affine stays in the record (``vesalius.record.affine``).
+"""
+
+from __future__ import annotations
+
+import colorsys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vesalius.platform.errors import VolumeError
+from vesalius.platform.geometry import spacing_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from vesalius.platform.store.records import SubjectRecord
+
+VERSION = "0.5"
+AXES = ("c", "x", "y", "z")
+_LABELS = "labels"
+_ORIENTATIONS = {"x": "left-to-right", "y": "posterior-to-anterior", "z": "inferior-to-superior"}
+# Okabe and Ito's colours (2008), told apart by the colour-blind too.
+_MASK_COLORS = {"brain": (86, 180, 233, 255), "head": (153, 153, 153, 255), "lesion": (213, 94, 0, 255)}
+_MAX_WINDOW_VOXELS = 200_000
+
+
+def array_path(role: str) -> str:
+    """Return where an array lies below its subject's group."""
+    return role if role == "image" else f"{_LABELS}/{role}/0"
+
+
+def image_metadata(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Return the ``ome`` attribute of a subject's group.
+
+    Args:
+        record: the subject.
+        encoded: its arrays as they are stored, by role.
+
+    Raises:
+        VolumeError: the axes do not run to the right, to the front and up.
+    """
+    return {
+        "version": VERSION,
+        "multiscales": [_multiscale(record, AXES, array_path("image"), record.subject_id)],
+        "omero": {"name": record.subject_id, "channels": list(_channels(record, encoded))},
+    }
+
+
+def label_groups(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the groups below a subject's that hold its masks and labels, and the ``ome`` attribute of each."""
+    roles = [role for role in encoded if role != "image"]
+    yield _LABELS, {"version": VERSION, "labels": roles}
+    for role in roles:
+        yield (
+            f"{_LABELS}/{role}",
+            {
+                "version": VERSION,
+                "multiscales": [_multiscale(record, AXES[1:], "0", role)],
+                "image-label": {"version": VERSION, **_legend(role, record), "source": {"image": "../../"}},
+            },
+        )
+
+
+def _multiscale(record: SubjectRecord, axes: tuple[str, ...], path: str, name: str) -> dict[str, Any]:
+    scale, translation = _upright(record)
+    lead = len(axes) - 3
+    return {
+        "name": name,
+        "axes": [_axis(axis) for axis in axes],
+        "datasets": [
+            {
+                "path": path,
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1.0] * lead + scale},
+                    {"type": "translation", "translation": [0.0] * lead + translation},
+                ],
+            }
+        ],
+    }
+
+
+def _axis(name: str) -> dict[str, Any]:
+    if name == "c":
+        return {"name": name, "type": "channel"}
+    orientation = {"type": "anatomical", "value": _ORIENTATIONS[name]}
+    return {"name": name, "type": "space", "unit": "millimeter", "orientation": orientation}
+
+
+def _upright(record: SubjectRecord) -> tuple[list[float], list[float]]:
+    """Return the scale and translation that stand for the affine: exact for an upright one, else the same centre."""
+    from nibabel.orientations import aff2axcodes
+
+    affine = np.asarray(record.affine, dtype=np.float64)
+    codes = "".join(aff2axcodes(affine))
+    if codes != "RAS":
+        raise VolumeError(
+            f"subject {record.subject_id}: its axes run {codes} and not RAS (to the right, to the front, up): "
+            "bring it to canonical orientation first"
+        )
+    spacing = np.asarray(spacing_of(affine))
+    # For an upright affine the difference is exactly zero, and its own translation is kept to the last bit.
+    tilt = affine[:3, :3] - np.diag(spacing)
+    translation = affine[:3, 3] + tilt @ ((np.asarray(record.shape, dtype=np.float64) - 1) / 2)
+    return spacing.tolist(), translation.tolist()
+
+
+def _channels(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, Any]]:
+    brain = encoded["brain"].astype(np.bool_) if encoded["brain"].any() else np.ones(record.shape, dtype=np.bool_)
+    for number, name in enumerate(record.channels):
+        image = encoded["image"][number]
+        values = image[brain].astype(np.float64)
+        # Steps of a fixed width: enough for a window, and the same on every machine.
+        start, end = np.percentile(values[:: 1 + values.size // _MAX_WINDOW_VOXELS], (1.0, 99.0)).tolist()
+        low, high = float(image.min()), float(image.max())
+        if end <= start:
+            # A window without width shows nothing, and some readers divide by it.
+            start, end = low, high if high > low else low + 1.0
+        yield {
+            "label": name,
+            # Grey, one at a time: modalities added up in colours are nothing that anybody reads.
+            "color": "FFFFFF",
+            "active": number == 0,
+            "window": {"min": low, "max": max(high, end), "start": start, "end": end},
+        }
+
+
+def _legend(role: str, record: SubjectRecord) -> dict[str, Any]:
+    """Return the colours and names of a label array's values, the same values in both."""
+    if role in _MASK_COLORS:
+        named = {1: role}
+        colors = {1: _MASK_COLORS[role]}
+    else:
+        named = {}
+        for name, value in sorted(record.structures.items()):
+            named[value] = f"{named[value]}, {name}" if value in named else name
+        colors = {value: _spread(number) for number, value in enumerate(sorted(named))}
+    if not named:
+        return {}
+    return {
+        "colors": [{"label-value": value, "rgba": list(colors[value])} for value in sorted(named)],
+        "properties": [{"label-value": value, "name": named[value]} for value in sorted(named)],
+    }
+
+
+def _spread(number: int) -> tuple[int, int, int, int]:
+    """Return the n-th of any number of colours: hues by the golden angle, neighbours far apart."""
+    red, green, blue = colorsys.hsv_to_rgb((number * 0.381966) % 1.0, 0.65, 0.9)
+    return round(red * 255), round(green * 255), round(blue * 255), 255
