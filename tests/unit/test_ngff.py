@@ -178,10 +178,19 @@ def test_labels_are_named_and_told_apart(tmp_path: Path) -> None:
     assert len(set(colors)) == 2
     masks = [group[f"labels/{role}"].attrs["ome"]["image-label"] for role in ("brain", "head", "lesion")]  # type: ignore[index, call-overload]  # plain JSON
     assert len({tuple(mask["colors"][0]["rgba"]) for mask in masks}) == 3
-    nameless = written(tmp_path / "nameless", structures={})
-    Image.from_zarr(nameless)
-    kept: Any = nameless["labels/structures"].attrs["ome"]
-    assert "colors" not in kept["image-label"]
+
+
+def test_labels_without_names_have_colours_all_the_same(tmp_path: Path) -> None:
+    _, example = example_case(1, CHANNELS)
+    several = np.zeros(SHAPE, dtype=np.uint16)
+    several[0, 0, :3] = (3, 700, 700)
+    for number, (labels, values) in enumerate([(several, [0, 3, 700]), (np.zeros(SHAPE, dtype=np.uint8), [0])]):
+        arrays = SubjectArrays(image=example.image, brain=example.brain, structures=labels)
+        group = written(tmp_path / str(number), arrays, structures={})
+        Image.from_zarr(group)
+        ome: Any = group["labels/structures"].attrs["ome"]
+        assert [color["label-value"] for color in ome["image-label"]["colors"]] == values
+        assert "properties" not in ome["image-label"]
 
 
 @pytest.mark.parametrize(("number", "advice"), [(1, "ingest the cohort anew"), (3, "update Vesalius")])
