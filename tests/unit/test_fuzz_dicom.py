@@ -217,7 +217,7 @@ def test_the_unchanged_series_is_read(tmp_path: Path, sound: tuple[bytes, ...]) 
 
 
 @given(changes=few_changes, which=some)
-@hypothesis_settings(max_examples=150, **EVERY)
+@hypothesis_settings(max_examples=120, **EVERY)
 def test_any_tags_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, sound: tuple[bytes, ...], changes: Any, which: set[int]
 ) -> None:
@@ -227,7 +227,7 @@ def test_any_tags_are_read_or_refused(
 
 
 @given(harm=damage, which=some)
-@hypothesis_settings(max_examples=150, **EVERY)
+@hypothesis_settings(max_examples=120, **EVERY)
 def test_any_damage_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, sound: tuple[bytes, ...], harm: Any, which: set[int]
 ) -> None:
@@ -237,7 +237,7 @@ def test_any_damage_is_read_or_refused(
 
 
 @given(changes=few_changes, harm=damage | st.just({}), which=some)
-@hypothesis_settings(max_examples=15, **EVERY)
+@hypothesis_settings(max_examples=10, **EVERY)
 def test_any_series_gives_a_clean_store_or_a_named_refusal(
     tmp_path_factory: pytest.TempPathFactory, sound: tuple[bytes, ...], changes: Any, harm: Any, which: set[int]
 ) -> None:
