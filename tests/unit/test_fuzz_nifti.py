@@ -167,7 +167,7 @@ def check_ingest(folder: Path, content: bytes, *, compressed: bool) -> bool:
     return True
 
 
-EVERY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+EVERY: Any = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 
 
 def test_the_unchanged_file_is_read(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_unchanged_file_is_read(tmp_path: Path) -> None:
 
 
 @given(changes=fields, harm=damage)
-@hypothesis_settings(max_examples=300, **EVERY)
+@hypothesis_settings(max_examples=200, **EVERY)
 def test_any_header_is_read_or_refused(tmp_path: Path, changes: dict[str, Any], harm: dict[str, Any]) -> None:
     path = tmp_path / "a.nii"
     path.write_bytes(content_of(changes, harm))
