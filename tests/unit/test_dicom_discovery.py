@@ -64,24 +64,34 @@ def fifth(**tags: Any) -> Callable[[list[Path]], None]:
     return lambda files: change(files[4], **tags)
 
 
+def remove(*files: Path) -> None:
+    for path in files:
+        path.unlink()
+
+
+def sideways(files: list[Path]) -> None:
+    for index, path in enumerate(files):
+        change(path, ImagePositionPatient=[index * 9, 0, index * 4])
+
+
 def cut(files: list[Path], length: int) -> None:
     files[0].write_bytes(files[0].read_bytes()[:length])
 
 
 BAD: dict[str, tuple[Callable[[list[Path]], Any], str]] = {
     "a slice missing": (
-        lambda files: files[4].unlink(),
+        lambda files: remove(files[4]),
         "missing between 003.dcm and 005.dcm: 8.00 mm apart where 4.00",
     ),
     "two missing": (
-        lambda files: [files[index].unlink() for index in (2, 9)],
-        "missing between 001.dcm and 003.dcm: 8.00 mm apart where 4.00 mm were expected and 1 gaps more",
+        lambda files: remove(files[2], files[9]),
+        "missing between 001.dcm and 003.dcm: 8.00 mm apart where 4.00 mm were expected (the first of 2 such gaps)",
     ),
     "another image of one place": (
         lambda files: change(files[4], ImagePositionPatient=pydicom.dcmread(files[5]).ImagePositionPatient),
         "004.dcm and 005.dcm show different images of one place",
     ),
-    "few slices": (lambda files: [path.unlink() for path in files[2:]], "it holds 2 images"),
+    "few slices": (lambda files: remove(*files[2:]), "it holds 2 images"),
     "a localiser": (all_of(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "it is a localiser"),
     "a topogram by name": (all_of(SeriesDescription="Topogram 0.6"), "it is a localiser"),
     "a phantom by body part": (all_of(BodyPartExamined="PHANTOM"), "shows a phantom"),
@@ -125,9 +135,7 @@ BAD: dict[str, tuple[Callable[[list[Path]], Any], str]] = {
     "no series": (all_of(SeriesInstanceUID=None), "no SeriesInstanceUID"),
     "a tilt that the orientation does not have": (all_of(GantryDetectorTilt=18.5), "tilted by 18.5 degrees by its tag"),
     "a table that runs sideways": (
-        lambda files: [
-            change(path, ImagePositionPatient=[index * 9, 0, index * 4]) for index, path in enumerate(files)
-        ],
+        lambda files: sideways(files),
         "drift sideways by 66.0 degrees",
     ),
     "a damaged neighbour": (lambda files: cut(files, 140), "000.dcm beside it cannot be read"),

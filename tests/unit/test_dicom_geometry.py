@@ -78,7 +78,7 @@ def test_a_regular_series_lies_where_simpleitk_has_it(tmp_path: Path, axes: Any,
     theirs, their_affine = canonical(expected, affine)
     np.testing.assert_allclose(my_affine, their_affine, atol=1e-3)
     np.testing.assert_array_equal(mine, theirs)
-    assert volume.warnings == ()
+    assert not any("were resampled" in text or "were moved" in text for text in volume.warnings)
     assert volume.notes["dicom"]["resampled"] == []
 
 
@@ -105,7 +105,7 @@ def test_tilted_and_uneven_slices_keep_a_ramp_exactly(
     apart = np.abs(volume.array - expected)[:, inside]
     assert apart.size > 1000
     assert apart.max() < 0.011  # half a stored step, twice
-    assert ["tilted" in text for text in volume.warnings].count(True) == (degrees != 0)
+    assert ["the gantry was tilted" in text for text in volume.warnings].count(True) == (degrees != 0)
     assert sum(f"resampled linearly to {volume.shape[2]} planes" in text for text in volume.warnings) == 1
     assert any("lowest value" in text for text in volume.warnings)  # a ramp has no air in it, and that is said
     # Right angles, equal steps, the source's pixels.

@@ -25,7 +25,7 @@ from vesalius.datasets.dicom.geometry import (
     missing_slices,
     stack_of,
 )
-from vesalius.datasets.dicom.headers import SliceHeader, looks_like_dicom, read_header
+from vesalius.datasets.dicom.headers import SliceHeader, looks_like_dicom, read_header, uid_name
 from vesalius.datasets.dicom.pixels import pixel_problem, read_slice
 from vesalius.platform.errors import VolumeError
 
@@ -323,10 +323,8 @@ def _check_kind(headers: Sequence[SliceHeader]) -> None:
     if not first.series_uid:
         raise _NoVolumeError(f"{first.path.name} has no SeriesInstanceUID")
     if first.sop_class not in (_CT, _MR):
-        from pydicom.uid import UID_dictionary
-
-        known = UID_dictionary.get(first.sop_class, ("",))[0]
-        raise _NoVolumeError(f"it is {_CLASSES.get(first.sop_class) or known or 'of an unknown class'}")
+        kind = _CLASSES.get(first.sop_class) or uid_name(first.sop_class) or "of an unknown class"
+        raise _NoVolumeError(f"it is {kind}")
     if first.modality not in ("CT", "MR"):
         raise _NoVolumeError(f"its modality is '{first.modality}': expected CT or MR")
     told = " ".join((first.description, *first.image_type))
@@ -378,7 +376,7 @@ def _check_places(stack: Stack, ordered: Sequence[SliceHeader]) -> None:
     holes = missing_slices(gaps, stack.thickness_mm)
     if holes:
         index, expected = holes[0]
-        more = f" and {len(holes) - 1} gaps more" if len(holes) > 1 else ""
+        more = f" (the first of {len(holes)} such gaps)" if len(holes) > 1 else ""
         raise _NoVolumeError(
             f"a slice is missing between {ordered[index].path.name} and {ordered[index + 1].path.name}: "
             f"{gaps[index]:.2f} mm apart where {expected:.2f} mm were expected{more}"

@@ -227,6 +227,7 @@ def grid_of(stack: Stack) -> Grid:
             f"a grid of {columns} x {rows} x {planes} voxels would be needed, more than {MAX_VOXELS:,}: crop it first"
         )
     step = extent / (planes - 1)
+    offsets = np.arange(planes, dtype=np.float64) * step
     affine = np.eye(4)
     affine[:3, 0] = stack.row * stack.pixel_mm[0]
     affine[:3, 1] = stack.column * stack.pixel_mm[1]
@@ -235,7 +236,7 @@ def grid_of(stack: Stack) -> Grid:
     return Grid(
         shape=(columns, rows, planes),
         affine=affine,
-        offsets_mm=np.arange(planes) * step,
+        offsets_mm=offsets,
         corner_mm=(float(corner[0]), float(corner[1])),
     )
 

@@ -255,10 +255,17 @@ def syntax_problem(header: SliceHeader) -> str | None:
     """Return why the pixels cannot be decoded, by how the file says that they are encoded; None where they can."""
     if header.transfer_syntax in _UNCOMPRESSED or header.transfer_syntax == _RUN_LENGTH:
         return None
-    from pydicom.uid import UID_dictionary
-
-    name = UID_dictionary.get(header.transfer_syntax, ("an unknown encoding",))[0]
+    name = uid_name(header.transfer_syntax) or "an unknown encoding"
     return f"its pixels are compressed as {name}, which cannot be decoded here: decompress them first (gdcmconv --raw)"
+
+
+def uid_name(uid: str) -> str:
+    """Return what the standard calls a UID; nothing where it does not know it."""
+    from pydicom.config import IGNORE
+    from pydicom.uid import UID
+
+    name = UID(uid, validation_mode=IGNORE).name
+    return "" if name == uid else name
 
 
 def is_compressed(header: SliceHeader) -> bool:

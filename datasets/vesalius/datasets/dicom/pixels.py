@@ -110,7 +110,7 @@ def read_slice(path: Path) -> Slice:
 
 
 def _decode(content: bytes, header: SliceHeader) -> NDArray[np.integer]:
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
     with quiet(header.path):
         stored = pixel_array(BytesIO(content), raw=True)

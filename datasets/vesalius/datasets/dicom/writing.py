@@ -109,7 +109,8 @@ def write_slice(path: Path, plan: SeriesPlan, index: int, image: NDArray[np.floa
     meta.MediaStorageSOPInstanceUID = instance
     meta.TransferSyntaxUID = UID(_EXPLICIT_LITTLE)
     dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    thickness = plan.thickness_mm[index] if isinstance(plan.thickness_mm, list | tuple) else plan.thickness_mm
+    given = plan.thickness_mm
+    thickness = given if given is None or isinstance(given, int | float) else given[index]
     tags: dict[str, Any] = {
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
         "SOPClassUID": sop_class,
