@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("VESALIUS_DATA", root)))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        files, origin = find_files(options.data, options.subjects, Path(name))
+        files, origin = find_files(options.data.resolve(), options.subjects, Path(name))
         figures = measure(files, Path(name))
         figures.update(measure_workers(files, Path(name)))
         figures.update(measure_memory(Path(name), options.volumes, options.edge))

@@ -18,7 +18,7 @@ from vesalius.datasets.layouts.manifest import write_manifest
 from vesalius.datasets.recipes import centered
 from vesalius.platform.errors import StoreError
 from vesalius.platform.geometry import write_nifti
-from vesalius.platform.store import CohortStore
+from vesalius.platform.store import CohortStore, find_problems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,10 +82,11 @@ def test_killed_again_and_again(raw: Path, tmp_path: Path, num_workers: int) -> 
         except StoreError:
             assert not seen, "a store that could be read cannot be read any more"
             continue
-        # What the killed one had not finished or not committed may lie about until the next one clears it or takes it
-        # up; its workers may even finish a subject while we look. Every committed subject is whole.
-        for sentence in store.check():
-            assert "left unfinished" in sentence or "was written and never committed" in sentence, sentence
+        # What the killed one left lies about until the next one clears it or takes it in: unfinished, or written whole
+        # and not committed. Every committed subject is whole.
+        for problem in find_problems(store_path):
+            assert problem.subject_id is None, problem.sentence
+            assert "an interrupted ingest left" in problem.sentence or "never committed" in problem.sentence
         committed = {record.subject_id for record in store.subjects()}
         assert seen <= committed, "what was committed is gone"
         seen = committed

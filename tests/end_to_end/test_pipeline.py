@@ -257,22 +257,29 @@ def test_the_gate_decides_and_a_rollback_goes_back(cohort: SimpleNamespace, tmp_
     assert promote("--rollback")[0] == 2
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to tests in the background: a process that is started ignoring SIGINT goes on to."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_control_c_says_how_to_go_on(cohort: SimpleNamespace, tmp_path: Path) -> None:
     arguments = [
         "train", "implicit_field", str(cohort.store), "--preset", "tiny", "--workers", "0", "--name", "long",
         "--home", str(tmp_path), "--set", "method.epochs=1000000", "--set", "training.checkpoint_every=20",
     ]  # fmt: skip
     program = [sys.executable, "-c", "from vesalius.infra.cli import main; main()"]
-    process = subprocess.Popen([*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "runs" / "long"
-    try:
-        deadline = time.monotonic() + 120
-        while not list(run.glob("checkpoints/0001-*")) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    with subprocess.Popen(
+        [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(run.glob("checkpoints/0001-*")) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err

@@ -7,13 +7,10 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -796,56 +793,29 @@ def test_an_absent_server_is_said_at_once(home: Path, toy_store: CohortStore, tm
             call()
 
 
-@contextlib.contextmanager
-def _server(folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    command += ["--artifacts-destination", str(folder / "files")]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
-                if answer.status == 200:
-                    break
-            assert server.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
 @pytest.mark.long
-def test_the_whole_way_on_a_server(tmp_path: Path, toy_store: CohortStore) -> None:
+def test_the_whole_way_on_a_server(tmp_path: Path, toy_store: CohortStore, tracking_server: str) -> None:
     from toy_methods import METHODS as table
 
     home = tmp_path / "home"
     models = {share: _model(tmp_path / f"{share}", toy_store, share) for share in (0.2, 0.9)}
-    with _server(tmp_path) as uri:
-        run_id = start_run(uri, "toys", "remote", {})
-        assert _promote(home, "brain", models[0.2], toy_store, uri=uri, mlflow_run_id=run_id).promoted
-        assert _promote(home, "brain", models[0.9], toy_store, uri=uri).promoted
-        folder = resolve("models:/brain@champion", home=home, uri=uri)
-        assert (folder / "weights.safetensors").read_bytes() == (models[0.9] / "weights.safetensors").read_bytes()
-        volume = volume_of(toy_store, toy_store.subjects("gate")[0])
-        method, _ = load_model(folder, table)
-        with torch.no_grad():
-            (expected,) = method.score([volume])
-        with _mlflow(uri) as mlflow:
-            served = mlflow.pyfunc.load_model("models:/brain@champion")
-            answer = served.predict(
-                volume.image.numpy()[None], params={"brain": pack_brain(volume.brain.numpy()[None])}
-            )
-        assert np.array_equal(answer["map"][0], expected.map.numpy())
-        assert rollback("brain", home=home, uri=uri).version == "1"
-        assert [facts.champion for facts in history("brain", home=home, uri=uri)] == [True, False]
-        with pytest.raises(ModelError, match="first champion"):
-            rollback("brain", home=home, uri=uri)
-        with pytest.raises(ModelError, match="no model 'other' is registered"):
-            resolve("models:/other@champion", home=home, uri=uri)
+    uri = tracking_server
+    run_id = start_run(uri, "toys", "remote", {})
+    assert _promote(home, "brain", models[0.2], toy_store, uri=uri, mlflow_run_id=run_id).promoted
+    assert _promote(home, "brain", models[0.9], toy_store, uri=uri).promoted
+    folder = resolve("models:/brain@champion", home=home, uri=uri)
+    assert (folder / "weights.safetensors").read_bytes() == (models[0.9] / "weights.safetensors").read_bytes()
+    volume = volume_of(toy_store, toy_store.subjects("gate")[0])
+    method, _ = load_model(folder, table)
+    with torch.no_grad():
+        (expected,) = method.score([volume])
+    with _mlflow(uri) as mlflow:
+        served = mlflow.pyfunc.load_model("models:/brain@champion")
+        answer = served.predict(volume.image.numpy()[None], params={"brain": pack_brain(volume.brain.numpy()[None])})
+    assert np.array_equal(answer["map"][0], expected.map.numpy())
+    assert rollback("brain", home=home, uri=uri).version == "1"
+    assert [facts.champion for facts in history("brain", home=home, uri=uri)] == [True, False]
+    with pytest.raises(ModelError, match="first champion"):
+        rollback("brain", home=home, uri=uri)
+    with pytest.raises(ModelError, match="no model 'other' is registered"):
+        resolve("models:/other@champion", home=home, uri=uri)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -30,9 +27,6 @@ from vesalius.platform.tracking import (
     start_run,
     tracking_uri,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -322,48 +316,19 @@ def test_tracking_is_imported_without_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@contextlib.contextmanager
-def _server(folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
-                if answer.status == 200:
-                    break
-            assert server.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
 @pytest.mark.long
-def test_a_run_on_a_server(tmp_path: Path) -> None:
-    with _server(tmp_path) as uri:
-        run_id = start_run(uri, "toys", "remote", {"width": 3}, {"cohort_digest": "abc"})
-        with RunLogger(uri, run_id, system_metrics=True) as logger:
-            for step in range(1200):
-                logger.metrics(step, {"loss": 1 / (step + 1)})
-            logger.text("hello", "notes/hello.txt")
-        with RunLogger(uri, run_id) as logger:
-            logger.metrics(1199, {"loss": 1 / 1200})
-        end_run(uri, run_id, "FINISHED")
-        assert _history(uri, run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1200)]
-        assert client(uri).get_run(run_id).info.status == "FINISHED"
-        assert next((tmp_path / "files").rglob("hello.txt")).read_text() == "hello"
-        with pytest.raises(RunError, match="there is no tracked run"):
-            end_run(uri, "0" * 32, "FINISHED")
+def test_a_run_on_a_server(tmp_path: Path, tracking_server: str) -> None:
+    uri = tracking_server
+    run_id = start_run(uri, "toys", "remote", {"width": 3}, {"cohort_digest": "abc"})
+    with RunLogger(uri, run_id, system_metrics=True) as logger:
+        for step in range(1200):
+            logger.metrics(step, {"loss": 1 / (step + 1)})
+        logger.text("hello", "notes/hello.txt")
+    with RunLogger(uri, run_id) as logger:
+        logger.metrics(1199, {"loss": 1 / 1200})
+    end_run(uri, run_id, "FINISHED")
+    assert _history(uri, run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1200)]
+    assert client(uri).get_run(run_id).info.status == "FINISHED"
+    assert next((tmp_path / "files").rglob("hello.txt")).read_text() == "hello"
+    with pytest.raises(RunError, match="there is no tracked run"):
+        end_run(uri, "0" * 32, "FINISHED")

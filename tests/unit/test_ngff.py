@@ -60,6 +60,11 @@ def followed(group: zarr.Group) -> tuple[NDArray[Any], list[str], NDArray[np.flo
     return np.asarray(array[...]), names, np.array(scale["scale"]), np.array(translation["translation"])
 
 
+def legend_of(group: zarr.Group, role: str) -> Any:
+    ome: Any = group[f"labels/{role}"].attrs["ome"]
+    return ome["image-label"]
+
+
 def test_an_independent_reader_finds_image_and_labels_valid(tmp_path: Path) -> None:
     group = written(tmp_path)
     image = Image.from_zarr(group)
@@ -168,20 +173,29 @@ def test_windows_show_the_brain(tmp_path: Path) -> None:
 
 def test_labels_are_named_and_told_apart(tmp_path: Path) -> None:
     group = written(tmp_path, structures={"ventricles": 1, "cortex": 255, "ribbon": 255})
-    legend: Any = group["labels/structures"].attrs["ome"]
-    legend = legend["image-label"]
+    legend = legend_of(group, "structures")
     assert legend["properties"] == [
         {"label-value": 1, "name": "ventricles"},
         {"label-value": 255, "name": "cortex, ribbon"},
     ]
     colors = [tuple(color["rgba"]) for color in legend["colors"]]
     assert len(set(colors)) == 2
-    masks = [group[f"labels/{role}"].attrs["ome"]["image-label"] for role in ("brain", "head", "lesion")]  # type: ignore[index, call-overload]  # plain JSON
-    assert len({tuple(mask["colors"][0]["rgba"]) for mask in masks}) == 3
-    nameless = written(tmp_path / "nameless", structures={})
-    Image.from_zarr(nameless)
-    kept: Any = nameless["labels/structures"].attrs["ome"]
-    assert "colors" not in kept["image-label"]
+    masks = [legend_of(group, role)["colors"][0]["rgba"] for role in ("brain", "head", "lesion")]
+    assert len({tuple(rgba) for rgba in masks}) == 3
+
+
+def test_labels_without_names_have_colours_all_the_same(tmp_path: Path) -> None:
+    _, example = example_case(1, CHANNELS)
+    several = np.zeros(SHAPE, dtype=np.uint16)
+    several[0, 0, :3] = (3, 700, 700)
+    cases: list[tuple[NDArray[np.uint16], list[int]]] = [(several, [0, 3, 700]), (np.zeros_like(several), [0])]
+    for number, (labels, values) in enumerate(cases):
+        arrays = SubjectArrays(image=example.image, brain=example.brain, structures=labels)
+        group = written(tmp_path / str(number), arrays, structures={})
+        Image.from_zarr(group)
+        legend = legend_of(group, "structures")
+        assert [color["label-value"] for color in legend["colors"]] == values
+        assert "properties" not in legend
 
 
 @pytest.mark.parametrize(("number", "advice"), [(1, "ingest the cohort anew"), (3, "update Vesalius")])

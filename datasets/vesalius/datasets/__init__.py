@@ -10,6 +10,10 @@ LAYOUTS: dict[str, TableEntry] = {
         path="vesalius.datasets.layouts.bids:BidsLayout",
         summary="sub-XX[/ses-YY]/anat/*_<modality>.nii[.gz] with participants.tsv; masks from derivatives/",
     ),
+    "dicom": TableEntry(
+        path="vesalius.datasets.layouts.dicom:DicomLayout",
+        summary="a folder a patient or study with DICOM series below it; the best series of each modality is taken",
+    ),
     "manifest": TableEntry(
         path="vesalius.datasets.layouts.manifest:ManifestLayout",
         summary="a CSV file: subject_id, image or one column a modality, brain_mask, lesion_mask, split, group, ...",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,15 @@ from vesalius.platform.errors import VolumeError
 from vesalius.platform.geometry import check_affine
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+MAX_VOXELS = 1 << 30
+"""4 GiB as float32, a cube of 1024: more is refused before it is inflated, since a small file can promise anything."""
+
+_SAME_PLACE_MM = 1.0
 _GZIP = b"\x1f\x8b"
 _SLACK_BYTES = 1 << 20
 _QUIET = logging.getLogger("vesalius.nifti")
@@ -40,6 +46,8 @@ class RawVolume:
         name: for messages: the file's path.
         sha256: of the file's bytes; empty for what was never a file.
         oriented: the file says where it lies; otherwise the affine is a guess from the voxel size alone.
+        warnings: what a person should know of how it was read, a sentence each.
+        notes: further JSON for the subject's record.
     """
 
     array: NDArray[np.float32]
@@ -47,6 +55,8 @@ class RawVolume:
     name: str
     sha256: str = ""
     oriented: bool = True
+    warnings: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,7 +126,14 @@ def read_nifti(path: Path) -> RawVolume:
     array = _scaled(stored, header, path)
     check_finite(array, str(path))
     affine, oriented = _affine(header, path)
-    return RawVolume(array=array, affine=affine, name=str(path), sha256=sha256, oriented=oriented)
+    return RawVolume(
+        array=array,
+        affine=affine,
+        name=str(path),
+        sha256=sha256,
+        oriented=oriented,
+        warnings=_disagreement(header, shape, path),
+    )
 
 
 def check_finite(array: NDArray[Any], name: str) -> None:
@@ -190,6 +207,10 @@ def _shape(header: Any, path: Path) -> tuple[int, int, int]:
         shape = shape[:-1]
     if len(shape) > 3:
         raise VolumeError(f"{path} is {len(shape)}D, of shape {shape}: expected one 3D volume: split it first")
+    if math.prod(max(0, size) for size in shape) > MAX_VOXELS:
+        raise VolumeError(
+            f"{path} has shape {shape}: expected {MAX_VOXELS:,} voxels at most: crop or resample it first"
+        )
     if len(shape) < 3 or min(shape) < 2:
         raise VolumeError(f"{path} has shape {shape}: expected a volume with at least 2 voxels along each of 3 axes")
     d, h, w = shape
@@ -230,6 +251,33 @@ def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], bool]:
     except (HeaderDataError, ValueError) as error:
         raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None
     return check_affine(affine, str(path)), bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+
+
+def _disagreement(header: Any, shape: tuple[int, int, int], path: Path) -> tuple[str, ...]:
+    """Return a warning where the file's two transforms claim one space and do not agree on it.
+
+    Two spaces (the scanner's and a template's) may differ as they like, but for left and right.
+    """
+    from nibabel.spatialimages import HeaderDataError
+
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if min(codes) <= 0:
+        return ()
+    sform = np.asarray(header.get_sform(), dtype=np.float64)
+    try:
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        return (f"{path}: its qform is damaged: its sform is taken",)
+    if not np.isfinite(qform).all() or np.linalg.det(qform) == 0:
+        return (f"{path}: its qform is damaged: its sform is taken",)
+    if np.linalg.det(sform) * np.linalg.det(qform) < 0:
+        return (f"{path}: its sform and its qform are mirror images: its sform is taken; check left and right",)
+    corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)]).T
+    corners[:3] *= (np.array(shape) - 1)[:, None]
+    apart = float(np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max())
+    if codes[0] == codes[1] and apart > _SAME_PLACE_MM:
+        return (f"{path}: its sform and its qform lie up to {apart:.3g} mm apart: its sform is taken",)
+    return ()
 
 
 def _clause(error: Exception) -> str:

@@ -6,7 +6,6 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from vesalius.platform.store import SourceFacts, SubjectArrays, SubjectRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -70,7 +70,7 @@ def prepare(
     """
     volumes = load(raw, modalities)
     notes: dict[str, Any] = dict(volumes.notes)
-    warnings: list[str] = []
+    warnings = [*raw.warnings, *(sentence for image in volumes.images.values() for sentence in image.warnings)]
     images = [_canonical(volumes.images[modality], recipe) for modality in modalities]
     first = images[0]
     given = _on_image(volumes.brain)
@@ -103,7 +103,7 @@ def prepare(
         spacing_mm=spacing_of(grid.affine),
         affine=as_matrix(grid.affine),
         source=SourceFacts(
-            files={role: Path(path).name for role, path in raw.files().items()},
+            files=raw.file_names(),
             sha256=dict(volumes.sha256),
             shape=source.shape,
             affine=as_matrix(source.affine),

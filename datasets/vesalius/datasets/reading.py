@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vesalius.datasets.dicom import read_series, series_sha256
 from vesalius.datasets.nifti import RawVolume, check_finite, file_sha256, read_nifti
 from vesalius.platform.config import Settings, digest
 from vesalius.platform.errors import VolumeError
-from vesalius.platform.geometry import canonical, check_affine
+from vesalius.platform.geometry import canonical, check_affine, spacing_of
 from vesalius.platform.tables import resolve
 
 if TYPE_CHECKING:
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from vesalius.datasets.layouts.raw import RawSubject
 
 __all__ = ["Inspection", "RawVolume", "RawVolumes", "inspect", "load", "read_nifti", "read_subject"]
+
+MIN_SPACING_MM = 0.005
+"""A tenth of what microscopy of whole brains has; finer voxels are metres or a damaged header."""
+
+MAX_SPACING_MM = 100.0
+"""Ten times the thickest slices: an axis with larger steps shows nothing."""
+
+MAX_POSITION_MM = 1e5
+"""A hundred metres."""
+
+_MIN_VOLUME = 0.1  # of the parallelepiped of the axes' unit vectors: a gantry's 30 degrees leave 0.87
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +91,9 @@ def inspect(raw: RawSubject, modalities: Sequence[str]) -> Inspection:
             anomalous = anomalous or bool((mask.array > 0.5).any())
         else:
             sha256[role] = file_sha256(Path(path))
+    for modality in modalities:
+        if modality in raw.series:
+            sha256[modality] = series_sha256([Path(path) for path in raw.series[modality]])
     if raw.parameters:
         sha256["parameters"] = digest({"reader": raw.reader, "parameters": raw.parameters})
     return Inspection(sha256=sha256, anomalous=anomalous)
@@ -109,9 +124,9 @@ def load(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
 
 
 def read_subject(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
-    """Read a subject whose images and masks are NIfTI files: the reader of most layouts."""
+    """Read a subject whose images are NIfTI files or DICOM series and whose masks are NIfTI: most layouts' reader."""
     _require_modalities(raw, modalities)
-    images = {modality: read_nifti(Path(raw.images[modality])) for modality in modalities}
+    images = {modality: _read_image(raw, modality) for modality in modalities}
     masks = {
         role: read_nifti(Path(path)) if path is not None else None
         for role, path in (
@@ -130,7 +145,14 @@ def read_subject(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
         structures=masks["structures"],
         structure_names=raw.structure_names,
         sha256={role: volume.sha256 for role, volume in read.items()},
+        notes={key: value for image in images.values() for key, value in image.notes.items()},
     )
+
+
+def _read_image(raw: RawSubject, modality: str) -> RawVolume:
+    if modality in raw.images:
+        return read_nifti(Path(raw.images[modality]))
+    return read_series([Path(path) for path in raw.series[modality]])
 
 
 def check_on_grid(mask: RawVolume, image: RawVolume) -> None:
@@ -159,17 +181,41 @@ def check_on_grid(mask: RawVolume, image: RawVolume) -> None:
 
 def _require_modalities(raw: RawSubject, modalities: Sequence[str]) -> None:
     for modality in modalities:
-        if modality not in raw.images and not raw.parameters:
-            there = f"it has {', '.join(raw.images)}" if raw.images else "it has no image"
+        if modality not in raw.images and not raw.series.get(modality) and not raw.parameters:
+            known = sorted({*raw.images, *raw.series})
+            there = f"it has {', '.join(known)}" if known else "it has no image"
             raise VolumeError(f"{raw.origin or raw.subject_id}: there is no {modality} image ({there})")
 
 
 def _check_image(image: RawVolume) -> None:
     check_finite(image.array, image.name)
     check_affine(image.affine, image.name)
+    _check_voxels(image)
     low, high = float(image.array.min()), float(image.array.max())
     if low == high:
         raise VolumeError(f"{image.name}: every voxel is {low:g}: expected an image with contrast")
+
+
+def _check_voxels(image: RawVolume) -> None:
+    """Check that voxels have a size and a shape that a scanner could give them: grids are made by them.
+
+    Raises:
+        VolumeError: they are too small, too large, nearly flat, or far off.
+    """
+    spacing = spacing_of(image.affine)
+    if min(spacing) < MIN_SPACING_MM or max(spacing) > MAX_SPACING_MM:
+        sizes = " x ".join(f"{size:.4g}" for size in spacing)
+        raise VolumeError(
+            f"{image.name}: its voxels measure {sizes} mm: expected {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g}: "
+            "repair the file's header (are its units millimetres?)"
+        )
+    if abs(np.linalg.det(image.affine[:3, :3] / np.array(spacing))) < _MIN_VOLUME:
+        raise VolumeError(f"{image.name}: its axes are sheared almost into a plane: repair the file's header")
+    if np.abs(image.affine[:3, 3]).max() > MAX_POSITION_MM:
+        raise VolumeError(
+            f"{image.name} lies {np.abs(image.affine[:3, 3]).max():.4g} mm from the world's origin: expected "
+            f"{MAX_POSITION_MM:g} at most: repair the file's header"
+        )
 
 
 def _check_labels(structures: RawVolume) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
@@ -10,7 +11,6 @@ from vesalius.platform.config import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 class RawSubject(Settings):
@@ -22,6 +22,7 @@ class RawSubject(Settings):
             subject is the person.
         images: absolute file path by modality, in the order of the channels. A modality without a file is absent,
             and the subject is then reported as failed.
+        series: absolute paths of a DICOM series' files by modality, for a modality that has no file in ``images``.
         brain_mask: file whose voxels above 0.5 are brain.
         head_mask: likewise for the head.
         lesion_mask: file whose voxels above 0.5 are lesion; a file without any says that the subject is healthy.
@@ -36,11 +37,13 @@ class RawSubject(Settings):
         parameters: JSON for the reader, such as a phantom's seed; what has no files is known by their digest.
         origin: where the subject is described, for messages: a folder, or a file and line.
         problem: what makes it unusable as it is described, as a clause; ingest reports it and goes on.
+        warnings: what a person should know of how it was found, a sentence each; kept in the record's notes.
     """
 
     subject_id: str
     person: str | None = None
     images: dict[str, str] = Field(default_factory=dict)
+    series: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     brain_mask: str | None = None
     head_mask: str | None = None
     lesion_mask: str | None = None
@@ -54,11 +57,24 @@ class RawSubject(Settings):
     parameters: dict[str, Any] = Field(default_factory=dict)
     origin: str = ""
     problem: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def files(self) -> dict[str, str]:
-        """Return file paths by role: a modality, ``brain_mask``, ``head_mask``, ``lesion_mask``, ``structures``."""
+        """Return paths by role: a modality, ``brain_mask``, ``head_mask``, ``lesion_mask``, ``structures``.
+
+        Of single files: a series has many, which stand in ``series`` alone.
+        """
         masks = {name: getattr(self, name) for name in ("brain_mask", "head_mask", "lesion_mask", "structures")}
         return {**self.images, **{name: path for name, path in masks.items() if path is not None}}
+
+    def file_names(self) -> dict[str, str]:
+        """Return a name without its folders by role, for the record: of a file, or of a series' folder."""
+        series = {
+            modality: f"{Path(files[0]).parent.name} ({len(files)} files)"
+            for modality, files in self.series.items()
+            if files
+        }
+        return {**series, **{role: Path(path).name for role, path in self.files().items()}}
 
 
 class Layout(Protocol):

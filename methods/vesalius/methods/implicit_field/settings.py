@@ -211,15 +211,15 @@ def demo() -> ImplicitFieldSettings:
         width=192,
         num_frequencies=6,
         dropout=0.0,
-        points=4_096,
+        points=2_048,
         batch_volumes=6,
-        epochs=150,
+        epochs=100,
         decoder_lr=1e-3,
         code_lr=3e-3,
         prior_sigma=1.0,
         code_init_std=0.05,
         restoration=RestorationSettings(
-            steps=(200,), points=(4_096,), quick_steps=60, learning_rate=1e-2, learning_rate_end=0.1
+            steps=(120,), points=(2_048,), quick_steps=30, learning_rate=1e-2, learning_rate_end=0.1
         ),
         map=FieldMapSettings(min_pool=1, average_pool=7),
     )

@@ -40,6 +40,7 @@ _ORIENTATIONS = {"x": "left-to-right", "y": "posterior-to-anterior", "z": "infer
 # Okabe and Ito's colours (2008), told apart by the colour-blind too.
 _MASK_COLORS = {"brain": (86, 180, 233, 255), "head": (153, 153, 153, 255), "lesion": (213, 94, 0, 255)}
 _MAX_WINDOW_VOXELS = 200_000
+_MAX_COLORS = 256
 
 
 def array_path(role: str) -> str:
@@ -74,7 +75,11 @@ def label_groups(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> 
             {
                 "version": VERSION,
                 "multiscales": [_multiscale(record, AXES[1:], "0", role)],
-                "image-label": {"version": VERSION, **_legend(role, record), "source": {"image": "../../"}},
+                "image-label": {
+                    "version": VERSION,
+                    **_legend(role, record, encoded[role]),
+                    "source": {"image": "../../"},
+                },
             },
         )
 
@@ -142,22 +147,21 @@ def _channels(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> Ite
         }
 
 
-def _legend(role: str, record: SubjectRecord) -> dict[str, Any]:
-    """Return the colours and names of a label array's values, the same values in both."""
+def _legend(role: str, record: SubjectRecord, labels: NDArray[Any]) -> dict[str, Any]:
+    """Return the colours of a label array's values and, where they have names, the names of the same values."""
     if role in _MASK_COLORS:
-        named = {1: role}
-        colors = {1: _MASK_COLORS[role]}
+        named, colors = {1: role}, {1: _MASK_COLORS[role]}
     else:
         named = {}
         for name, value in sorted(record.structures.items()):
             named[value] = f"{named[value]}, {name}" if value in named else name
-        colors = {value: _spread(number) for number, value in enumerate(sorted(named))}
-    if not named:
-        return {}
-    return {
-        "colors": [{"label-value": value, "rgba": list(colors[value])} for value in sorted(named)],
-        "properties": [{"label-value": value, "name": named[value]} for value in sorted(named)],
-    }
+        # Readers want a colour of any kind (the specification asks for one a value): of what is there, without names.
+        present = np.flatnonzero(np.bincount(labels.ravel()))[:_MAX_COLORS].tolist()
+        colors = {value: _spread(number) for number, value in enumerate(sorted(named) or present)}
+    legend: dict[str, Any] = {"colors": [{"label-value": value, "rgba": list(colors[value])} for value in colors]}
+    if named:
+        legend["properties"] = [{"label-value": value, "name": named[value]} for value in sorted(named)]
+    return legend
 
 
 def _spread(number: int) -> tuple[int, int, int, int]:

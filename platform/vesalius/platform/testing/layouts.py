@@ -92,7 +92,11 @@ def check_discovery(layout: LayoutUnderTest, ingest: Ingest, folder: Path) -> No
         check_subject_id(raw.subject_id)
         assert set(raw.images) <= set(available), f"{raw.subject_id} has an image of no modality asked for"
         assert raw.split is None or raw.split in SPLITS, f"{raw.subject_id} is in the split {raw.split}"
-        assert raw.files() or raw.parameters, f"{raw.subject_id} has neither files nor parameters"
+        assert raw.files() or raw.series or raw.parameters, f"{raw.subject_id} has neither files nor parameters"
+        assert set(raw.series) <= set(available), f"{raw.subject_id} has a series of no modality asked for"
+        for path in (path for files in raw.series.values() for path in files):
+            assert Path(path).is_absolute(), f"{raw.subject_id}: a path of its series is relative: {path}"
+            assert Path(path).is_file(), f"{raw.subject_id}: a file of its series is not there: {path}"
         for role, path in raw.files().items():
             assert Path(path).is_absolute(), f"{raw.subject_id}: the path of {role} is relative: {path}"
             assert Path(path).is_file(), f"{raw.subject_id}: the file of {role} is not there: {path}"

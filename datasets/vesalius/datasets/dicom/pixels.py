@@ -1,0 +1,119 @@
+"""One slice's pixels in Hounsfield units (CT) or as rescaled (MR), decoded within bounds that its tags promise."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vesalius.datasets.dicom.headers import is_compressed, parse_header, quiet, read_bytes, syntax_problem
+from vesalius.platform.errors import VolumeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from vesalius.datasets.dicom.headers import SliceHeader
+
+AIR_HU = -1024.0
+"""The lowest value of a 12-bit CT image: taken by what was not measured. Scanners write -1500, -2000 or -3024 there."""
+
+MAX_SLICE_PIXELS = 1 << 26
+_SLACK_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """One slice.
+
+    Attributes:
+        header: its tags.
+        image: (rows, columns) float32, rescaled.
+        num_unmeasured: pixels that hold the file's padding value, or lie below ``AIR_HU`` in CT; set to the fill.
+        sha256: of the file's bytes.
+    """
+
+    header: SliceHeader
+    image: NDArray[np.float32]
+    num_unmeasured: int
+    sha256: str
+
+
+def fill_of(modality: str) -> float:
+    """Return the value of what was not measured: air in CT, 0 elsewhere."""
+    return AIR_HU if modality == "CT" else 0.0
+
+
+def pixel_problem(header: SliceHeader) -> str | None:
+    """Return why a slice's pixels cannot be used, by its tags, as a clause; None where they can."""
+    if (header.frames or 1) != 1:
+        return f"holds {header.frames} frames: convert multi-frame images with dcm2niix first"
+    if header.rows is None or header.columns is None or min(header.rows, header.columns) < 2:
+        return f"has {header.rows} rows and {header.columns} columns"
+    if header.rows * header.columns > MAX_SLICE_PIXELS:
+        return f"has {header.rows} x {header.columns} pixels, more than {MAX_SLICE_PIXELS:,}"
+    if header.samples != 1 or header.photometric != "MONOCHROME2":
+        return (
+            f"holds {header.samples} values a pixel, shown as {header.photometric or 'nothing'}: expected grey values"
+        )
+    if header.bits not in (8, 16, 32):
+        return f"has {header.bits} bits a pixel: expected 8, 16 or 32"
+    if header.modality == "CT" and (header.slope is None or header.intercept is None):
+        return "has no usable RescaleSlope and RescaleIntercept, so its Hounsfield units are unknown"
+    if header.slope == 0:
+        return "has a RescaleSlope of 0"
+    if header.modality == "CT" and header.rescale_type not in ("", "HU", "US"):
+        return f"is scaled to {header.rescale_type} and not to Hounsfield units"
+    expected = header.rows * header.columns * header.bits // 8
+    if not header.pixel_bytes:
+        return "has no pixels"
+    if not is_compressed(header) and header.pixel_bytes < expected:
+        return f"is truncated: its tags promise {expected:,} bytes of pixels and {header.pixel_bytes:,} are left"
+    if is_compressed(header) and header.pixel_bytes > 2 * expected + _SLACK_BYTES:
+        return f"holds {header.pixel_bytes:,} compressed bytes for an image of {expected:,}"
+    return syntax_problem(header)
+
+
+def read_slice(path: Path) -> Slice:
+    """Read one slice.
+
+    Raises:
+        VolumeError: the file is missing, damaged or truncated, or its pixels cannot be decoded.
+    """
+    content = read_bytes(path)
+    header = parse_header(BytesIO(content), path, len(content))
+    problem = pixel_problem(header)
+    if problem is not None:
+        raise VolumeError(f"{path} {problem}")
+    stored = _decode(content, header)
+    slope = 1.0 if header.slope is None else header.slope
+    intercept = 0.0 if header.intercept is None else header.intercept
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite and reported as such
+        image = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    if not np.isfinite(image).all():
+        raise VolumeError(f"{path}: rescaling by {slope:g} and {intercept:g} gives numbers without bound")
+    fill = np.float32(fill_of(header.modality))
+    unmeasured = image < fill if header.modality == "CT" else np.zeros(image.shape, bool)
+    if header.padding is not None:
+        unmeasured |= (stored >= header.padding[0]) & (stored <= header.padding[1])
+    image[unmeasured] = fill
+    return Slice(
+        header=header,
+        image=image,
+        num_unmeasured=int(unmeasured.sum()),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _decode(content: bytes, header: SliceHeader) -> NDArray[np.integer]:
+    from pydicom.pixels.utils import pixel_array
+
+    with quiet(header.path):
+        stored = pixel_array(BytesIO(content), raw=True)
+    if stored.shape != (header.rows, header.columns) or stored.dtype.kind not in "iu":
+        raise VolumeError(f"{header.path} is damaged: its pixels have shape {stored.shape}: copy it again")
+    return stored

@@ -1,0 +1,161 @@
+"""A tree of DICOM files as archives and scanners export them: one folder a patient or a study, series below it.
+
+Names of files and of folders below the first mean nothing: what belongs together is read from the tags.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, ClassVar
+
+from vesalius.datasets.dicom import best_series, find_series
+from vesalius.datasets.dicom.headers import looks_like_dicom
+from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.platform.errors import CohortError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from vesalius.datasets.dicom import Series
+
+_SHOWN = 4
+
+
+class DicomLayout:
+    """A folder of patients' or studies' folders, or one such folder.
+
+    Each folder in ``root`` is a subject, named by it, with all that lies below; where DICOM files lie in ``root``
+    itself, it is the one subject. Several studies in a folder give one subject each, ``<folder>_study-01`` by date, all
+    of one person; so do folders whose files carry one patient's ID. Of each modality the series that
+    :func:`vesalius.datasets.dicom.best_series` prefers is taken; every other one is named in the subject's warnings.
+    """
+
+    default_recipe: ClassVar[str] = "centered"
+
+    def modalities(self, root: Path) -> tuple[str, ...]:
+        """Return the modalities of the series that make a volume: of ``CT`` and ``MR``.
+
+        Raises:
+            CohortError: there is no DICOM file, or none of the series makes a volume.
+        """
+        names: set[str] = set()
+        problems: list[str] = []
+        for _, everything in _folders(root):
+            names |= {series.modality for series in everything if series.problem is None}
+            problems.extend(series.problem for series in everything if series.problem is not None)
+        if not names:
+            raise CohortError(f"{root} holds no series that makes a volume: {_reasons(problems)}")
+        return tuple(sorted(names))
+
+    def discover(self, root: Path, modalities: Sequence[str]) -> list[RawSubject]:
+        """Return one subject a study, sorted by id, without reading a voxel (except of files that claim one place).
+
+        Raises:
+            CohortError: there is no DICOM file.
+        """
+        subjects = []
+        first_seen: dict[str, str] = {}
+        for folder, everything in _folders(root):
+            patients = {header.patient for series in everything for header in series.headers if header.patient}
+            known = sorted({first_seen[patient] for patient in patients if patient in first_seen})
+            person = known[0] if known else _id_of(folder)
+            first_seen.update(dict.fromkeys(patients, person))
+            problem = (
+                f"{folder} holds images of {len(patients)} patients: give each a folder" if len(patients) > 1 else None
+            )
+            subjects.extend(_subjects(folder, everything, modalities, person, problem))
+        return sorted(subjects, key=lambda raw: raw.subject_id)
+
+    def write_example(self, root: Path) -> Path:
+        """Write four patients: tilted and uneven, a duplicate, scouts and dose sheets, two studies of one person."""
+        from vesalius.datasets.layouts.example_dicom import write_dicom_example
+
+        return write_dicom_example(root)
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[Series]]]:
+    """Yield each subject's folder with the series in it, one at a time: the tags of an archive fill a memory.
+
+    Raises:
+        CohortError: there is no DICOM file.
+    """
+    if not root.is_dir():
+        raise CohortError(f"{root} is not a folder: give one that holds DICOM files, or folders of them")
+    places = sorted(root.iterdir())
+    if any(path.is_file() and looks_like_dicom(path) for path in places):
+        places = [root]
+    is_empty = True
+    for place in places:
+        if place.is_dir() and (place == root or not place.is_symlink()):
+            series = find_series(place, root=root)
+            if series:
+                is_empty = False
+                yield place, series
+    if is_empty:
+        raise CohortError(f"{root} holds no DICOM file: expected folders of patients with .dcm files below them")
+
+
+def _subjects(
+    folder: Path, everything: Sequence[Series], modalities: Sequence[str], person: str, problem: str | None
+) -> list[RawSubject]:
+    studies: dict[str, list[Series]] = defaultdict(list)
+    for series in everything:
+        studies[series.headers[0].study_uid if series.headers else ""].append(series)
+    usable = [
+        study
+        for study in studies.values()
+        if any(series.problem is None and series.modality in modalities for series in study)
+    ]
+    if len(usable) < 2:
+        return [_subject(folder, _id_of(folder), everything, modalities, person, problem)]
+    stray = [series for study in studies.values() if study not in usable for series in study]
+    usable.sort(key=lambda study: min((header.study_time, header.study_uid) for s in study for header in s.headers))
+    return [
+        _subject(folder, f"{_id_of(folder)}_study-{number:02d}", [*study, *stray], modalities, person, problem)
+        for number, study in enumerate(usable, 1)
+    ]
+
+
+def _subject(
+    folder: Path,
+    subject_id: str,
+    everything: Sequence[Series],
+    modalities: Sequence[str],
+    person: str,
+    problem: str | None,
+) -> RawSubject:
+    taken: dict[str, tuple[str, ...]] = {}
+    warnings = [series.problem for series in everything if series.problem is not None]
+    for modality in modalities:
+        candidates = [series for series in everything if series.problem is None and series.modality == modality]
+        if not candidates:
+            continue
+        best = best_series(candidates)
+        taken[modality] = tuple(str(path.absolute()) for path in best.files)
+        warnings.extend(best.warnings)
+        warnings.extend(
+            f"{other.name} was not taken: {best.name} serves better" for other in candidates if other != best
+        )
+    if not taken:
+        problems = [series.problem for series in everything if series.problem is not None]
+        problem = problem or f"{folder}: none of its series makes a volume: {_reasons(problems)}"
+    return RawSubject(
+        subject_id=subject_id,
+        person=person,
+        series=taken,
+        origin=str(folder),
+        problem=problem,
+        warnings=tuple(warnings),
+    )
+
+
+def _reasons(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more if problems else "of the modalities asked for there is none"
+
+
+def _id_of(folder: Path) -> str:
+    text = re.sub(r"[^A-Za-z0-9._-]", "_", folder.absolute().name)
+    return text.lstrip(".")[:100] or "subject"
