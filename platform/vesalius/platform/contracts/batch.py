@@ -42,7 +42,7 @@ class Batch:
         num_steps: steps of the stage.
         seed: the run's seed.
         items: (B,) int64, each item's place in the global batch: the key of its noise.
-        global_size: items of the global batch over all ranks.
+        global_size: items of the global batch over all ranks, before any was discarded.
         subjects: (B,) int64, index into the ordered subjects of the stage's split
             (for the training split: ``CohortFacts.subjects``).
         image: float32 intensities as the recipe left them.
@@ -69,6 +69,11 @@ class Batch:
         """Return items ``start`` to ``stop`` (exclusive) as a batch of their own; their noise stays theirs."""
         fields = ("items", "subjects", "image", "brain", "position")
         return replace(self, **{name: getattr(self, name)[start:stop] for name in fields})
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the items at ``rows`` (int64) as a batch of their own; their noise stays theirs."""
+        fields = ("items", "subjects", "image", "brain", "position")
+        return replace(self, **{name: getattr(self, name)[rows] for name in fields})
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on ``device``."""
