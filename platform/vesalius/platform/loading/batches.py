@@ -11,6 +11,7 @@ import torch
 
 from vesalius.platform.contracts import Batch
 from vesalius.platform.errors import CohortError, DivergenceError
+from vesalius.platform.loading.augmentation import draw
 from vesalius.platform.loading.buffers import Buffers
 from vesalius.platform.loading.cutting import Cutter
 from vesalius.platform.loading.stream import Stream
@@ -147,17 +148,23 @@ def _load(stream: Stream, cache: VolumeCache, facts: CohortFacts, step: int, buf
         with cache.use(subject) as voxels:
             _require_sound(voxels, stage, step, facts)
             keep[rows] = cutter.cut(voxels, share.places[rows], rows.tolist(), *arrays)
+    items = range(*share.items)
+    drawn = None
+    if stage.augmentation is not None and not stage.augmentation.is_identity:
+        keys = {"seed": stream.seed, "step": step}
+        drawn = draw(stage.augmentation, stage.view, facts, stage=stage.name, items=items, **keys)
     batch = Batch(
         stage=stage.name,
         step=step,
         num_steps=stream.num_steps,
         seed=stream.seed,
-        items=torch.arange(*share.items),
+        items=torch.tensor(items, dtype=torch.int64),
         global_size=share.global_size,
         subjects=torch.from_numpy(share.subjects),
         image=image,
         brain=brain,
         position=position,
+        drawn=drawn,
     )
     return batch if keep.all() else batch.take(torch.from_numpy(np.flatnonzero(keep)))
 

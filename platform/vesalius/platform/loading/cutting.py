@@ -119,7 +119,7 @@ class Cutter:
             for channel, values in enumerate(channels):
                 image[row, :, channel] = values[neighbours]
 
-    def _neighbours(self, index: Iterable[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
+    def _neighbours(self, index: Iterable[NDArray[Any]], n: int) -> NDArray[Any]:
         reach = np.arange(-((n - 1) // 2), n // 2 + 1)
         i, j, k = (np.clip(v[:, None] + reach, 0, size - 1) for v, size in zip(index, self.grid, strict=True))
         _, height, width = self.grid
@@ -167,7 +167,7 @@ class Cutter:
             position[rows, axis] = self._axes[axis][centres[:, axis]]
         half, size = view.size // 2, view.size
         lows = centres - half
-        inside = ((lows >= 0) & (lows + size <= self.grid)).all(axis=1).tolist()
+        inside: list[bool] = np.all((lows >= 0) & (lows + size <= self.grid), axis=1).tolist()
         for number, (row, low, whole) in enumerate(zip(rows, lows.tolist(), inside, strict=True)):
             box = self._box(centres[number]) if not whole else tuple((one, one + size) for one in low)
             values, masks = voxels.part(box)  # type: ignore[arg-type]  # three pairs

@@ -35,7 +35,7 @@ _HORIZON = 4
 """Uses known ahead, in cohorts: a subject is met about once a cohort's worth of uses, whatever the number of ranks."""
 
 _DEPTH = 8
-"""Uses read ahead, a reader: what is read long before its use takes the place of what would have been used meanwhile."""
+"""Uses read ahead, a reader: what is read long before its use takes the place of what is used meanwhile."""
 
 _READING = 2
 """Memory of a volume being read, in volumes: what comes from the disk stands beside what is decoded."""
@@ -283,8 +283,10 @@ class VolumeCache:
                     return
                 boxes = self._parts_of(use)
                 if boxes is not None:
-                    if len(coming.parts) >= 4 * self._num_readers:
+                    size = self._bytes_of(boxes)
+                    if self._used_bytes + size > self.limit_bytes and number > coming.first:
                         return
+                    self._used_bytes += size
                     coming.parts[number] = pool.submit(self._read_parts, subject, boxes)
                 else:
                     size = _READING * (self._size or 0)
@@ -299,13 +301,18 @@ class VolumeCache:
         edge, size = self._reader.chunk_edge, self._size
         if edge is None or size is None or size * len(self) <= self.limit_bytes:
             return None
-        if self._used_bytes + size <= WHOLE_SHARE * self.limit_bytes:
+        after, meanwhile = self._used_bytes + size, self._used_bytes + _READING * size
+        if after <= WHOLE_SHARE * self.limit_bytes and meanwhile <= self.limit_bytes:
             return None  # there is room: it may well be used again
         boxes = use.boxes()
         if boxes is None:
             return None
         touched = sum(math.prod((stop - 1) // edge - start // edge + 1 for start, stop in box) for box in boxes)
         return boxes if touched * PART_OVERHEAD < self._num_chunks(edge) else None
+
+    def _bytes_of(self, boxes: Sequence[Box]) -> int:
+        voxels = sum(math.prod(stop - start for start, stop in box) for box in boxes)
+        return voxels * (self._size or 0) // max(1, math.prod(self._shape[1:]))
 
     def _num_chunks(self, edge: int) -> int:
         return math.prod(-(-n // edge) for n in self._shape[1:])
@@ -346,7 +353,6 @@ class VolumeCache:
         voxels = Voxels(name, np.empty(0), {}, parts)
         with self._lock:
             self.num_parts += len(boxes)
-            self._used_bytes += voxels.num_bytes
         return voxels
 
 

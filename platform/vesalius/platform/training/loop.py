@@ -13,7 +13,7 @@ import torch
 
 from vesalius.platform.contracts import generator
 from vesalius.platform.errors import DivergenceError, RunError, SettingError
-from vesalius.platform.loading import VolumeCache, batches, budget_bytes, num_steps
+from vesalius.platform.loading import VolumeCache, augmented, batches, budget_bytes, num_steps
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
 from vesalius.platform.training.selection import validate
@@ -226,7 +226,7 @@ class _Run:
             for name, optimizer in stage.optimizers.items():
                 for group, lr in zip(optimizer.param_groups, base_lrs[name], strict=True):
                     group["lr"] = lr * stage.lr(step / self.steps[index])
-            window.append(stage.step(batch.to(self.device), update))
+            window.append(stage.step(augmented(batch.to(self.device)), update))
             stage.after_update()
             done = step + 1
             last_step = done == self.steps[index]
