@@ -37,8 +37,8 @@ _HORIZON = 4
 _DEPTH = 8
 """Uses read ahead, a reader: what is read long before its use takes the place of what is used meanwhile."""
 
-_READING = 2
-"""Memory of a volume being read, in volumes: what comes from the disk stands beside what is decoded."""
+_READING = 3
+"""Memory of a volume being read, in volumes: the file's content, Zarr's decoded shard, and the array it is put into."""
 
 
 class VolumeReader(Protocol):
@@ -290,11 +290,16 @@ class VolumeCache:
                     coming.parts[number] = pool.submit(self._read_parts, subject, boxes)
                 else:
                     size = _READING * (self._size or 0)
+                    if self._used_bytes + size > self.limit_bytes and self._is_reading():
+                        return  # what reading takes is soon free again: nothing is dropped for that
                     if not self._make_room(size, needed_at=number):
                         return
                     self._used_bytes += size
                     self._reading[subject] = pool.submit(self._read_and_hold, subject, size)
             coming.next_to_read += 1
+
+    def _is_reading(self) -> bool:
+        return any(not future.done() for future in self._reading.values())
 
     def _parts_of(self, use: Use) -> Sequence[Box] | None:
         """Return the boxes to read of a subject, or None where it is better read whole."""
