@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 import tracemalloc
@@ -525,3 +526,39 @@ def test_a_stage_with_other_sampling_draws_other_items() -> None:
     one = load_batch(cohort.cache(), stage, cohort.facts(), seed=0, step=0)
     other = load_batch(cohort.cache(), replace(stage, name="t"), cohort.facts(), seed=0, step=0)
     assert not torch.equal(one.position, other.position)
+
+
+# ---- the stream itself
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (Points(per_volume=9), "7f5e9329fbb5d612"),
+        (Points(per_volume=9, neighbourhood=3), "71535ff2b3ce0282"),
+        (Slices(axis=1), "23ea82279fd97f26"),
+        (WholeVolumes(), "51985a95fba4b691"),
+    ],
+    ids=str,
+)
+def test_runs_begun_by_version_0_1_go_on_with_the_same_items(view: View, expected: str) -> None:
+    class Numbered:
+        chunk_edge = None
+
+        def stored(self, subject_id: str, role: str, box: Any = None) -> NDArray[Any]:
+            if role == "brain":
+                return np.arange(7 * 6 * 5).reshape(7, 6, 5) % 3 == 0
+            return np.arange(2 * 7 * 6 * 5, dtype=np.float32).reshape(2, 7, 6, 5) + 1000 * int(subject_id)
+
+    subjects = [str(number) for number in range(5)]
+    facts = (
+        Cohort(0).facts().model_copy(update={"subjects": tuple(subjects), "grid": (7, 6, 5), "channels": ("a", "b")})
+    )
+    cache, stage = VolumeCache(Numbered(), subjects, 2**20), _stage(view, epochs=3)
+    content = hashlib.blake2b(digest_size=8)
+    for step in range(3):
+        batch = load_batch(cache, stage, facts, seed=5, step=step)
+        for name in ("items", "subjects", "image", "brain", "position"):
+            content.update(getattr(batch, name).contiguous().numpy().tobytes())
+    # Digests of what the single-file loader of version 0.1 gave.
+    assert content.hexdigest() == expected
