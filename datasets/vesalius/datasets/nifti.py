@@ -47,7 +47,7 @@ class RawVolume:
         sha256: of the file's bytes; empty for what was never a file.
         oriented: the file says where it lies; otherwise the affine is a guess from the voxel size alone.
         warnings: what a person should know of how it was read, a sentence each.
-        notes: further JSON for the subject's record.
+        notes: further JSON for the subject's record, by kind.
     """
 
     array: NDArray[np.float32]
