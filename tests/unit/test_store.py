@@ -35,6 +35,7 @@ from vesalius.platform.store import (
     writing,
 )
 from vesalius.platform.store.arrays import array_facts, read_array, write_array
+from vesalius.platform.store.files import write_files
 from vesalius.platform.testing.faults import memory_folder
 from vesalius.platform.testing.store import check_a_second_ingest_adds_and_changes_nothing_else, check_damage_is_named
 from vesalius.platform.testing.store_cases import add, assert_holds, example_case
@@ -347,10 +348,10 @@ def test_a_worker_that_outlives_its_writer_leaves_what_the_next_one_committed(
     places: list[int] = []
 
     def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(writing, "write_files", files.write_files)
+        monkeypatch.setattr(writing, "write_files", write_files)
         add(store, [(record.model_copy(update={"split": split}), arrays)])
         places.append(folder.stat().st_ino)
-        files.write_files(*arguments)
+        write_files(*arguments)
 
     monkeypatch.setattr(writing, "write_files", overtaken)
     if split == record.split:
