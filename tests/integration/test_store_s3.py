@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
 from vesalius.platform.errors import StoreError
-from vesalius.platform.store import CohortStore, RemotePath, place_of, remote, remote_lock
+from vesalius.platform.store import CohortStore, RemotePath, connection, place_of, remote_lock
 from vesalius.platform.testing.s3 import BUCKET, environment, s3_server
 from vesalius.platform.testing.store import CHECKS_ANYWHERE, CHECKS_AT_URL
 from vesalius.platform.testing.store_cases import add, assert_holds, example_case
@@ -71,7 +71,7 @@ def test_a_manifest_is_replaced_only_if_it_is_the_one_that_was_read(s3: RemotePa
     content, version = b"first", (s3 / "object").create(b"first")
     assert (s3 / "object").read_versioned() == (content, version)
     newer = (s3 / "object").replace(b"second", version)
-    with pytest.raises(remote.Conflict):
+    with pytest.raises(connection.Conflict):
         (s3 / "object").replace(b"third", version)
     with pytest.raises(FileExistsError):
         (s3 / "object").create(b"fourth")
@@ -79,7 +79,7 @@ def test_a_manifest_is_replaced_only_if_it_is_the_one_that_was_read(s3: RemotePa
     # A repeated request whose first answer was lost is no conflict.
     assert (s3 / "object").replace(b"second", version) == newer
     assert (s3 / "object").create(b"second") == newer
-    with pytest.raises(remote.Conflict):
+    with pytest.raises(connection.Conflict):
         (s3 / "gone").replace(b"x", version)
 
 
@@ -211,7 +211,7 @@ def test_a_place_that_holds_no_store(s3: RemotePath, raw: Path) -> None:
 
 def test_the_package_is_not_installed(s3: RemotePath, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setattr(remote, "_systems", {})
+    monkeypatch.setattr(connection, "_systems", {})
     registry = pytest.importorskip("fsspec.registry")
     monkeypatch.delitem(registry._registry, "s3", raising=False)
     for sentence in both_ways(raw, str(s3)):

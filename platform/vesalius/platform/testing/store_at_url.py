@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from vesalius.platform.errors import StoreError
-from vesalius.platform.store import CohortStore, RemotePath, remote, remote_lock
+from vesalius.platform.store import CohortStore, RemotePath, connection, remote_lock
 from vesalius.platform.store.files import remove
 from vesalius.platform.testing.faults import Killed
 from vesalius.platform.testing.store_cases import add, assert_holds, assert_refused, example_case, files_in, refusal
@@ -87,19 +87,19 @@ def requests(interference: Interference = "count", at: int = 2**31) -> Iterator[
     :class:`Killed` does not leave the block. What is locked in it is locked by a process that does not exist.
     """
     watch = Requests(interference, at)
-    real, real_process = remote.file_system, remote_lock.this_process
+    real, real_process = connection.file_system, remote_lock.this_process
 
     def dying() -> remote_lock.LockState:
         return real_process().model_copy(update={"process": _NO_PROCESS, "started": "before"})
 
-    remote.file_system = lambda path: _Watched(real(path), watch)
+    connection.file_system = lambda path: _Watched(real(path), watch)
     remote_lock.this_process = dying
     try:
         yield watch
     except Killed:
         pass
     finally:
-        remote.file_system, remote_lock.this_process = real, real_process
+        connection.file_system, remote_lock.this_process = real, real_process
 
 
 def check_survives_a_kill_at_every_request(make: StoreFactory, folder: RemotePath) -> None:
