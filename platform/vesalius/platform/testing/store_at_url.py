@@ -102,15 +102,21 @@ def requests(interference: Interference = "count", at: int = 2**31) -> Iterator[
         connection.file_system, remote_lock.this_process = real, real_process
 
 
-def check_survives_a_kill_at_every_request(make: StoreFactory, folder: RemotePath) -> None:
-    """A writer that dies before or after any one of its requests leaves what was committed, and can be continued."""
-    _interrupt_everywhere(make, folder, "killed")
-    _interrupt_everywhere(make, folder, "answer_lost")
+def check_survives_a_kill_at_every_request(make: StoreFactory, folder: RemotePath, *, stride: int = 1) -> None:
+    """A writer that dies before or after any one of its requests leaves what was committed, and can be continued.
+
+    Args:
+        make: opens or makes a store.
+        folder: an empty place.
+        stride: try each request that is a multiple of this, where a server is slow.
+    """
+    _interrupt_everywhere(make, folder, "killed", stride)
+    _interrupt_everywhere(make, folder, "answer_lost", stride)
 
 
-def check_survives_an_outage_at_every_request(make: StoreFactory, folder: RemotePath) -> None:
+def check_survives_an_outage_at_every_request(make: StoreFactory, folder: RemotePath, *, stride: int = 1) -> None:
     """A writer whose network goes away says so in one sentence, and nothing half-written shows."""
-    _interrupt_everywhere(make, folder, "cut_off")
+    _interrupt_everywhere(make, folder, "cut_off", stride)
 
 
 def check_a_writer_that_lost_its_lock_commits_nothing(make: StoreFactory, folder: RemotePath) -> None:
@@ -134,7 +140,7 @@ def check_a_writer_that_lost_its_lock_commits_nothing(make: StoreFactory, folder
     assert CohortStore.open(path).check() == []
 
 
-def _interrupt_everywhere(make: StoreFactory, folder: RemotePath, interference: Interference) -> None:
+def _interrupt_everywhere(make: StoreFactory, folder: RemotePath, interference: Interference, stride: int) -> None:
     base, unbroken, damaged, trial = (
         folder / f"{name}-{interference}" for name in ("base", "whole", "damaged", "trial")
     )
@@ -164,7 +170,7 @@ def _interrupt_everywhere(make: StoreFactory, folder: RemotePath, interference: 
         (forgetting, unbroken, [kept]),
     ]
     for work, start, committed in stages:
-        for step in range(_count(work, start, trial)):
+        for step in range(0, _count(work, start, trial), stride):
             if start is not None:
                 _copy(start, trial)
             try:
