@@ -22,7 +22,7 @@ from vesalius.platform.store.records import ArrayFacts, SubjectArrays, SubjectRe
 from vesalius.platform.store.remote import RemotePath
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -130,8 +130,8 @@ def group_content(attributes: Mapping[str, Any]) -> bytes:
     return json.dumps(metadata, indent=2, allow_nan=False).encode()
 
 
-def read_array(path: Place) -> NDArray[Any]:
-    """Read one whole array.
+def read_array(path: Place, box: Sequence[tuple[int, int]] | None = None) -> NDArray[Any]:
+    """Read one array: whole, or the voxels ``[start, stop)`` of its last three axes.
 
     From a URL its files are fetched whole and side by side: Zarr would ask for every chunk of a shard on its own.
     """
@@ -142,7 +142,11 @@ def read_array(path: Place) -> NDArray[Any]:
         store = MemoryStore({name: make(content) for name, content in files.items()}, read_only=True)
     else:
         store = LocalStore(path, read_only=True)
-    return np.asarray(zarr.open_array(store, mode="r")[...])
+    array = zarr.open_array(store, mode="r")
+    if box is None:
+        return np.asarray(array[...])
+    lead = [slice(None)] * (array.ndim - len(box))
+    return np.asarray(array[(*lead, *(slice(*side) for side in box))])
 
 
 def _of_shape(array: NDArray[Any], shape: tuple[int, ...], name: str, role: str) -> NDArray[Any]:

@@ -13,8 +13,10 @@ from vesalius.platform.store.facts import cohort_facts
 from vesalius.platform.store.manifest import Manifest, read_manifest
 from vesalius.platform.store.ngff import array_path
 from vesalius.platform.store.place import place_of
+from vesalius.platform.store.remote import RemotePath
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -96,6 +98,21 @@ class CommittedCohort:
         """Return the (D, H, W) brain mask."""
         return self._read(subject_id, "brain").astype(np.bool_)
 
+    @property
+    def chunk_edge(self) -> int | None:
+        """Edge in voxels of the cubes that can be read by themselves; None at a URL, whose files are read whole."""
+        return None if isinstance(self.path, RemotePath) else self._manifest.chunks.chunk
+
+    def stored(self, subject_id: str, role: str, box: Sequence[tuple[int, int]] | None = None) -> NDArray[Any]:
+        """Return an array in the type it is stored in: whole, or the voxels ``[start, stop)`` along D, H, W.
+
+        Raises:
+            CohortError: the subject has no such array.
+        """
+        if role not in self.record(subject_id).arrays:
+            raise CohortError(f"subject {subject_id} of {self.path} has no {role} array: prepare it by another recipe")
+        return self._read(subject_id, role, box)
+
     def mask(self, subject_id: str, role: Literal["brain", "head", "lesion"]) -> NDArray[np.bool_] | None:
         """Return a (D, H, W) mask, or None where the subject has none."""
         if role not in self.record(subject_id).arrays:
@@ -132,17 +149,17 @@ class CommittedCohort:
             raise CohortError(f"{self.path} holds no subject '{subject_id}'")
         return entry
 
-    def _read(self, subject_id: str, name: str) -> NDArray[Any]:
+    def _read(self, subject_id: str, name: str, box: Sequence[tuple[int, int]] | None = None) -> NDArray[Any]:
         facts = self._entry(subject_id).record.arrays[name]
         folder = self.folder(subject_id) / array_path(name)
         try:
-            array = read_array(folder)
+            array = read_array(folder, box)
         except (MemoryError, UnreachableError):
             raise
         except Exception as error:  # whatever a decoder throws at damaged bytes
             raise StoreError(
                 f"{folder} cannot be read ({type(error).__name__}): run 'vesalius check {self.path}'"
             ) from error
-        if array.shape != facts.shape or array.dtype.name != facts.dtype:
+        if (box is None and array.shape != facts.shape) or array.dtype.name != facts.dtype:
             raise StoreError(f"{folder} is not what was committed: run 'vesalius check {self.path}'")
         return array
