@@ -99,6 +99,8 @@ def find_files(data: Path, count: int, folder: Path) -> tuple[list[Path], str]:
     """Return real scans where there are any, else generated ones of the same size."""
     real = sorted(data.glob("ds002748/sub-*/anat/*_T1w.nii.gz"))[:count]
     if real:
+        # Copied beside the table that names them: files elsewhere are not taken in.
+        real = [Path(shutil.copy(path, folder / path.name)) for path in real]
         return real, "real: 288 x 288 x 181 float32, skull-stripped"
     from vesalius.datasets.template import mni152
 

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,6 +71,7 @@ class NotingLayout:
         (folder / "code").mkdir(parents=True)
         (folder / "code" / "noting_reader.py").write_text(READER)
         monkeypatch.syspath_prepend(str(folder / "code"))
+        monkeypatch.setenv("PYTHONPATH", str(folder / "code"))  # for the workers
         for index in range(num):
             write_nifti(folder / f"s{index}.nii.gz", example_head(index), example_affine())
         self.num = num
@@ -128,8 +130,10 @@ def meanwhile(work: Any) -> Iterator[None]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    yield
-    thread.join(120)
+    try:
+        yield
+    finally:
+        thread.join(120)
     assert not thread.is_alive()
     if errors:
         raise errors[0]
@@ -234,15 +238,15 @@ def test_nodes_that_die_and_come_in_mid_ingest(tmp_path: Path, monkeypatch: pyte
         def busy_on(node: Any) -> list[dict[str, Any]]:
             return [one for one in layout.attempts() if one["node"] == node.node_id and "end" not in one]
 
-        def disturb() -> None:
+        # Ray makes nodes in the main thread only, so the ingest runs beside it.
+        with ThreadPoolExecutor(1) as beside:
+            ingesting = beside.submit(layout.take_in, tmp_path / "store", 3)
             wait_for(lambda: busy_on(doomed))
             os.kill(doomed.all_processes["raylet"][0].process.pid, signal.SIGKILL)
             wait_for(lambda: busy_on(leaving))
             cluster.remove_node(leaving, allow_graceful=False)
             cluster.add_node(num_cpus=1, object_store_memory=memory)
-
-        with meanwhile(disturb):
-            report = layout.take_in(tmp_path / "store", 3)
+            report = ingesting.result(300)
         assert report.failed == {}
         attempts = layout.attempts()
         assert len({one["node"] for one in attempts}) == 4, "work is spread over all nodes, the one that came late too"

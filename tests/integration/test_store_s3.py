@@ -15,9 +15,14 @@ from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
 from vesalius.platform.errors import StoreError
-from vesalius.platform.store import CohortStore, RemotePath, place_of, remote, remote_lock
+from vesalius.platform.store import CohortStore, RemotePath, connection, place_of, remote_lock
 from vesalius.platform.testing.s3 import BUCKET, environment, s3_server
-from vesalius.platform.testing.store import CHECKS_ANYWHERE, CHECKS_AT_URL
+from vesalius.platform.testing.store import CHECKS_ANYWHERE
+from vesalius.platform.testing.store_at_url import (
+    check_a_writer_that_lost_its_lock_commits_nothing,
+    check_survives_a_kill_at_every_request,
+    check_survives_an_outage_at_every_request,
+)
 from vesalius.platform.testing.store_cases import add, assert_holds, example_case
 
 if TYPE_CHECKING:
@@ -27,7 +32,6 @@ if TYPE_CHECKING:
     from vesalius.platform.store import Place
 
 CHANNELS = ("T1w",)
-LONG = ("damage", "every_request", "repair", "same_digest")
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +58,48 @@ def make(path: Place) -> CohortStore:
     "check",
     [
         pytest.param(
-            check, id=check.__name__, marks=[pytest.mark.long] if any(w in check.__name__ for w in LONG) else []
+            check, marks=[pytest.mark.long] if "digest" in check.__name__ or "repair" in check.__name__ else []
         )
-        for check in (*CHECKS_ANYWHERE, *CHECKS_AT_URL)
+        for check in CHECKS_ANYWHERE
+        if "damage" not in check.__name__
     ],
+    ids=lambda check: check.__name__,
 )
 def test_contract(check: Callable[[Any, Any], None], s3: RemotePath) -> None:
+    """All but the flipping of every byte, which is hundreds of full checks: that runs in memory, by the same code."""
     check(make, s3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("check", [check_survives_a_kill_at_every_request, check_survives_an_outage_at_every_request])
+def test_interrupted_at_requests(check: Callable[..., None], s3: RemotePath) -> None:
+    """At each third request; at every one in memory (``tests/contract``): the client's code is the same."""
+    check(make, s3, stride=3)
+
+
+def test_a_writer_that_lost_its_lock(s3: RemotePath) -> None:
+    check_a_writer_that_lost_its_lock_commits_nothing(make, s3)
+
+
+def test_damage_is_named_and_repaired(s3: RemotePath) -> None:
+    store = make(s3)
+    cases = [example_case(number, CHANNELS) for number in range(3)]
+    add(store, cases)
+    digest = store.digest
+    flipped = store.folder("sub-00") / "image" / "c.0.0.0.0"
+    content = flipped.read_bytes()
+    flipped.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (store.folder("sub-01") / "labels" / "brain" / "0" / "zarr.json").unlink()
+    (s3 / "stray.txt").write_text("x")
+    problems = CohortStore.open(s3).check()
+    assert any(f"{flipped} is not what was committed" in sentence for sentence in problems)
+    assert any("labels/brain/0/zarr.json is missing" in sentence for sentence in problems)
+    assert any("stray.txt does not belong to the store" in sentence for sentence in problems)
+    (s3 / "stray.txt").unlink()
+    assert store.repair() == ["sub-00", "sub-01"]
+    assert CohortStore.open(s3).check() == []
+    add(store, cases)
+    assert CohortStore.open(s3).digest == digest
 
 
 # ---- two at once
@@ -71,7 +110,7 @@ def test_a_manifest_is_replaced_only_if_it_is_the_one_that_was_read(s3: RemotePa
     content, version = b"first", (s3 / "object").create(b"first")
     assert (s3 / "object").read_versioned() == (content, version)
     newer = (s3 / "object").replace(b"second", version)
-    with pytest.raises(remote.Conflict):
+    with pytest.raises(connection.Conflict):
         (s3 / "object").replace(b"third", version)
     with pytest.raises(FileExistsError):
         (s3 / "object").create(b"fourth")
@@ -79,7 +118,7 @@ def test_a_manifest_is_replaced_only_if_it_is_the_one_that_was_read(s3: RemotePa
     # A repeated request whose first answer was lost is no conflict.
     assert (s3 / "object").replace(b"second", version) == newer
     assert (s3 / "object").create(b"second") == newer
-    with pytest.raises(remote.Conflict):
+    with pytest.raises(connection.Conflict):
         (s3 / "gone").replace(b"x", version)
 
 
@@ -211,7 +250,7 @@ def test_a_place_that_holds_no_store(s3: RemotePath, raw: Path) -> None:
 
 def test_the_package_is_not_installed(s3: RemotePath, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setattr(remote, "_systems", {})
+    monkeypatch.setattr(connection, "_systems", {})
     registry = pytest.importorskip("fsspec.registry")
     monkeypatch.delitem(registry._registry, "s3", raising=False)
     for sentence in both_ways(raw, str(s3)):

@@ -35,6 +35,7 @@ from vesalius.platform.store import (
     writing,
 )
 from vesalius.platform.store.arrays import array_facts, read_array, write_array
+from vesalius.platform.store.files import write_files
 from vesalius.platform.testing.faults import memory_folder
 from vesalius.platform.testing.store import check_a_second_ingest_adds_and_changes_nothing_else, check_damage_is_named
 from vesalius.platform.testing.store_cases import add, assert_holds, example_case
@@ -334,6 +335,32 @@ def test_a_stale_store_does_not_replace_what_another_writer_committed(store: Coh
         stale.write(*changed(group="site B", head=None))
     assert stale.write(*changed()) == store.record("sub-00")
     assert (store.path / "subjects" / "sub-00" / "zarr.json").stat().st_ino == before
+
+
+@pytest.mark.parametrize("split", ["train", "gate"])
+def test_a_worker_that_outlives_its_writer_leaves_what_the_next_one_committed(
+    store: CohortStore, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    """While it writes a subject aside, the next writer commits the same subject, perhaps in another split."""
+    record, arrays = example_case(0, store.channels)
+    orphan = CohortStore.open(store.path)
+    folder = store.path / "subjects" / record.subject_id
+    places: list[int] = []
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(writing, "write_files", write_files)
+        add(store, [(record.model_copy(update={"split": split}), arrays)])
+        places.append(folder.stat().st_ino)
+        write_files(*arguments)
+
+    monkeypatch.setattr(writing, "write_files", overtaken)
+    if split == record.split:
+        assert orphan.write(record, arrays) == store.record(record.subject_id)
+    else:
+        with pytest.raises(StoreError, match="another split"):
+            orphan.write(record, arrays)
+    assert [folder.stat().st_ino] == places
+    assert store.check() == []
 
 
 def test_forgetting_frees_the_id_and_nothing_else(store: CohortStore) -> None:

@@ -88,6 +88,18 @@ def settings(rows: Sequence[Mapping[str, Any]], prefix: str) -> Table:
     return table
 
 
+def paper_steps(steps: Sequence[Mapping[str, str]]) -> Table:
+    """Return a paper's preprocessing, step by step: what it says and where, what is done here, where the two part."""
+    table = plain(title="steps of the paper", title_style="dim")
+    for head in ("the paper", "here", "where they part"):
+        table.add_column(head, ratio=1)
+    for step in steps:
+        said = Text(step["paper"])
+        said.append(f"  [{step['section']}]", style="dim")
+        table.add_row(said, step["ours"], step["deviation"])
+    return table
+
+
 def presets(chosen: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return presets with what they change from the defaults."""
     table = plain(title="presets  (--preset NAME)", title_style="dim")
@@ -268,3 +280,20 @@ def _type_text(info: FieldInfo) -> str:
 
 def _jsonable(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def exported(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Return the files of an export, with their voxels."""
+    table = plain(title=title, title_style="dim")
+    table.add_column("subject", style="cyan", overflow="fold")
+    table.add_column("volume")
+    table.add_column("voxels", no_wrap=True)
+    table.add_column("mm", no_wrap=True)
+    table.add_column("type", style="dim")
+    table.add_column("file", overflow="fold")
+    for row in rows:
+        channel = f" {row['channel']}" if row["channel"] else ""
+        voxels = " x ".join(str(size) for size in row["shape"])
+        spacing = " x ".join(f"{step:.3g}" for step in row["spacing_mm"])
+        table.add_row(row["subject_id"], f"{row['what']}{channel}", voxels, spacing, row["dtype"], row["path"])
+    return table

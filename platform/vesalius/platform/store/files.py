@@ -88,7 +88,8 @@ def file_digest(path: Place) -> str:
 def folder_digests(folder: Place, *, sync: bool = False) -> dict[str, str]:
     """Return the SHA-256 of every file below ``folder`` by relative path, sorted; ``sync`` makes all of it last."""
     if isinstance(folder, RemotePath):
-        return {name: file_digest(folder / name) for name in folder.files()}
+        contents = folder.read_many(folder.files())
+        return {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)}
     digests: dict[str, str] = {}
     for parent, _, names in os.walk(folder):
         for name in names:

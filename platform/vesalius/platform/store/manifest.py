@@ -11,9 +11,10 @@ from pydantic import Field, ValidationError, field_validator
 from vesalius.platform.config import Settings, canonical_json, digest
 from vesalius.platform.errors import CohortError, StoreError
 from vesalius.platform.store.arrays import ChunkSettings
+from vesalius.platform.store.connection import Conflict
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.records import SubjectRecord
-from vesalius.platform.store.remote import Conflict, RemotePath
+from vesalius.platform.store.remote import RemotePath
 
 if TYPE_CHECKING:
     from vesalius.platform.store.place import Place

@@ -9,46 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vesalius.platform.errors import StoreError, UnreachableError
+from vesalius.platform.errors import StoreError
+from vesalius.platform.store import connection
+from vesalius.platform.store.connection import (
+    EXCLUSIVE,
+    S3,
+    SECONDS,
+    SECONDS_OF_DATA,
+    Conflict,
+    explanation,
+    time_limit,
+    version_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-S3 = frozenset({"s3", "s3a"})
-EXCLUSIVE = S3 | {"gs", "gcs", "az", "abfs", "abfss", "adl", "memory"}
-"""Protocols on which creating an object that is there already fails, however many try at once."""
-
-SECONDS = 25
-"""An object of metadata is read or written in this time, or the file system counts as unreachable."""
-
-SECONDS_OF_DATA = 600
-"""The same for an array's object, whose size is not known."""
-
-# Worst case of one request to a host that swallows packets: 3 x 2 attempts of 4 s, less than SECONDS.
-_S3_OPTIONS: dict[str, Any] = {
-    "use_listings_cache": False,
-    "config_kwargs": {
-        "connect_timeout": 4,
-        "read_timeout": 20,
-        "retries": {"mode": "standard", "max_attempts": 3},
-        # The store keeps SHA-256 checksums of its own; servers that know no CRC trailers are then served as well.
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    },
-}
-_S3_ATTEMPTS = 2
 _SETTLE_SECONDS = 1.0
 _ONE_PUT_BYTES = 2**31
-
-
-class Conflict(Exception):
-    """An object is not the one that was to be replaced: somebody else was there in between."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +138,9 @@ class RemotePath:
             return {}
         own = self._stripped() + "/"
         with self._explained(SECONDS_OF_DATA):
-            system = file_system(self)
-            found: Mapping[str, bytes] = system.cat([own + name for name in names], **_limit(system, SECONDS_OF_DATA))
+            system = connection.file_system(self)
+            limit = time_limit(system, SECONDS_OF_DATA)
+            found: Mapping[str, bytes] = system.cat([own + name for name in names], **limit)
         return {path.removeprefix(own): content for path, content in found.items()}
 
     def read_versioned(self) -> tuple[bytes, str]:
@@ -200,7 +184,7 @@ class RemotePath:
                 raise
             return version  # a request that was repeated after its answer was lost
         if self.protocol in EXCLUSIVE:
-            return _version(answer) or self.read_versioned()[1]
+            return version_in(answer) or self.read_versioned()[1]
         time.sleep(_SETTLE_SECONDS)  # whoever looked at the same moment has written by then, and the last one stays
         found, version = self.read_versioned()
         if found != content:
@@ -271,7 +255,7 @@ class RemotePath:
             if found != content:
                 raise Conflict(str(self)) from None
             return now  # a request that was repeated after its answer was lost
-        return _version(answer) or self.read_versioned()[1]
+        return version_in(answer) or self.read_versioned()[1]
 
     def _etag(self) -> str:
         facts = self.facts()
@@ -288,14 +272,16 @@ class RemotePath:
 
     def _stripped(self) -> str:
         with self._explained(SECONDS):
-            return str(file_system(self)._strip_protocol(str(self)))  # the one way to a file system's own names
+            return str(
+                connection.file_system(self)._strip_protocol(str(self))
+            )  # the one way to a file system's own names
 
     def _call(self, method: str, *args: Any, seconds: int = SECONDS, **kwargs: Any) -> Any:
         with self._explained(seconds):
-            system = file_system(self)
+            system = connection.file_system(self)
             if method in ("ls", "find", "info"):
                 system.invalidate_cache()  # what others write must show
-            return getattr(system, method)(str(self), *args, **_limit(system, seconds), **kwargs)
+            return getattr(system, method)(str(self), *args, **time_limit(system, seconds), **kwargs)
 
     @contextlib.contextmanager
     def _explained(self, seconds: int) -> Iterator[None]:
@@ -304,87 +290,7 @@ class RemotePath:
         except (StoreError, MemoryError):
             raise
         except Exception as error:  # file systems have no common errors
-            raise _explanation(self, error, seconds) from error
+            raise explanation(self, error, seconds) from error
 
 
 _memory = threading.RLock()
-_systems: dict[tuple[Any, ...], Any] = {}
-_opening = threading.Lock()
-
-
-def file_system(path: RemotePath) -> Any:
-    """Return the fsspec file system that ``path`` lies on: one a process, made again when its environment changes."""
-    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "FSSPEC_"))))
-    host = path.key.partition("/")[0] if path.protocol not in S3 else ""
-    key = (os.getpid(), path.protocol, host, settings)
-    with _opening:
-        if key not in _systems:
-            import fsspec
-
-            options = _S3_OPTIONS if path.protocol in S3 else {}
-            system, _ = fsspec.core.url_to_fs(str(path), skip_instance_cache=True, **options)
-            if path.protocol in S3:
-                system.retries = _S3_ATTEMPTS
-            _systems[key] = system
-        return _systems[key]
-
-
-def _limit(system: Any, seconds: int) -> dict[str, Any]:
-    # Only what runs in fsspec's own thread can be waited for with a limit.
-    return {"timeout": seconds} if getattr(system, "async_impl", False) else {}
-
-
-def _version(answer: Any) -> str | None:
-    return str(answer["ETag"]) if isinstance(answer, dict) and "ETag" in answer else None
-
-
-def _explanation(path: RemotePath, error: Exception, seconds: int) -> Exception:
-    """Return what is raised in place of ``error``: itself, where the caller acts on it, or a sentence."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    kinds = {type(one).__name__ for one in chain}
-    codes = {str(getattr(one, "response", {}).get("Error", {}).get("Code", "")) for one in chain}
-    bucket = path.key.partition("/")[0]
-    if codes & {"PreconditionFailed", "412", "ConditionalRequestConflict"}:
-        return FileExistsError(str(path)) if isinstance(error, FileExistsError) else Conflict(str(path))
-    if isinstance(error, FileExistsError):
-        return error
-    if "NoSuchBucket" in codes:
-        return UnreachableError(
-            f"{path}: there is no bucket '{bucket}': make it first, or check the name and the endpoint"
-        )
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return error
-    if isinstance(error, ImportError):
-        return UnreachableError(f"{path}: {_package(path.protocol, error)}")
-    if kinds & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}:
-        return UnreachableError(
-            f"{path}: there are no usable credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_PROFILE, here and on every node of the cluster (FSSPEC_S3_ANON=true reads a public bucket)"
-        )
-    if isinstance(error, PermissionError):
-        return UnreachableError(
-            f"{path}: access is refused ({_first_line(error)}): check the credentials and what they may read and write"
-        )
-    unreachable = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"}
-    if isinstance(error, TimeoutError | ConnectionError) or kinds & unreachable:
-        return UnreachableError(
-            f"{path}: nothing answers within {seconds} seconds ({_first_line(error) or type(error).__name__}): check "
-            "the network and the endpoint (AWS_ENDPOINT_URL)"
-        )
-    if "ParamValidationError" in kinds or "InvalidBucketName" in codes:
-        return UnreachableError(f"{path}: '{bucket}' cannot name a bucket: give PROTOCOL://BUCKET/PATH")
-    return UnreachableError(f"{path} cannot be used ({type(error).__name__}: {_first_line(error)[:200]})")
-
-
-def _package(protocol: str, error: ImportError) -> str:
-    if protocol in S3:
-        return "the package s3fs is not installed: install it with pip install 'vesalius[s3]'"
-    return f"the package for {protocol}:// is not installed ({_first_line(error)})"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".")

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from vesalius.platform.config import Settings, canonical_json
 from vesalius.platform.errors import StoreError
-from vesalius.platform.store.remote import Conflict
+from vesalius.platform.store.connection import Conflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

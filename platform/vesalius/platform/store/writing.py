@@ -233,6 +233,11 @@ def _write_aside(
             parent.mkdir(exist_ok=True)
         write_files(partial, files)
         if not joined and final.exists():
+            # The manifest may have been read long ago: what was committed since is not touched, not for a moment.
+            known = read_manifest(path).subjects.get(record.subject_id)
+            if known is not None:
+                require_same(path, known.record, record)
+                return known.record
             os.rename(final, replaced)
         moved = _move(path, partial, final, record)
         sync_folder(final.parent)

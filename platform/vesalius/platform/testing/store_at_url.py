@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from vesalius.platform.errors import StoreError
-from vesalius.platform.store import CohortStore, RemotePath, remote, remote_lock
+from vesalius.platform.store import CohortStore, RemotePath, connection, remote_lock
 from vesalius.platform.store.files import remove
 from vesalius.platform.testing.faults import Killed
 from vesalius.platform.testing.store_cases import add, assert_holds, assert_refused, example_case, files_in, refusal
@@ -87,30 +87,36 @@ def requests(interference: Interference = "count", at: int = 2**31) -> Iterator[
     :class:`Killed` does not leave the block. What is locked in it is locked by a process that does not exist.
     """
     watch = Requests(interference, at)
-    real, real_process = remote.file_system, remote_lock.this_process
+    real, real_process = connection.file_system, remote_lock.this_process
 
     def dying() -> remote_lock.LockState:
         return real_process().model_copy(update={"process": _NO_PROCESS, "started": "before"})
 
-    remote.file_system = lambda path: _Watched(real(path), watch)
+    connection.file_system = lambda path: _Watched(real(path), watch)
     remote_lock.this_process = dying
     try:
         yield watch
     except Killed:
         pass
     finally:
-        remote.file_system, remote_lock.this_process = real, real_process
+        connection.file_system, remote_lock.this_process = real, real_process
 
 
-def check_survives_a_kill_at_every_request(make: StoreFactory, folder: RemotePath) -> None:
-    """A writer that dies before or after any one of its requests leaves what was committed, and can be continued."""
-    _interrupt_everywhere(make, folder, "killed")
-    _interrupt_everywhere(make, folder, "answer_lost")
+def check_survives_a_kill_at_every_request(make: StoreFactory, folder: RemotePath, *, stride: int = 1) -> None:
+    """A writer that dies before or after any one of its requests leaves what was committed, and can be continued.
+
+    Args:
+        make: opens or makes a store.
+        folder: an empty place.
+        stride: try each request that is a multiple of this, where a server is slow.
+    """
+    _interrupt_everywhere(make, folder, "killed", stride)
+    _interrupt_everywhere(make, folder, "answer_lost", stride)
 
 
-def check_survives_an_outage_at_every_request(make: StoreFactory, folder: RemotePath) -> None:
+def check_survives_an_outage_at_every_request(make: StoreFactory, folder: RemotePath, *, stride: int = 1) -> None:
     """A writer whose network goes away says so in one sentence, and nothing half-written shows."""
-    _interrupt_everywhere(make, folder, "cut_off")
+    _interrupt_everywhere(make, folder, "cut_off", stride)
 
 
 def check_a_writer_that_lost_its_lock_commits_nothing(make: StoreFactory, folder: RemotePath) -> None:
@@ -134,7 +140,7 @@ def check_a_writer_that_lost_its_lock_commits_nothing(make: StoreFactory, folder
     assert CohortStore.open(path).check() == []
 
 
-def _interrupt_everywhere(make: StoreFactory, folder: RemotePath, interference: Interference) -> None:
+def _interrupt_everywhere(make: StoreFactory, folder: RemotePath, interference: Interference, stride: int) -> None:
     base, unbroken, damaged, trial = (
         folder / f"{name}-{interference}" for name in ("base", "whole", "damaged", "trial")
     )
@@ -164,7 +170,7 @@ def _interrupt_everywhere(make: StoreFactory, folder: RemotePath, interference: 
         (forgetting, unbroken, [kept]),
     ]
     for work, start, committed in stages:
-        for step in range(_count(work, start, trial)):
+        for step in range(0, _count(work, start, trial), stride):
             if start is not None:
                 _copy(start, trial)
             try:
