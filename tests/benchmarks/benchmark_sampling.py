@@ -144,7 +144,10 @@ def _torchio_subjects(data: Data, *, loaded: bool) -> Any:
     import torchio
 
     subjects = [
-        torchio.Subject(image=torchio.ScalarImage(pair["image"]), brain=torchio.LabelMap(pair["brain"]))
+        torchio.Subject(
+            image=torchio.ScalarImage(pair["image"]),  # type: ignore[no-untyped-call]  # untyped in TorchIO
+            brain=torchio.LabelMap(pair["brain"]),  # type: ignore[no-untyped-call]  # untyped in TorchIO
+        )
         for pair in data.files("nii")
     ]
     if loaded:
@@ -174,7 +177,7 @@ def torchio_picked(data: Data) -> Iterator[int]:
     subjects = torchio.SubjectsDataset(_torchio_subjects(data, loaded=True))
     while True:
         for number in range(POINT_VOLUMES):
-            subject = subjects[number % data.num]
+            subject: Any = subjects[number % data.num]
             _pick(subject["image"]["data"], subject["brain"]["data"], data.edge)
         yield POINT_VOLUMES
 
@@ -207,9 +210,12 @@ class _Pick:
 def monai_batches(
     data: Data, workers: int, kind: str, *, size: int = PATCH, visit: int = VISIT, picked: bool = False
 ) -> Iterator[int]:
-    from monai.data import CacheDataset, DataLoader, PersistentDataset
+    from monai.data.dataloader import DataLoader
+    from monai.data.dataset import CacheDataset, PersistentDataset
     from monai.data.utils import list_data_collate
-    from monai.transforms import Compose, RandomizableTransform, RandSpatialCropSamplesd
+    from monai.transforms.compose import Compose
+    from monai.transforms.croppad.dictionary import RandSpatialCropSamplesd
+    from monai.transforms.transform import RandomizableTransform
 
     class _RandomPick(_Pick, RandomizableTransform):
         """Random, so that MONAI does not cache what it picked."""

@@ -547,7 +547,7 @@ def test_runs_begun_by_version_0_1_go_on_with_the_same_items(view: View, expecte
 
         def stored(self, subject_id: str, role: str, box: Any = None) -> NDArray[Any]:
             if role == "brain":
-                return np.arange(7 * 6 * 5).reshape(7, 6, 5) % 3 == 0
+                return np.array(np.arange(7 * 6 * 5).reshape(7, 6, 5) % 3 == 0)
             return np.arange(2 * 7 * 6 * 5, dtype=np.float32).reshape(2, 7, 6, 5) + 1000 * int(subject_id)
 
     subjects = [str(number) for number in range(5)]
