@@ -270,8 +270,9 @@ def test_stopping_early_leaves_no_thread_and_no_reserved_memory() -> None:
     assert cache.used_bytes <= 6 * ONE
 
 
-def _wide_store(path: Path, num: int = 8, edge: int = 80) -> CohortStore:
-    store = CohortStore.create(path, recipe={"name": "wide"}, channels=("T1w",), chunks=ChunkSettings(chunk=40))
+def _wide_store(path: Path, num: int = 8, edge: int = 80, recipe: dict[str, Any] | None = None) -> CohortStore:
+    chunks = ChunkSettings(chunk=40)
+    store = CohortStore.create(path, recipe=recipe or {"name": "wide"}, channels=("T1w",), chunks=chunks)
     with store.lock():
         records = []
         for number in range(num):
@@ -431,6 +432,24 @@ def test_a_small_foreground_is_found_and_an_empty_one_named(view: View) -> None:
     cohort.num_voxels = 0
     with pytest.raises(CohortError, match="sub-0 has no voxel in its brain mask"):
         load_batch(cohort.cache(), _stage(view), cohort.facts(), seed=0, step=0)
+
+
+def test_patches_go_on_beyond_the_grid_with_the_recipes_background(tmp_path: Path) -> None:
+    cohort = Cohort(1)
+    facts = cohort.facts().model_copy(update={"background": -3.0})
+    for view, value in ((Patches(size=5, per_volume=40), -3.0), (Patches(size=5, per_volume=40, background=7.5), 7.5)):
+        batch = load_batch(cohort.cache(), _stage(view, batch_size=40), facts, seed=0, step=0)
+        outside = batch.image[batch.image.frac() != 0] if value == 7.5 else batch.image[batch.image < 0]
+        assert (outside == value).all()
+        assert len(outside) > 100
+    for number, (recipe, expected) in enumerate(
+        (
+            ({"name": "toy"}, 0.0),
+            ({"scale": "window", "output_range": [-1.0, 1.0]}, -1.0),
+            ({"scale": "none", "output_range": [-1.0, 1.0]}, 0.0),
+        )
+    ):
+        assert _wide_store(tmp_path / f"{number}.zarr", num=1, edge=8, recipe=recipe).facts().background == expected
 
 
 def test_groups_cannot_be_discarded_from() -> None:

@@ -41,6 +41,7 @@ class Cutter:
         self.foreground = foreground_of(stage.view)
         self._key = (seed, stage.name)
         self._num_channels = len(facts.channels)
+        self._background = facts.background
         axes = zip(facts.grid, facts.spacing_mm, facts.box_mm, strict=True)
         self._axes = [axis_positions(*axis).numpy() for axis in axes]
         self._cut: Callable[..., None] = {
@@ -181,7 +182,7 @@ class Cutter:
                 image[row], brain[row] = values, masks["brain"]
             else:
                 target = tuple(slice(a - one, b - one) for one, (a, b) in zip(low, box, strict=True))
-                image[row], brain[row] = view.background, False
+                image[row], brain[row] = self._background if view.background is None else view.background, False
                 image[(row, slice(None), *target)], brain[(row, *target)] = values, masks["brain"]
             if view.sampling == "discard":
                 keep[number] = masks[self.foreground].any()
