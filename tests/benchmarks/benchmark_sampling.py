@@ -1,7 +1,7 @@
 """Patches and point batches a second: ours against TorchIO's queue, MONAI's data sets and a bare NumPy memmap.
 
 One run, the same float32 volumes with a brain mask, the same process and threads; contestants take turns, round by
-round, and medians over rounds are compared, so that a slow minute of the machine hurts all of them.
+round, each alone, and medians over rounds are compared: a slow minute of the machine hurts all of them.
 
 ``memory``: the cohort fits and every contestant but the memmap (whose pages the system keeps) holds all of it decoded.
 How each was set up, after its own documentation:
@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import statistics
 import sys
@@ -43,7 +44,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -61,6 +62,8 @@ PATCH = 31
 VISIT = 256
 POINTS = 16_200
 POINT_VOLUMES = 6
+_FILL = 2
+"""Visits that fill TorchIO's queue at once: whole fills are timed, or batches that stood there already would count."""
 FEW_CROPS = 1024
 """Crops of one voxel that a peer makes in place of 16,200: many, or its cost a volume would be scaled up with them."""
 
@@ -161,7 +164,7 @@ def torchio_patches(data: Data, workers: int, *, loaded: bool, size: int = PATCH
 
     queue = torchio.Queue(
         torchio.SubjectsDataset(_torchio_subjects(data, loaded=loaded)),
-        max_length=2 * visit,
+        max_length=_FILL * visit,
         samples_per_volume=visit,
         sampler=torchio.UniformSampler(size),
         num_workers=workers,
@@ -247,85 +250,74 @@ def _first(items: list[Any]) -> Any:
 # ---- the run
 
 
-class Contest:
-    """Contestants that take turns."""
+class Contestant(NamedTuple):
+    """Whoever takes part.
 
-    def __init__(self) -> None:
-        self.rates: dict[str, list[float]] = {}
-        self._running: dict[str, tuple[Iterator[int], float, int]] = {}
+    Attributes:
+        make: starts it; whatever it makes ahead it makes from then on, and stops when its turn is over.
+        warm: batches of a turn before the clock starts, taken without a pause: start-up, first reading and whatever
+            was made ahead are none of the measured ones.
+        turns: batches that are timed.
+        scale: turns what a batch yields into what is counted.
+    """
 
-    def add(self, name: str, source: Iterator[int], turns: int, scale: float = 1.0) -> None:
-        """Take part with ``turns`` batches a round; ``scale`` turns what a batch yields into what is counted."""
-        next(source)  # start-up and first reading are not what is measured
-        self._running[name] = (source, scale, turns)
-        self.rates[name] = []
+    make: Callable[[], Iterator[int]]
+    warm: int
+    turns: int
+    scale: float = 1.0
 
-    def round(self) -> None:
-        for name, (source, scale, turns) in self._running.items():
-            next(source)  # whatever was made ahead while others had their turn
+    def rate(self) -> float:
+        source = self.make()
+        try:
+            for _ in range(self.warm):
+                next(source)
             begin = time.perf_counter()
-            count = sum(next(source) for _ in range(turns))
-            self.rates[name].append(count * scale / (time.perf_counter() - begin))
-
-    def close(self) -> None:
-        for source, _, _ in self._running.values():
-            source.close()  # type: ignore[attr-defined]  # generators
-
-    def medians(self) -> dict[str, float]:
-        return {name: float(f"{statistics.median(rates):.4g}") for name, rates in self.rates.items()}
+            count = sum(next(source) for _ in range(self.turns))
+            return count * self.scale / (time.perf_counter() - begin)
+        finally:
+            source.close()  # type: ignore[attr-defined]  # a generator: its workers and threads end with it
 
 
-def _contest(contestants: dict[str, tuple[Callable[[], Iterator[int]], int, float]], rounds: int) -> dict[str, float]:
-    contest = Contest()
-    try:
-        for name, (make, turns, scale) in contestants.items():
-            contest.add(name, make(), turns, scale)
-        for _ in range(rounds):
-            contest.round()
-    finally:
-        contest.close()
-    return contest.medians()
+def _contest(contestants: dict[str, Contestant], rounds: int) -> dict[str, float]:
+    """Return medians over rounds; nobody is at work in another's turn."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            rates[name].append(contestant.rate())
+            gc.collect()  # a loader's worker processes end with it
+    return {name: float(f"{statistics.median(values):.4g}") for name, values in rates.items()}
 
 
 def patches_in_memory(data: Data, rounds: int, turns: int, workers: tuple[int, ...]) -> dict[str, float]:
     view = Patches(size=PATCH, per_volume=VISIT)
-    contestants: dict[str, tuple[Callable[[], Iterator[int]], int, float]] = {
-        # More turns than batches made ahead, so that what was made while others ran weighs little.
-        "ours": (functools.partial(ours, data, view, VISIT, 2**33), 6 * turns, 1.0),
-        "memmap": (functools.partial(memmap_patches, data), 6 * turns, 1.0),
+    contestants = {
+        "ours": Contestant(functools.partial(ours, data, view, VISIT, 2**33), data.num + 5, 8 * turns),
+        "memmap": Contestant(functools.partial(memmap_patches, data), data.num, 8 * turns),
     }
     for number in workers:
+        ahead = 5 if number else 1  # PyTorch's loaders make two batches ahead a worker
         torchio = functools.partial(torchio_patches, data, number, loaded=True)
-        contestants[f"torchio queue, {number} workers"] = (torchio, turns, 1.0)
+        contestants[f"torchio queue, {number} workers"] = Contestant(torchio, ahead, _FILL * turns)
         for kind in ("cache", "persistent"):
             monai = functools.partial(monai_batches, data, number, kind)
-            contestants[f"monai {kind}, {number} workers"] = (monai, turns, 1.0)
+            contestants[f"monai {kind}, {number} workers"] = Contestant(monai, ahead + data.num, 2 * turns)
     return _contest(contestants, rounds)
 
 
 def points_in_memory(data: Data, rounds: int, turns: int) -> dict[str, float]:
     view = Points(per_volume=POINTS)
     batch, crop = 1 / POINT_VOLUMES, 1 / (POINTS * POINT_VOLUMES)
-    contestants: dict[str, tuple[Callable[[], Iterator[int]], int, float]] = {
-        "ours": (functools.partial(ours, data, view, POINT_VOLUMES, 2**33), 8 * turns, batch),
-        "memmap": (functools.partial(memmap_points, data, drawn=False), 8 * turns, batch),
-        "memmap, gathers alone": (functools.partial(memmap_points, data, drawn=True), 8 * turns, batch),
-        "torchio queue, crops of a voxel": (
-            functools.partial(torchio_patches, data, 0, loaded=True, size=1, visit=FEW_CROPS),
-            turns,
-            crop,
-        ),
-        "monai cache, crops of a voxel": (
-            functools.partial(monai_batches, data, 0, "cache", size=1, visit=FEW_CROPS),
-            turns,
-            crop,
-        ),
-        "torchio volumes, picked": (functools.partial(torchio_picked, data), turns, batch),
-        "monai cache, picked": (
-            functools.partial(monai_batches, data, 0, "cache", picked=True),
-            POINT_VOLUMES * turns,
-            batch,
-        ),
+    few = functools.partial(torchio_patches, data, 0, loaded=True, size=1, visit=FEW_CROPS)
+    monai_few = functools.partial(monai_batches, data, 0, "cache", size=1, visit=FEW_CROPS)
+    monai_picked = functools.partial(monai_batches, data, 0, "cache", picked=True)
+    contestants = {
+        "ours": Contestant(functools.partial(ours, data, view, POINT_VOLUMES, 2**33), 8, 20 * turns, batch),
+        "memmap": Contestant(functools.partial(memmap_points, data, drawn=False), 8, 20 * turns, batch),
+        "memmap, gathers alone": Contestant(functools.partial(memmap_points, data, drawn=True), 8, 20 * turns, batch),
+        "torchio queue, crops of a voxel": Contestant(few, 1, _FILL * turns, crop),
+        "monai cache, crops of a voxel": Contestant(monai_few, 1, turns, crop),
+        "torchio volumes, picked": Contestant(functools.partial(torchio_picked, data), 2, 2 * turns, batch),
+        "monai cache, picked": Contestant(monai_picked, 2, 2 * POINT_VOLUMES * turns, batch),
     }
     return _contest(contestants, rounds)
 
@@ -333,10 +325,16 @@ def points_in_memory(data: Data, rounds: int, turns: int) -> dict[str, float]:
 def steps_from_disk(data: Data, rounds: int, turns: int) -> dict[str, float]:
     view = Patches(size=PATCH, per_volume=VISIT)
     step = 1 / VISIT
-    contestants: dict[str, tuple[Callable[[], Iterator[int]], int, float]] = {
-        "ours": (functools.partial(ours, data, view, VISIT, 6 * data.volume_bytes), 3 * turns, step),
-        "torchio queue, 0 workers": (functools.partial(torchio_patches, data, 0, loaded=False), turns, step),
-        "monai persistent, 0 workers": (functools.partial(monai_batches, data, 0, "persistent"), turns, step),
+    budget = 6 * data.volume_bytes
+    contestants = {
+        "ours": Contestant(functools.partial(ours, data, view, VISIT, budget), 12, 12 * turns, step),
+        "torchio queue, 0 workers": Contestant(
+            functools.partial(torchio_patches, data, 0, loaded=False), 2, _FILL * turns, step
+        ),
+        # One round through the cohort first, in which its files are written.
+        "monai persistent, 0 workers": Contestant(
+            functools.partial(monai_batches, data, 0, "persistent"), data.num, 2 * turns, step
+        ),
     }
     rates = _contest(contestants, rounds)
     rates["network"] = float(f"{1 / _network_seconds():.4g}")

@@ -175,16 +175,22 @@ class Cutter:
         half, size = view.size // 2, view.size
         lows = centres - half
         inside: list[bool] = np.all((lows >= 0) & (lows + size <= self.grid), axis=1).tolist()
+        looks = view.sampling == "discard"
         for number, (row, low, whole) in enumerate(zip(rows, lows.tolist(), inside, strict=True)):
-            box = self._box(centres[number]) if not whole else tuple((one, one + size) for one in low)
-            values, masks = voxels.part(box)  # type: ignore[arg-type]  # three pairs
+            if whole and voxels.is_whole and not looks:  # most of them, without a detour: it costs what a cut does
+                i, j, k = low
+                image[row] = voxels.image[:, i : i + size, j : j + size, k : k + size]
+                brain[row] = voxels.masks["brain"][i : i + size, j : j + size, k : k + size]
+                continue
+            box = self._box(centres[number])
+            values, masks = voxels.part(box)
             if whole:
                 image[row], brain[row] = values, masks["brain"]
             else:
                 target = tuple(slice(a - one, b - one) for one, (a, b) in zip(low, box, strict=True))
                 image[row], brain[row] = self._background if view.background is None else view.background, False
                 image[(row, slice(None), *target)], brain[(row, *target)] = values, masks["brain"]
-            if view.sampling == "discard":
+            if looks:
                 keep[number] = masks[self.foreground].any()
 
     def _box(self, centre: NDArray[np.int64]) -> Box:
