@@ -220,7 +220,7 @@ def test_equal_files_and_one_person_in_two_splits_are_found(phantom_store: Cohor
     )
 
     def noted(record: SubjectRecord, arrays: SubjectArrays) -> Pair:
-        update = {"source": source, "notes": {"person": "p1", "warnings": ["look here"]}}
+        update = {"source": source, "notes": {"person": "p1", "warnings": ["/home/me/a-b.c/x_1.nii.gz: 1/2 look"]}}
         return record.model_copy(update=update), arrays
 
     faults = {"phantom-train-000": noted, "phantom-test-000": noted}
@@ -229,6 +229,7 @@ def test_equal_files_and_one_person_in_two_splits_are_found(phantom_store: Cohor
     for one in quality.subjects[:2]:
         assert [finding.kind for finding in one.findings] == ["leak", "duplicate", "warning"]
         assert "byte for byte" in one.findings[1].sentence
+        assert one.findings[2].sentence == "x_1.nii.gz: 1/2 look"
 
 
 def test_two_scans_of_one_person_in_one_split_are_no_duplicate(phantom_store: CohortStore, tmp_path: Path) -> None:

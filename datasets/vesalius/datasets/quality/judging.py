@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # 1.4826 MAD is the standard deviation of a normal distribution.
 _MAD_TO_DEVIATION = 1.4826
 _KINDS = list(TITLES)
+# A page is passed on: it names files, and not where somebody keeps them.
+_FOLDERS = re.compile(r"(?<![\w.])(?:/[^\s/:]+)+/(?=[^\s/:])")
 
 _HEADER = "correct the orientation in the file's header (sform and qform), and take the subject in again"
 _REPLACE = "look at the source file; drop the subject from the raw data, or put it right, and take it in again"
@@ -63,8 +66,9 @@ def judge(seen: Seen, limits: Limits) -> Judgement:
     add_leaks(seen, found)
     for subject_id, record in seen.records.items():
         for sentence in record.notes.get("warnings", ()):
+            said = _FOLDERS.sub("", str(sentence))
             found[subject_id].append(
-                Finding(kind="warning", severity="look", sentence=str(sentence), advice="look at the picture")
+                Finding(kind="warning", severity="look", sentence=said, advice="look at the picture")
             )
     sorted_findings = {key: tuple(sorted(value, key=_gravity)) for key, value in found.items() if value}
     return Judgement(

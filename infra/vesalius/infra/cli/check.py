@@ -78,7 +78,7 @@ def check(
                     for finding in one.findings
                 ]
                 rows += [
-                    ("stand out", f"{len(quality.outliers)} subjects" if quality.outliers else "nobody"),
+                    ("stand out", len(quality.outliers) or "nobody"),
                     ("page", page),
                 ]
         if repair:

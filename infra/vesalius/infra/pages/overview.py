@@ -66,7 +66,7 @@ def strips(quality: CohortQuality) -> list[dict[str, Any]]:
 def demographics_table(subjects: Sequence[SubjectQuality]) -> list[dict[str, Any]]:
     """Return what is known of the cohort, by split: counts of words, quartiles of numbers."""
     keys = list(dict.fromkeys(key for subject in subjects for key, _ in known_facts(subject)))
-    splits = list(dict.fromkeys(subject.split for subject in sorted(subjects, key=lambda one: _split_order(one.split))))
+    splits = list(dict.fromkeys(subject.split for subject in sorted(subjects, key=lambda one: split_order(one.split))))
     rows = []
     for key in keys[:8]:
         cells = []
@@ -87,7 +87,8 @@ def demographics_table(subjects: Sequence[SubjectQuality]) -> list[dict[str, Any
     return [{"name": "", "cells": splits}, *counts, *rows]
 
 
-def _split_order(split: str) -> tuple[int, str]:
+def split_order(split: str) -> tuple[int, str]:
+    """Return a key that sorts splits as they are used."""
     known = ("train", "validation", "gate", "test")
     return (known.index(split) if split in known else len(known), split)
 

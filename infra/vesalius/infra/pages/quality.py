@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from vesalius.datasets.quality.report import TITLES
 from vesalius.infra.pages.cards import MEASURES, card
-from vesalius.infra.pages.overview import demographics_table, rules, strips
+from vesalius.infra.pages.overview import demographics_table, rules, split_order, strips
 from vesalius.platform.errors import SettingError
 from vesalius.platform.store import require_space, space_errors
 from vesalius.platform.store.files import write_file
@@ -96,7 +96,7 @@ def render(
     outliers = [card(subject, quality, slices, number) for number, subject in enumerate(quality.outliers)]
     others = [subject for subject in quality.subjects if not subject.findings]
     splits: dict[str, int] = {}
-    for subject in quality.subjects:
+    for subject in sorted(quality.subjects, key=lambda one: split_order(one.split)):
         splits[subject.split] = splits.get(subject.split, 0) + 1
     return environment.get_template("quality.html.j2").render(
         generator=_GENERATOR,
