@@ -181,7 +181,7 @@ def test_the_cache_is_bounded(toy_store: CohortStore) -> None:
     for index in range(len(cache)):
         image, _ = cache[index]
         assert np.array_equal(image, toy_store.image(cache.subjects[index]))
-        assert cache._held_bytes <= 2 * one
+        assert cache.used_bytes <= 2 * one
     assert len(cache._held) == 2
 
 
@@ -193,11 +193,10 @@ def test_an_empty_split_is_refused_by_name(toy_store: CohortStore) -> None:
 
 def test_a_value_that_is_not_finite_stops_with_stage_step_and_subject() -> None:
     class Reader:
-        def image(self, subject_id: str) -> Any:
-            return np.full((1, 4, 4, 4), np.inf, dtype=np.float32)
+        chunk_edge = None
 
-        def brain(self, subject_id: str) -> Any:
-            return np.ones((4, 4, 4), dtype=bool)
+        def stored(self, subject_id: str, role: str, box: Any = None) -> Any:
+            return np.full((1, 4, 4, 4), np.inf, np.float32) if role == "image" else np.ones((4, 4, 4), bool)
 
     facts = CohortFacts(
         subjects=("a",),

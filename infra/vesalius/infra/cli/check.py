@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import JsonOption, StoreArgument, absolute
+from vesalius.infra.cli.options import JsonOption, StoreArgument, absolute, place
 from vesalius.infra.console import Terminal
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check(
         from vesalius.platform.errors import StoreError
         from vesalius.platform.store import CohortStore, check_store
 
-        path = absolute(store)
+        path = place(store)
         page = _page(html)
         dropped: list[str] = []
         if repair:

@@ -16,6 +16,7 @@ state lives in parameters, buffers and the stages' optimisers, so that a checkpo
 """
 
 from vesalius.platform.config import Matrix4
+from vesalius.platform.contracts.augmentation import Augmentation, Drawn, vae_baselines_2021
 from vesalius.platform.contracts.batch import Batch, generator
 from vesalius.platform.contracts.method import Effort, Method
 from vesalius.platform.contracts.precision import bfloat16_pays
@@ -26,10 +27,12 @@ from vesalius.platform.contracts.volumes import CohortFacts, Score, Volume, axis
 from vesalius.platform.tables import TableEntry
 
 __all__ = [
+    "Augmentation",
     "Batch",
     "Choice",
     "CohortFacts",
     "Collective",
+    "Drawn",
     "Effort",
     "Matrix4",
     "Method",
@@ -54,4 +57,5 @@ __all__ = [
     "setting",
     "slice_indices",
     "spaces",
+    "vae_baselines_2021",
 ]

@@ -12,6 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vesalius.platform.contracts.augmentation import Drawn
+
 
 def generator(*key: object) -> torch.Generator:
     """Return a CPU generator that is a pure function of ``key`` (any values with a stable ``repr``)."""
@@ -42,13 +44,14 @@ class Batch:
         num_steps: steps of the stage.
         seed: the run's seed.
         items: (B,) int64, each item's place in the global batch: the key of its noise.
-        global_size: items of the global batch over all ranks.
+        global_size: items of the global batch over all ranks, before any was discarded.
         subjects: (B,) int64, index into the ordered subjects of the stage's split
             (for the training split: ``CohortFacts.subjects``).
         image: float32 intensities as the recipe left them.
         brain: bool, inside the brain.
         position: normalised coordinates in [-1, 1] of the cohort's physical box (see :func:`grid_positions`);
             for slices the coordinate along the sliced axis.
+        drawn: augmentation still to be applied; the platform applies it before a stage's ``step`` sees the batch.
     """
 
     stage: str
@@ -61,19 +64,33 @@ class Batch:
     image: Tensor
     brain: Tensor
     position: Tensor
+    drawn: Drawn | None = None
 
     def __len__(self) -> int:
         return int(self.items.shape[0])
 
     def select(self, start: int, stop: int) -> Batch:
         """Return items ``start`` to ``stop`` (exclusive) as a batch of their own; their noise stays theirs."""
-        fields = ("items", "subjects", "image", "brain", "position")
-        return replace(self, **{name: getattr(self, name)[start:stop] for name in fields})
+        return self._of(lambda tensor: tensor[start:stop])
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the items at ``rows`` (int64) as a batch of their own; their noise stays theirs."""
+        return self._of(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on ``device``."""
-        fields = ("items", "subjects", "image", "brain", "position")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in fields})
+        return self._of(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _of(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            items=change(self.items),
+            subjects=change(self.subjects),
+            image=change(self.image),
+            brain=change(self.brain),
+            position=change(self.position),
+            drawn=self.drawn.of(change) if self.drawn is not None else None,
+        )
 
     def normal(self, name: str, shape: Sequence[int]) -> Tensor:
         """Standard normal noise (B, *shape), per item a function of (seed, stage, step, name, item)."""

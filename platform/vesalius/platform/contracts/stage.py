@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from vesalius.platform.contracts.views import Slices, WholeVolumes
+from vesalius.platform.errors import SettingError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from vesalius.platform.contracts.augmentation import Augmentation
     from vesalius.platform.contracts.batch import Batch
     from vesalius.platform.contracts.views import View
 
@@ -96,6 +100,7 @@ class Stage:
         after_update: called on every rank after each step: project codes onto the ball.
         finish: called on every rank after the last step: solve moments, build a memory.
         selectable: may "best so far" be chosen in this stage?
+        augmentation: random changes of whole slices or volumes, made before ``step`` sees them; none by default.
     """
 
     name: str
@@ -113,3 +118,23 @@ class Stage:
     after_update: Callable[[], None] = _nothing
     finish: Callable[[Collective], None] = _nothing_to_finish
     selectable: bool = False
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done right.
+
+        Raises:
+            SettingError: a view that discards items asks for groups of a fixed size; points or patches, which have a
+                place of their own in the volume, ask to be moved.
+        """
+        if self.augmentation is not None and not isinstance(self.view, Slices | WholeVolumes):
+            raise SettingError(
+                f"stage '{self.name}' asks for augmentation of {type(self.view).__name__}: only Slices and "
+                "WholeVolumes are augmented, since a point or patch stands for its place"
+            )
+        discards = getattr(self.view, "sampling", "") == "discard" or getattr(self.view, "discard_background", False)
+        if discards and self.group_size > 1:
+            raise SettingError(
+                f"stage '{self.name}' discards items and asks for groups of {self.group_size} (group_size): groups "
+                "would differ with the number of workers; draw from the foreground instead, with sampling='touching'"
+            )

@@ -253,9 +253,11 @@ class _Poisoned:
         return getattr(self._store, name)
 
     def image(self, subject_id: str) -> Any:
-        image = np.array(self._store.image(subject_id))
-        image[:] = np.nan
-        return image
+        return np.full_like(self._store.image(subject_id), np.nan)
+
+    def stored(self, subject_id: str, role: str, box: Any = None) -> Any:
+        values = self._store.stored(subject_id, role, box)
+        return np.full_like(values, np.nan) if role == "image" else values
 
 
 def assert_nan_stops(method_type: type[Method], settings: MethodSettings, store: CohortStore) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ import torch
 
 from vesalius.platform.contracts import generator
 from vesalius.platform.errors import DivergenceError, RunError, SettingError
-from vesalius.platform.loading import VolumeCache, load_batch, num_steps, prefetch
+from vesalius.platform.loading import VolumeCache, augmented, batches, budget_bytes, num_steps
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
 from vesalius.platform.training.selection import validate
@@ -136,6 +138,7 @@ class _Run:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise SettingError(f"two stages of {type(method).__name__} share a name: {', '.join(names)}")
+        self.budget = budget_bytes(settings.cache_mib, _workers_here(collective, device))
         self.shared: dict[tuple[str, ...], VolumeCache] = {}
         self.caches = [self._cache(stage) for stage in self.stages]
         self.steps = [
@@ -181,7 +184,7 @@ class _Run:
         healthy = True if stage.healthy_only and stage.split != "train" else None
         subjects = tuple(record.subject_id for record in self.store.subjects(stage.split, healthy=healthy))
         if subjects not in self.shared:
-            self.shared[subjects] = VolumeCache(self.store, subjects, self.settings.cache_mib * 2**20)
+            self.shared[subjects] = VolumeCache(self.store, subjects, self.budget)
         return self.shared[subjects]
 
     def _start_after(self, other: Checkpoints, stage: str) -> None:
@@ -211,6 +214,9 @@ class _Run:
             stage.begin()
         update = Updater(stage, self.collective, self.settings, self.device)
         self._enter(stage)
+        for cache in self.shared.values():
+            if cache is not self.caches[index]:
+                cache.clear()  # the memory is one stage's at a time
         clock = time.monotonic()
         spent = self.state.seconds.get(stage.name, 0.0)
         window: list[Mapping[str, float | torch.Tensor]] = []
@@ -220,7 +226,7 @@ class _Run:
             for name, optimizer in stage.optimizers.items():
                 for group, lr in zip(optimizer.param_groups, base_lrs[name], strict=True):
                     group["lr"] = lr * stage.lr(step / self.steps[index])
-            window.append(stage.step(batch.to(self.device), update))
+            window.append(stage.step(augmented(batch.to(self.device)), update))
             stage.after_update()
             done = step + 1
             last_step = done == self.steps[index]
@@ -240,18 +246,19 @@ class _Run:
         self._leave(stage, index, before, spent + time.monotonic() - clock)
 
     def _batches(self, stage: Stage, index: int, start: int) -> Iterable[Batch]:
-        def load(step: int) -> Batch:
-            return load_batch(
-                self.caches[index],
-                stage,
-                self.method.cohort,
-                seed=self.settings.seed,
-                step=step,
-                rank=self.collective.rank,
-                world_size=self.collective.world_size,
-            )
-
-        return prefetch(load, start, self.steps[index], ahead=self.settings.prefetch)
+        return batches(
+            self.caches[index],
+            stage,
+            self.method.cohort,
+            seed=self.settings.seed,
+            start=start,
+            stop=self.steps[index],
+            rank=self.collective.rank,
+            world_size=self.collective.world_size,
+            ahead=self.settings.prefetch,
+            num_readers=self.settings.readers,
+            pin=self.device.type == "cuda",
+        )
 
     def _moved(self, stage: Stage, index: int, step: int, seconds: float) -> State:
         return self.state.model_copy(
@@ -318,6 +325,13 @@ class _Run:
             self.watcher.saved(self.checkpoints.save(self.state, self.method, optimizers))
         # The others wait: a rank that ran ahead and failed could otherwise leave a checkpoint no one can trust.
         self.collective.sum(torch.zeros(1, device=self.device))
+
+
+def _workers_here(collective: Collective, device: torch.device) -> int:
+    """Return how many of the ranks share this machine and so its memory."""
+    name = int.from_bytes(hashlib.blake2b(socket.gethostname().encode(), digest_size=7).digest(), "little")
+    names = collective.gather(torch.tensor([name], dtype=torch.int64, device=device))
+    return sum(int(one) == name for one in names)
 
 
 def _dropout_seed(seed: int, stage: str, step: int, rank: int) -> int:

@@ -28,8 +28,13 @@ class TrainingSettings(Settings):
         None, ge=1, description="steps between validation passes of a selectable stage; none: a quarter of it"
     )
     validate_subjects: int = Field(4, ge=1, description="validation subjects scored in a validation pass")
-    cache_mib: int = Field(4096, ge=0, description="decoded volumes kept in memory, per worker")
+    cache_mib: int | None = Field(
+        None,
+        ge=0,
+        description="a worker's memory for decoded volumes; none: half of what is free, shared by a machine's workers",
+    )
     prefetch: int = Field(2, ge=0, description="batches loaded ahead of the step that needs them")
+    readers: int = Field(2, ge=0, description="threads that read volumes ahead of their use")
     threads: int | None = Field(
         None, ge=1, description="CPU threads of one worker; none: the machine's cores shared out evenly"
     )

@@ -1,0 +1,35 @@
+"""How much memory a worker may fill with decoded volumes."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+FREE_SHARE = 0.5
+"""Part of the free memory that volumes may fill where nothing is stated: the rest is the model's and the batches'."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+_LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+
+
+def available_bytes(cgroup: Path = _CGROUP) -> int:
+    """Return the memory that this process may still take: of the machine, or of its container where that is less."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or the word "max": no limit
+            free = min(free, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
+    return max(free, 0)
+
+
+def budget_bytes(cache_mib: int | None, workers_here: int) -> int:
+    """Return the bytes one worker may hold.
+
+    Args:
+        cache_mib: what the settings state for one worker; None shares out half of the free memory.
+        workers_here: workers on this machine, this one included.
+    """
+    if cache_mib is not None:
+        return cache_mib * 2**20
+    return int(available_bytes() * FREE_SHARE) // max(1, workers_here)
