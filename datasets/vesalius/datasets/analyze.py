@@ -7,7 +7,6 @@ programs write that do not know: so the volume is marked as not oriented, unless
 from __future__ import annotations
 
 import hashlib
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

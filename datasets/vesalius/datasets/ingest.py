@@ -21,7 +21,14 @@ from vesalius.datasets.reading import Inspection, inspect
 from vesalius.datasets.recipes import Recipe, recipe_named, recipe_of
 from vesalius.datasets.splits import SPLITS, SplitSettings
 from vesalius.platform.config import Settings
-from vesalius.platform.errors import CohortError, DiskSpaceError, PartialIngestError, SettingError, VesaliusError, VolumeError
+from vesalius.platform.errors import (
+    CohortError,
+    DiskSpaceError,
+    PartialIngestError,
+    SettingError,
+    VesaliusError,
+    VolumeError,
+)
 from vesalius.platform.progress import silent
 from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup

@@ -65,8 +65,8 @@ def check_mask_values(mask: RawVolume, labels: Sequence[int] = ()) -> None:
         strange = found[~np.isin(found, (0, *labels))]
         if strange.size:
             raise VolumeError(
-                f"{mask.name} holds {_listed(strange)}: expected the labels {', '.join(str(label) for label in labels)} "
-                "and 0: give the data set's own mask, or list it in a manifest with its lesion_labels"
+                f"{mask.name} holds {_listed(strange)}: expected 0 and the labels {', '.join(map(str, labels))}"
+                ": give the data set's own mask, or list it in a manifest with its lesion_labels"
             )
         return
     if found[0] >= _FRACTIONS[0] and found[-1] <= _FRACTIONS[1]:
@@ -89,8 +89,8 @@ def check_not_mirrored(mask: RawVolume, image: RawVolume, role: str) -> None:
 
     Seen only where the image's surroundings are one constant value, as after brain extraction. A mask at least half as
     large as what differs from that value is compared with it by Dice: the mirror image may not agree better by 0.02. Of
-    a smaller one (a lesion's) more than half may not lie outside while its mirror image lies inside. So a lesion that is
-    mirrored to a place within the brain goes unseen, as does any mask of a head with noise around it.
+    a smaller one (a lesion's) more than half may not lie outside while its mirror image lies inside. So a lesion that
+    is mirrored to a place within the brain goes unseen, as does any mask of a head with noise around it.
 
     Args:
         mask: on the image's grid, however its axes are stored.

@@ -192,7 +192,9 @@ def _header(start: bytes, path: Path) -> Any:
     if magic in (b"ni1\0", b"ni2\0"):
         raise VolumeError(f"{path} is the header of a .hdr/.img pair: convert it to one .nii file")
     if magic not in (b"n+1\0", b"n+2\0"):
-        raise VolumeError(f"{path} is not a NIfTI file (an Analyze header, perhaps): name it .hdr, with its .img beside it")
+        raise VolumeError(
+            f"{path} is not a NIfTI file (an Analyze header, perhaps): name it .hdr, with its .img beside it"
+        )
     try:
         header = kind.from_fileobj(BytesIO(start), check=False)
         header.check_fix(logger=_QUIET, error_level=45)

@@ -56,8 +56,8 @@ ROOT/                                                 of 2018 to 2025
   BraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz
   BraTS-GLI-00001-000/BraTS-GLI-00001-000-{t1n,t1c,t2w,t2f,seg}.nii.gz
   name_mapping.csv, survival_info.csv                 optional (2020): grade, age""",
-        source="2018 to 2020: https://www.med.upenn.edu/cbica/brats2020/data.html; 2021 and later: https://www.synapse.org/brats",
-        terms="register and accept the challenge's data use agreement; cite Menze et al. 2015, Bakas et al. 2017 and 2018",
+        source="https://www.med.upenn.edu/cbica/brats2020/ (2018 to 2020), https://www.synapse.org/brats (later)",
+        terms="register and accept the challenge's terms; cite Menze et al. 2015, Bakas et al. 2017 and 2018",
         labels={"anomalous": "true: every scan shows a tumour"},
         lesion_mask="the whole tumour: labels 1, 2 and 4 until 2021, 1, 2 and 3 from 2023",
     )

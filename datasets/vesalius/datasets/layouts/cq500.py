@@ -2,9 +2,9 @@
 
 One scan a patient is taken (Bieder et al. 2022, section 3): without contrast agent by the words of the series' folder
 and description (``CT C``, ``CECT``, ``POST CONTRAST``, ``ORAL IV``, ``4cc sec 150cc`` are with), then what
-:func:`vesalius.datasets.dicom.best_series` prefers: a soft kernel, the longer extent, the thinner slices. The paper's own
-196 scans are not known: a table ``series.csv`` beside ``reads.csv`` (columns ``name``, ``series``: the series' folder)
-overrides the choice for the scans that it names. Series that are no volume are named in the subject's warnings.
+:func:`vesalius.datasets.dicom.best_series` prefers: a soft kernel, the longer extent, the thinner slices. The paper's
+own 196 scans are not known: a table ``series.csv`` beside ``reads.csv`` (columns ``name``, ``series``: the series'
+folder) overrides the choice for the scans that it names. Series that are no volume are named in the subject's warnings.
 
 Each finding is what two of the three readers saw. A scan is anomalous with a bleed or a fracture (Bieder et al. 2022,
 appendix B): mass effect and shift are labels and do not by themselves keep a scan out of the training split. Single
@@ -89,7 +89,7 @@ class Cq500Layout:
 ROOT/
   reads.csv
   series.csv                                          optional: name,series chooses a scan's series by its folder
-  CQ500-CT-427/Unknown Study/CT Plain/CT000000.dcm    also "CQ500CT427 CQ500CT427/Unknown Study/...", one folder deeper""",
+  CQ500-CT-427/Unknown Study/CT Plain/CT000000.dcm    or CQ500CT427 CQ500CT427/Unknown Study/...""",
         source="http://headctstudy.qure.ai/dataset (also https://academictorrents.com, CQ500)",
         terms="CC BY-NC-SA 4.0; cite Chilamkurthy et al., Lancet 2018",
         labels={
@@ -201,9 +201,13 @@ def _subject(
         candidates = [found for found in scans if found.files[0].parent.name == wanted]
         if not candidates:
             there = ", ".join(sorted({found.files[0].parent.name for found in scans})) or "none that makes a volume"
-            problem = f"{folder}: series.csv chooses '{wanted}', which is no series that makes a volume (there are {there})"
+            problem = (
+                f"{folder}: series.csv chooses '{wanted}', which is no series that makes a volume (there are {there})"
+            )
     else:
-        candidates = [found for found in scans if not with_contrast(f"{found.files[0].parent.name}, {found.description}")]
+        candidates = [
+            found for found in scans if not with_contrast(f"{found.files[0].parent.name}, {found.description}")
+        ]
         if not candidates:
             reasons = "; ".join(warnings[:3]) or f"{len(scans)} series with a contrast agent"
             problem = f"{folder}: there is no series without contrast agent that makes a volume: {reasons}"

@@ -2,10 +2,10 @@
 
 ``ct_scans/049.nii`` in Hounsfield units, 5 mm slices; ``masks/049.nii`` on the same grid, every scan's, empty for those
 without a bleed. ``hemorrhage_diagnosis_raw_ct.csv`` holds both radiologists' consensus slice by slice; a subject has a
-finding where some slice has it, and slices are in :func:`read_slices`. ``Patient_demographics.csv`` has a header of two
-rows with a line break in one cell and a blank at the end of another: age and sex are taken from it.
+finding where some slice has it, and slices are in :func:`read_slices`. ``Patient_demographics.csv`` has a header of
+two rows with a line break in one cell and a blank at the end of another: age and sex are taken from it.
 
-The tables of version 1.0 (one header row; names without ``raw_ct``) are understood as well; its pictures are no volumes.
+The tables of version 1.0 (one header row; names without ``raw_ct``) are understood too; its pictures are no volumes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ ROOT/
         scans = _scans(root)
         table = _first(root, _DIAGNOSIS)
         if table is None:
-            raise CohortError(f"{root / _DIAGNOSIS[0]} is missing: take the archive's own, it says what each scan shows")
+            raise CohortError(
+                f"{root / _DIAGNOSIS[0]} is missing: take the archive's own, it says what each scan shows"
+            )
         labels = subject_labels(read_slices(table))
         people = _first(root, _PEOPLE)
         demographics = {} if people is None else read_demographics(people)

@@ -23,7 +23,9 @@ def write_cq500_example(root: Path) -> Path:
 
     def scan(place: Path, name: str, seed: int, *, places: tuple[float, ...] = _PLACES, bleed: bool = False) -> None:
         plan = SeriesPlan(places_mm=places, key=name, study=place.parts[-1], tags={"SeriesNumber": None})
-        write_series(place / "Unknown Study" / name, plan, example_ct_head(seed, bleed=bleed), name="CT{:06d}.dcm".format)
+        write_series(
+            place / "Unknown Study" / name, plan, example_ct_head(seed, bleed=bleed), name="CT{:06d}.dcm".format
+        )
 
     plain = root / "CQ500-CT-427"
     scan(plain, "CT Plain", 1, places=_THICK, bleed=True)
@@ -86,7 +88,9 @@ def write_ct_ich_example(root: Path) -> Path:
     with (root / "Patient_demographics.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         title = "Hemorrhage type based on the radiologists diagnosis "
-        table.writerow(["Patient Number", "Age\n(years)", "Gender", title, "", "", "", "", "Fracture (yes 1/no 0)", "Note1"])
+        table.writerow(
+            ["Patient Number", "Age\n(years)", "Gender", title, "", "", "", "", "Fracture (yes 1/no 0)", "Note1"]
+        )
         table.writerow(["", "", "", *_KINDS, "", ""])
         table.writerows([*row, "1" if row[0] == 66 else "", ""] for row in people)
     return root

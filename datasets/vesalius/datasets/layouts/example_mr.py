@@ -128,7 +128,12 @@ def write_open_ms_example(root: Path) -> Path:
 
 def write_oasis1_example(root: Path) -> Path:
     """Write discs of OASIS-1; see :class:`vesalius.datasets.layouts.oasis1.Oasis1Layout`."""
-    sessions = (("disc1", "OAS1_0001_MR1", 4), ("disc1", "OAS1_0061_MR1", 4), ("disc2", "OAS1_0061_MR2", 3), ("disc2", "OAS1_0308_MR1", 4))
+    sessions = (
+        ("disc1", "OAS1_0001_MR1", 4),
+        ("disc1", "OAS1_0061_MR1", 4),
+        ("disc2", "OAS1_0061_MR2", 3),
+        ("disc2", "OAS1_0308_MR1", 4),
+    )
     for index, (disc, session, number) in enumerate(sessions):
         head = np.rint(example_head(600 + index) * 10).astype(np.int16)
         stem = f"{session}_mpr_n{number}_anon_111_t88"
@@ -148,7 +153,9 @@ def write_oasis1_example(root: Path) -> Path:
     return root
 
 
-def write_analyze(path: Path, array: NDArray[np.generic], spacing_mm: float, fields: Mapping[str, object] | None = None) -> None:
+def write_analyze(
+    path: Path, array: NDArray[np.generic], spacing_mm: float, fields: Mapping[str, object] | None = None
+) -> None:
     """Write a big-endian Analyze pair of four dimensions with one frame, as OASIS-1 has them.
 
     Args:

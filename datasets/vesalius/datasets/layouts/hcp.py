@@ -1,4 +1,4 @@
-"""The Human Connectome Project's minimally preprocessed structural images: ``<id>/T1w/T1w_acpc_dc_restore_brain.nii.gz``.
+"""The Human Connectome Project's preprocessed structural images: ``<id>/T1w/T1w_acpc_dc_restore_brain.nii.gz``.
 
 The images are bias-corrected, brain-extracted and rigidly aligned to MNI's AC-PC frame at 0.7 mm: what is not 0 is
 brain. Everyone is a healthy young adult. The public release does not say who are siblings: where that matters, give
@@ -29,7 +29,7 @@ ROOT/
   100307/T1w/T1w_acpc_dc_restore_brain.nii.gz
   100307/T1w/T2w_acpc_dc_restore_brain.nii.gz         optional""",
         source="https://db.humanconnectome.org (WU-Minn HCP Young Adult, package Structural Preprocessed), or s3://hcp-openaccess",
-        terms="WU-Minn HCP Consortium Open Access Data Use Terms: register and accept them; no redistribution; cite Van Essen et al. 2013",
+        terms="WU-Minn HCP Open Access Data Use Terms: register and accept them; cite Van Essen et al. 2013",
         labels={"anomalous": "false: healthy volunteers"},
     )
 

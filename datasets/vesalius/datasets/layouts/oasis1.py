@@ -1,12 +1,13 @@
-"""OASIS-1: 416 adults of 18 to 96 years as Analyze pairs, ``OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/`` (Marcus et al. 2007).
+"""OASIS-1: 416 adults of 18 to 96 years, ``OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/*.hdr`` (Marcus et al. 2007).
 
 What is taken is the brain-masked, gain-field-corrected mean of each session's scans in Talairach space at 1 mm
 (``..._t88_masked_gfc``): what is not 0 is brain. FSL's tissue classes lie beside it (``FSL_SEG/..._fseg``).
 
-**Orientation.** The files are big-endian, four-dimensional with one frame, and without an affine; their ``orient`` is 0.
-They are read as Analyze defines that and as the archive's converters take them: the first axis from right to left, the
-second from back to front, the third from feet to head (LAS). A header with another ``orient`` is refused. The world's
-origin is put at the grid's centre, which is not Talairach's: register, or take a recipe that centres.
+**Orientation.** The files are Analyze pairs: big-endian, of four dimensions with one frame, without an affine; their
+``orient`` is 0. They are read as Analyze defines that and as converters of the archive take them: the first axis from
+right to left, the second from back to front, the third from feet to head (LAS). A header with another ``orient`` is
+refused. The world's origin is put at the grid's centre, which is not Talairach's: register, or take a recipe that
+centres.
 
 ``oasis_cross-sectional.csv`` gives demographics. A clinical dementia rating above 0 makes a session anomalous; the
 young, who were not rated, are healthy volunteers. Twenty people came back within 90 days (``_MR2``): both sessions are
@@ -100,7 +101,9 @@ def read(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
 def _oriented(volume: RawVolume) -> RawVolume:
     axes = volume.notes["analyze"]["axes"]
     if axes != _AXES:
-        raise VolumeError(f"{volume.name}: its header says that its axes are {axes}, expected {_AXES} as in the archive")
+        raise VolumeError(
+            f"{volume.name}: its header says that its axes are {axes}, expected {_AXES} as in the archive"
+        )
     return replace(volume, oriented=True)
 
 

@@ -108,7 +108,9 @@ def require_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) -
     if missing:
         shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
         there = ", ".join(name or "''" for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
-        raise CohortError(f"{path} has no column {shown}: take the table of the archive as it is (this one has {there})")
+        raise CohortError(
+            f"{path} has no column {shown}: take the table of the archive as it is (this one has {there})"
+        )
 
 
 def zero_or_one(path: Path, row: Row, column: str) -> bool:
