@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +121,8 @@ def _outside(path: Path, inside: Path, folders: dict[Path, Path | None]) -> str 
     if path.parent not in folders:
         folders[path.parent] = _resolved(path.parent)
     folder = folders[path.parent]
-    # What is no link lies in its folder; '..' is never the last part of a file's own place.
-    place = _resolved(path) if path.name == ".." or _is_link(path) else folder and folder / path.name
+    # What is no link lies in its folder; a path that ends with '..' does not.
+    place = folder and (_resolved(path) if path.name == ".." or _is_link(path) else folder / path.name)
     if place is None:
         return f"{path}, which cannot be followed,"
     if place.is_relative_to(inside):
@@ -129,15 +131,25 @@ def _outside(path: Path, inside: Path, folders: dict[Path, Path | None]) -> str 
 
 
 def _resolved(path: Path) -> Path | None:
+    """Return where a path leads; None for what no path may be: too long, with a null byte, a circle of links."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError):
+        return None
     try:
         return path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a name with a null byte
+    except (OSError, RuntimeError, ValueError):
         return None
 
 
 def _is_link(path: Path) -> bool:
+    """Return whether a path is a link, or nothing that can be looked at."""
     try:
-        return path.is_symlink()
+        return stat.S_ISLNK(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except (OSError, ValueError):
         return True
 

@@ -153,6 +153,9 @@ def _subject(
         labels={"anomalous": True},
         origin=str(folder),
         problem=problem,
+        warnings=()
+        if mask is not None or problem
+        else (f"{folder.name} has no mask, like every scan here: maps of it cannot be evaluated voxel by voxel",),
     )
 
 

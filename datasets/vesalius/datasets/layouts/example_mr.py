@@ -140,7 +140,7 @@ def write_oasis1_example(root: Path) -> Path:
         place = root / disc / session / "PROCESSED/MPRAGE/T88_111"
         write_analyze(place / f"{stem}_masked_gfc.hdr", head, 8.0)
         write_analyze(place / f"{stem}_gfc.hdr", head + np.int16(7), 8.0)
-        classes = np.select([head > 800, head > 400, head > 0], [3, 2, 1], 0).astype(np.uint8)
+        classes = np.select([head > 800, head > 580, head > 0], [3, 2, 1], 0).astype(np.uint8)
         write_analyze(root / disc / session / "FSL_SEG" / f"{stem}_masked_gfc_fseg.hdr", classes, 8.0)
     lines = [
         "ID,M/F,Hand,Age,Educ,SES,MMSE,CDR,eTIV,nWBV,ASF,Delay",
