@@ -34,7 +34,7 @@ def refused(done: Any, *words: str) -> str:
     """Check for one sentence on stderr that holds ``words``, and return it."""
     assert done.exit_code == 2, (done.exit_code, done.stderr, done.exception)
     assert "Traceback" not in done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("error ")]
+    said: list[str] = [line for line in done.stderr.splitlines() if line.startswith("error ")]
     assert len(said) == 1, done.stderr
     for word in words:
         assert word in said[0], said[0]
