@@ -432,7 +432,9 @@ def test_as_is_keeps_every_voxel(tmp_path: Path) -> None:
 
 def test_intensities_are_clipped_and_scaled_over_the_brain(tmp_path: Path) -> None:
     image = example_head(1)
-    _, arrays = prepare_file(save(tmp_path / "a.nii", image), override(as_is(), {"scale": True, "background": "zero"}))
+    _, arrays = prepare_file(
+        save(tmp_path / "a.nii", image), override(as_is(), {"scale": "percentile", "background": "brain"})
+    )
     tissue = image[image > 0].astype(np.float64)
     high = np.percentile(tissue, 98)
     expected = np.where(image > 0, (np.minimum(image, high) - tissue.min()) / (high - tissue.min()), 0)

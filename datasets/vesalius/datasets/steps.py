@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vesalius.platform.errors import VolumeError
+from vesalius.platform.geometry import grid_affine
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -202,6 +203,26 @@ def world_points(mask: NDArray[np.bool_], affine: ArrayLike) -> NDArray[np.float
     matrix: NDArray[Any] = np.asarray(affine, dtype=np.float64)
     points: NDArray[np.float64] = np.argwhere(mask) @ matrix[:3, :3].T + matrix[:3, 3]
     return points
+
+
+def world_grid(
+    shape: tuple[int, ...], affine: ArrayLike, mm: float, *, margin: int = 0
+) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Return shape and affine of the isotropic grid along the world's axes that holds a volume.
+
+    Args:
+        shape: (D, H, W) of the volume.
+        affine: its voxel indices to mm.
+        mm: voxel size of the grid.
+        margin: voxels to spare on every side.
+    """
+    ends = [(0, size - 1) for size in shape]
+    corners = np.array([[i, j, k, 1.0] for i in ends[0] for j in ends[1] for k in ends[2]]).T
+    world = (np.asarray(affine, dtype=np.float64) @ corners)[:3]
+    low, high = world.min(axis=1) - margin * mm, world.max(axis=1) + margin * mm
+    d, h, w = (int(np.ceil(extent / mm)) + 1 for extent in high - low)
+    x, y, z = (low + high) / 2
+    return (d, h, w), grid_affine((d, h, w), (mm, mm, mm), (x, y, z))
 
 
 def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:

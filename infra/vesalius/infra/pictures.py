@@ -65,7 +65,9 @@ def _reference(cohort: CohortStore, records: Sequence[SubjectRecord]) -> tuple[N
     first = records[0]
     if any(record.shape != first.shape for record in records):
         return None, ""
-    if cohort.recipe.get("registration") == "affine":
+    recipe = cohort.recipe
+    on_template = recipe.get("registration") == "affine" and recipe.get("reference", "mni152") == "mni152"
+    if on_template and recipe.get("crop", "none") == "none":
         template = mni152()
         brain = resample(template.brain.astype(np.float32), template.affine, first.shape, first.affine)
         return brain, "the MNI152 brain"

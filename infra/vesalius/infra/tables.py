@@ -88,6 +88,18 @@ def settings(rows: Sequence[Mapping[str, Any]], prefix: str) -> Table:
     return table
 
 
+def paper_steps(steps: Sequence[Mapping[str, str]]) -> Table:
+    """Return a paper's preprocessing, step by step: what it says and where, what is done here, where the two part."""
+    table = plain(title="steps of the paper", title_style="dim")
+    for head in ("the paper", "here", "where they part"):
+        table.add_column(head, ratio=1)
+    for step in steps:
+        said = Text(step["paper"])
+        said.append(f"  [{step['section']}]", style="dim")
+        table.add_row(said, step["ours"], step["deviation"])
+    return table
+
+
 def presets(chosen: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return presets with what they change from the defaults."""
     table = plain(title="presets  (--preset NAME)", title_style="dim")

@@ -129,9 +129,24 @@ def describe_layout(name: str) -> dict[str, Any]:
 
 
 def _show_recipe(terminal: Terminal, name: str) -> None:
-    from vesalius.datasets.recipes import RECIPES, recipe_named
+    import inspect
+    from dataclasses import asdict
+
+    from vesalius.datasets.recipes import RECIPES, recipe_named, steps_of
     from vesalius.infra import tables
+    from vesalius.platform.tables import resolve
 
     rows = tables.describe_settings(recipe_named(name))
-    document = {"name": name, "kind": "recipe", "summary": RECIPES[name].summary, "settings": rows}
-    terminal.result(document, tables.heading(name, RECIPES[name].summary), tables.settings(rows, "recipe"))
+    steps = [asdict(step) for step in steps_of(name)]
+    module = resolve(RECIPES[name].path).__module__
+    description = inspect.cleandoc(resolve(f"{module}:__doc__") or "")
+    document = {
+        "name": name,
+        "kind": "recipe",
+        "summary": RECIPES[name].summary,
+        "description": description,
+        "steps": steps,
+        "settings": rows,
+    }
+    shown: list[Any] = [tables.plain_text(description), tables.paper_steps(steps)] if steps else []
+    terminal.result(document, tables.heading(name, RECIPES[name].summary), *shown, tables.settings(rows, "recipe"))

@@ -1,0 +1,153 @@
+"""A whole head -> its brain, in MR and in CT, by threshold, opening and the MNI brain's own mask.
+
+Both follow one path at 2 mm. Tissue of the brain's kind is eroded until brain and scalp fall apart; the piece that lies
+deepest in the head is grown back within that tissue, and its furrows are closed. The MNI brain, brought onto it by an
+affine registration, then cuts off what lies well outside (neck, eyes) and gives back what lies well inside (bright or
+dark lesions, the ventricles).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vesalius.datasets.foreground.coarse import COARSE_MM, Coarse, closed, coarse, dilated, eroded, fine, litres
+from vesalius.datasets.foreground.heads import AIR_HU, head_ct, head_mr
+from vesalius.datasets.registration import mni152_target, register
+from vesalius.datasets.steps import solid
+from vesalius.datasets.template import mni152
+from vesalius.platform.errors import VolumeError
+from vesalius.platform.geometry import resample
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BRAIN_LITRES = (0.5, 2.4)
+"""What a brain mask of an adult or a child may hold, cerebrospinal fluid included."""
+
+BRAIN_HU = (0.0, 80.0)
+"""What a CT is clipped to for a registration by the brain."""
+
+_LEAKY_LITRES = 3.0
+"""What a first guess may hold: with the fluid around the brain, where that is bright, and some of the neck."""
+
+_SOFT_HU = (0.0, 100.0)
+_OPENINGS_MM = (3.0, 4.0, 5.0, 6.0, 7.0, 9.0)
+_DEEP_MM = 25.0
+_PARENCHYMA = 0.5
+_OUTSIDE_MM = 6.0
+_INSIDE_MM = 8.0
+_CLOSE_MM = 8.0
+
+
+def strip_mr(image: NDArray[np.float32], affine: NDArray[np.float64], name: str) -> NDArray[np.bool_]:
+    """Return the brain in a whole head of any MR contrast in which the skull is dark.
+
+    Tissue is what is brighter than half the median deeper than 25 mm in the head.
+
+    Args:
+        image: (D, H, W) in canonical orientation.
+        affine: voxel indices to mm.
+        name: for messages: the file.
+
+    Raises:
+        VolumeError: no brain falls apart from the scalp, or it does not fit the MNI brain.
+    """
+    low = coarse(image, affine, float(image.min()))
+    head = resample(head_mr(image, affine).astype(np.float32), affine, low.image.shape, low.affine) > 0.5
+    deep = eroded(head, _DEEP_MM)
+    if not deep.any():
+        raise VolumeError(
+            f"{name}: its head is nowhere {2 * _DEEP_MM:g} mm thick, so no brain can be found: give a mask"
+        )
+    bottom = float(np.percentile(low.image, 2))
+    threshold = bottom + _PARENCHYMA * (float(np.median(low.image[deep])) - bottom)
+    guess = _deepest(low.image > threshold, head, low, name)
+    return fine(_fitted(guess, head, low, low.image, name), low.affine, image.shape, affine)
+
+
+def strip_ct(image: NDArray[np.float32], affine: NDArray[np.float64], name: str) -> NDArray[np.bool_]:
+    """Return the brain in a whole head in CT (Hounsfield units).
+
+    Tissue is 0 to 100 HU after smoothing (as Muschelli et al. 2015); bone parts it from the scalp.
+
+    Args:
+        image: (D, H, W) in canonical orientation.
+        affine: voxel indices to mm.
+        name: for messages: the file.
+
+    Raises:
+        VolumeError: no brain falls apart from the scalp, or it does not fit the MNI brain.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    low = coarse(image, affine, AIR_HU)
+    head = resample(head_ct(image, affine).astype(np.float32), affine, low.image.shape, low.affine) > 0.5
+    if not head.any():
+        raise VolumeError(f"{name}: nothing in it is denser than air: expected a head in Hounsfield units")
+    smooth = gaussian_filter(low.image, 0.5)
+    guess = _deepest((smooth > _SOFT_HU[0]) & (smooth < _SOFT_HU[1]), head, low, name)
+    window = np.clip(low.image, *BRAIN_HU)
+    brain = _fitted(guess, head, low, window, name) & ~solid_bone(low)
+    return fine(solid(brain), low.affine, image.shape, affine)
+
+
+def solid_bone(low: Coarse) -> NDArray[np.bool_]:
+    """Return what is bone at 2 mm and not calcified: above 250 HU and connected to the largest piece of it."""
+    from scipy.ndimage import generate_binary_structure, label
+
+    pieces, count = label(low.image > 250.0, generate_binary_structure(3, 3))
+    if count == 0:
+        return np.zeros(low.image.shape, dtype=bool)
+    bone: NDArray[np.bool_] = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    return bone
+
+
+def _deepest(tissue: NDArray[np.bool_], head: NDArray[np.bool_], low: Coarse, name: str) -> NDArray[np.bool_]:
+    """Return the piece of tissue that holds the most depth, once it has fallen apart from the rest."""
+    from scipy.ndimage import distance_transform_edt, label
+
+    tissue = tissue & head
+    depth = distance_transform_edt(head)
+    within = distance_transform_edt(tissue, sampling=COARSE_MM)
+    leaky = None
+    for opening_mm in _OPENINGS_MM:
+        pieces, count = label(within > opening_mm)
+        if count == 0:
+            break
+        # Squared, so that a brain of a litre wins over scalp, face and neck of three.
+        weights = np.bincount(pieces.ravel(), weights=(depth**2).ravel())[1:]
+        grown = dilated(pieces == 1 + int(np.argmax(weights)), opening_mm + 2.0) & tissue
+        volume = litres(grown, low.affine)
+        if volume < BRAIN_LITRES[0]:
+            break
+        if volume <= _LEAKY_LITRES:
+            leaky = grown
+        if volume <= BRAIN_LITRES[1]:
+            break
+    if leaky is None:
+        raise VolumeError(
+            f"{name}: no piece of it could be told from the rest that is as large as a brain: give a brain mask"
+        )
+    return closed(leaky, _CLOSE_MM) & head
+
+
+def _fitted(
+    guess: NDArray[np.bool_], head: NDArray[np.bool_], low: Coarse, image: NDArray[np.float32], name: str
+) -> NDArray[np.bool_]:
+    """Return the guess between the MNI brain's mask made narrower and made wider."""
+    found = register(image, low.affine, guess, name, mni152_target(), "affine")
+    template = mni152()
+    placed = resample(
+        template.brain.astype(np.float32),
+        template.affine,
+        low.image.shape,
+        low.affine,
+        to_source=np.linalg.inv(found.to_source),
+    )
+    brain = placed > 0.5
+    fitted = (guess & dilated(brain, _OUTSIDE_MM)) | (eroded(brain, _INSIDE_MM) & head)
+    # Opened once more: what hangs on by a thread near the eyes and the neck falls off.
+    core = solid(eroded(fitted, 3.0))
+    return closed(dilated(core, 4.0) & fitted, _CLOSE_MM)
