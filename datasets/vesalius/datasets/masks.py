@@ -116,9 +116,10 @@ def check_not_mirrored(mask: RawVolume, image: RawVolume, role: str) -> None:
     axis = int(np.argmax(mirrored))
     bound = straight + _CLEARER if is_large else 0.0
     if mirrored[axis] >= _AGREES and mirrored[axis] > bound and (is_large or straight < _OUTSIDE):
-        measure = "a Dice" if is_large else "a share"
-        what = "what differs from the background in" if is_large else "it lying within"
-        raise VolumeError(
-            f"{mask.name} looks mirrored {_AXES[axis]}: mirrored back, {measure} of {mirrored[axis]:.3f} against "
-            f"{straight:.3f} as it is, {what} {image.name}: mend its orientation (it is the {role} mask)"
+        found = (
+            f"its mirror image agrees with {image.name} better than it does itself (Dice {mirrored[axis]:.3f} against "
+            f"{straight:.3f})"
+            if is_large
+            else f"{straight:.0%} of it lie in what {image.name} shows, and {mirrored[axis]:.0%} of its mirror image"
         )
+        raise VolumeError(f"{mask.name} looks mirrored {_AXES[axis]}: {found}: mend this {role} mask's orientation")

@@ -47,7 +47,7 @@ _GRADES = ("HGG", "LGG")
 class BratsLayout:
     """A BraTS archive as it unpacks, or a folder that holds several."""
 
-    default_recipe: ClassVar[str] = "mni_affine"
+    default_recipe: ClassVar[str] = "implicit_field_2021"
     about: ClassVar[About] = About(
         tree="""\
 ROOT/                                                 of 2018 to 2025

@@ -83,7 +83,7 @@ class Reads:
 class Cq500Layout:
     """The unpacked archives of CQ500 in one folder, with reads.csv."""
 
-    default_recipe: ClassVar[str] = "centered"
+    default_recipe: ClassVar[str] = "position_regression_2022"
     about: ClassVar[About] = About(
         tree="""\
 ROOT/

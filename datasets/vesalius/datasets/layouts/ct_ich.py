@@ -65,7 +65,7 @@ class SliceRead:
 class CtIchLayout:
     """The unpacked archive of version 1.3.1."""
 
-    default_recipe: ClassVar[str] = "centered"
+    default_recipe: ClassVar[str] = "f_anogan_3d_2020"
     about: ClassVar[About] = About(
         tree="""\
 ROOT/

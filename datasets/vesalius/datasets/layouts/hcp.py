@@ -22,7 +22,7 @@ _FILES = {"T1w": "T1w_acpc_dc_restore_brain.nii.gz", "T2w": "T2w_acpc_dc_restore
 class HcpLayout:
     """A folder of HCP subjects, as the package "Structural Preprocessed" unpacks."""
 
-    default_recipe: ClassVar[str] = "mni_affine"
+    default_recipe: ClassVar[str] = "implicit_field_2021"
     about: ClassVar[About] = About(
         tree="""\
 ROOT/

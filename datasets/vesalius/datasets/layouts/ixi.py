@@ -2,7 +2,7 @@
 
 The name gives the person, the hospital (``Guys``, ``HH``: Hammersmith, ``IOP``: Institute of Psychiatry; kept as the
 group, since each has its own scanner) and the contrast. Contrasts lie on grids of their own. Diffusion images
-(``...-DTI-00.nii.gz``) are passed over.
+(``...-DTI-00.nii.gz``) are passed over. The heads are whole: the default recipe strips them.
 
 Demographics come as ``IXI.xls``: save it as ``IXI.csv`` in the same folder to have them. Rows without a scan are passed
 over, and people whose rows contradict each other get the cells on which these agree.
@@ -30,7 +30,7 @@ _SEX = "SEX_ID (1=m, 2=f)"
 class IxiLayout:
     """A folder of IXI's files, or one that holds an unpacked folder a contrast."""
 
-    default_recipe: ClassVar[str] = "mni_affine"
+    default_recipe: ClassVar[str] = "mni_stripped"
     about: ClassVar[About] = About(
         tree="""\
 ROOT/ (or ROOT/IXI-T1/, ROOT/IXI-T2/, ...)

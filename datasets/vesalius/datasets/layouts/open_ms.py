@@ -2,7 +2,7 @@
 
 Thirty patients with multiple sclerosis; the mask is the consensus of three experts (Lesjak et al. 2017). The images are
 N4-corrected, co-registered, brain-extracted and resampled to MNI space, which left small negative values around
-strong edges: set ``recipe.clip_minimum=0`` where the recipe does not.
+strong edges: the default recipe raises them to 0 (``recipe.clip_minimum=0`` in another).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PLACES = ("cross_sectional/MNI", "MNI", ".")
 class OpenMsLayout:
     """The repository ``open_ms_data``, or its folder ``cross_sectional/MNI``."""
 
-    default_recipe: ClassVar[str] = "mni_space"
+    default_recipe: ClassVar[str] = "mni_positive"
     about: ClassVar[About] = About(
         tree="""\
 ROOT/ (or ROOT/cross_sectional/MNI/)
