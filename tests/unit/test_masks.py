@@ -104,9 +104,7 @@ def test_a_lesion_that_is_mirrored_out_of_the_brain() -> None:
     lesion = example_blob((15, 13, 10)) > 0
     assert (head[lesion] > 0).all()
     check_not_mirrored(volume(lesion), volume(head), "lesion")
-    with pytest.raises(
-        VolumeError, match=r"looks mirrored left to right: 25% of it lie in .* lesion mask"
-    ):
+    with pytest.raises(VolumeError, match=r"looks mirrored left to right: 25% of it lie in .* lesion mask"):
         check_not_mirrored(volume(np.flip(lesion, 0)), volume(head), "lesion")
 
 
