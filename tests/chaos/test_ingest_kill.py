@@ -95,7 +95,15 @@ def test_killed_again_and_again(raw: Path, tmp_path: Path, num_workers: int) -> 
     report = ingest("manifest", raw, store_path, recipe=centered(2.0))
     assert set(report.unchanged) == seen
     assert report.digest == unbroken.digest
-    assert CohortStore.open(store_path).check() == []
+    # Workers outlive a killed driver for a while: what one of them leaves unfinished, the next writer clears.
+    store = CohortStore.open(store_path)
+    deadline = time.monotonic() + 60
+    while (problems := store.check()) and time.monotonic() < deadline:
+        assert all("an interrupted ingest left" in sentence for sentence in problems), problems
+        time.sleep(1)
+        with store.lock():
+            pass
+    assert store.check() == []
     assert sorted(entry.name for entry in (store_path / "subjects").iterdir() if entry.is_dir()) == sorted(
         f"s{index}" for index in range(NUM_SUBJECTS)
     )

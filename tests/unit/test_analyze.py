@@ -162,7 +162,7 @@ def test_oasis1_is_read_as_its_archive_has_it(tmp_path: Path) -> None:
     raw = Oasis1Layout().discover(root, ["T1w"])[0]
     volumes = load(raw, ["T1w"])
     assert volumes.images["T1w"].oriented
-    assert volumes.notes["analyze"] == {"orient": 0, "axes": "LAS"}
+    assert volumes.notes["analyze"] == {"T1w": {"orient": 0, "axes": "LAS"}}
     assert volumes.structures is not None
     assert set(np.unique(volumes.structures.array)) == {0, 1, 2, 3}
     assert dict(volumes.sha256) == inspect(raw, ["T1w"]).sha256

@@ -78,11 +78,12 @@ def test_help_starts_in_half_a_second() -> None:
 # ---- help
 
 
-def test_the_verbs_are_the_ten_that_were_agreed() -> None:
+def test_the_verbs_are_those_that_were_agreed() -> None:
     assert NAMES == [
         "ingest",
         "lesions",
         "check",
+        "export",
         "train",
         "score",
         "evaluate",

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from vesalius.datasets.dicom import best_series, find_series, read_series
+from vesalius.datasets.dicom import best_series, find_series, read_series, series_in
 from vesalius.datasets.dicom.writing import SeriesPlan, write_series
 from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.dicom import DicomLayout
@@ -249,6 +249,18 @@ def test_the_better_series_is_taken(tmp_path: Path, better: dict[str, Any], wors
         assert {path.name[0] for path in best_series(found).files} == {str(order.index(better))}
 
 
+def test_the_one_series_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="there is no DICOM file"):
+        series_in(tmp_path)
+    root = DicomLayout().write_example(tmp_path / "raw")
+    taken = series_in(root / "patient-2")
+    assert taken.description == "AXIAL"
+    assert sum("'BONE' (19 files) was not taken" in text for text in taken.warnings) == 1
+    assert sum("'Dose Report' (1 file) is left out" in text for text in taken.warnings) == 1
+    with pytest.raises(VolumeError, match="several studies"):
+        series_in(root / "patient-3")
+
+
 # The layout -------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +318,7 @@ def test_what_was_resampled_and_left_out_stands_in_the_record_and_nobodys_name_d
     from vesalius.platform.store import CohortStore
 
     record = next(r for r in CohortStore.open(tmp_path / "store").subjects() if r.subject_id == "patient-1")
-    assert record.notes["dicom"]["num_slices"] == 20
+    assert record.notes["dicom"]["CT"]["num_slices"] == 20
     assert record.source is not None
     assert record.source.files == {"CT": "ser2 (20 files)"}
     kept = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())

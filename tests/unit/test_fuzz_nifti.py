@@ -232,6 +232,22 @@ def test_a_place_that_no_scanner_has_is_refused(tmp_path: Path, changes: dict[st
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("offset", [-math.inf, math.inf, math.nan, -1.0, 1e30, 3.4e38])
+def test_voxels_that_begin_nowhere_are_refused(tmp_path: Path, offset: float) -> None:
+    content = content_of({"vox_offset": offset}, {"big_endian": False, "gzip": False, "version": 1})
+    (tmp_path / "a.nii").write_bytes(content)
+    check_reading(tmp_path / "a.nii")
+
+
+def test_a_gzip_of_very_many_members_is_read_in_linear_time(tmp_path: Path) -> None:
+    """Block compression makes a member of every 64 KB; a hostile file makes one of nothing, a million times."""
+    content = content_of({}, {"big_endian": False, "gzip": False, "version": 1})
+    nothing = gzip.compress(b"", mtime=0)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(content[:360], mtime=0) + nothing * 100_000 + gzip.compress(content[360:], mtime=0))
+    assert check_reading(path)
+
+
 @pytest.mark.parametrize(
     ("qform", "words"),
     [

@@ -336,6 +336,32 @@ def test_a_stale_store_does_not_replace_what_another_writer_committed(store: Coh
     assert (store.path / "subjects" / "sub-00" / "zarr.json").stat().st_ino == before
 
 
+@pytest.mark.parametrize("split", ["train", "gate"])
+def test_a_worker_that_outlives_its_writer_leaves_what_the_next_one_committed(
+    store: CohortStore, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    """While it writes a subject aside, the next writer commits the same subject, perhaps in another split."""
+    record, arrays = example_case(0, store.channels)
+    orphan = CohortStore.open(store.path)
+    folder = store.path / "subjects" / record.subject_id
+    places: list[int] = []
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(writing, "write_array", write_array)
+        add(store, [(record.model_copy(update={"split": split}), arrays)])
+        places.append(folder.stat().st_ino)
+        write_array(*arguments)
+
+    monkeypatch.setattr(writing, "write_array", overtaken)
+    if split == record.split:
+        assert orphan.write(record, arrays) == store.record(record.subject_id)
+    else:
+        with pytest.raises(StoreError, match="another split"):
+            orphan.write(record, arrays)
+    assert [folder.stat().st_ino] == places
+    assert store.check() == []
+
+
 def test_forgetting_frees_the_id_and_nothing_else(store: CohortStore) -> None:
     cases = [example_case(number, CHANNELS) for number in range(3)]
     add(store, cases[:2])
@@ -616,13 +642,14 @@ def forgetful(folder: Path, *, sync: bool = False) -> dict[str, str]:
     return files.folder_digests(folder)
 
 
-def without_aside(path: Path, record: SubjectRecord, encoded: dict[str, Any], chunks: ChunkSettings) -> None:
+def without_aside(path: Path, record: SubjectRecord, encoded: dict[str, Any], chunks: ChunkSettings) -> SubjectRecord:
     folder = path / "subjects" / record.subject_id
     shutil.rmtree(folder, ignore_errors=True)
     for name, array in encoded.items():
         write_array(folder / name, array, chunks)
     listing = {"vesalius": {"record": record.model_dump(mode="json"), "files": files.folder_digests(folder)}}
     (folder / "zarr.json").write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": listing}))
+    return record
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MAX_VOXELS = 1 << 30
 """4 GiB as float32, a cube of 1024: more is refused before it is inflated, since a small file can promise anything."""
 
+_MEMBER_BYTES = 8 << 10
+_FURTHEST_OFFSET = 1 << 30
 _SAME_PLACE_MM = 1.0
 _GZIP = b"\x1f\x8b"
 _SLACK_BYTES = 1 << 20
@@ -47,7 +49,7 @@ class RawVolume:
         sha256: of the file's bytes; empty for what was never a file.
         oriented: the file says where it lies; otherwise the affine is a guess from the voxel size alone.
         warnings: what a person should know of how it was read, a sentence each.
-        notes: further JSON for the subject's record.
+        notes: further JSON for the subject's record, by kind.
     """
 
     array: NDArray[np.float32]
@@ -114,7 +116,7 @@ def read_nifti(path: Path) -> RawVolume:
     header = _header(_inflated(content, 1024, path), path)
     shape = volume_shape(header, path)
     dtype = voxel_type(header, path)
-    start = int(header.get_data_offset())
+    start = _offset(header, path)
     expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     data = _inflated(content, expected, path)
     del content
@@ -157,19 +159,21 @@ def _inflated(content: bytes, num_bytes: int, path: Path) -> bytes:
         return content
     parts: list[bytes] = []
     wanted = num_bytes + _SLACK_BYTES if num_bytes > 1024 else num_bytes
-    rest = content
+    place, step = 0, len(content)
     try:
         # A gzip file may be several members one after another; what follows the last one is padding.
-        while wanted > 0 and rest.startswith(_GZIP):
+        while wanted > 0 and content.startswith(_GZIP, place):
             member = zlib.decompressobj(wbits=31)
-            part = member.decompress(rest, wanted)
-            parts.append(part)
-            wanted -= len(part)
-            if not member.eof:
-                if wanted > 0:
+            while wanted > 0 and not member.eof:
+                if place >= len(content):
                     raise VolumeError(f"{path} is truncated: its compressed data ends too early: copy it again")
-                break
-            rest = member.unused_data
+                chunk = content[place : place + step]  # the whole of it, and no copy, for the first member
+                part = member.decompress(chunk, wanted)
+                place += len(chunk) - len(member.unconsumed_tail) - len(member.unused_data)
+                parts.append(part)
+                wanted -= len(part)
+            # zlib hands back a copy of all that it was given and did not use: of many members, a little at a time.
+            step = _MEMBER_BYTES
     except zlib.error as error:
         reason = str(error).split(": ", 1)[-1]
         raise VolumeError(f"{path} is damaged: it cannot be decompressed ({reason}): copy it again") from None
@@ -179,7 +183,6 @@ def _inflated(content: bytes, num_bytes: int, path: Path) -> bytes:
 def _header(start: bytes, path: Path) -> Any:
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
-    from nibabel.spatialimages import HeaderDataError
 
     sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")}
     kind, length = (Nifti2Header, 540) if 540 in sizes else (Nifti1Header, 348)
@@ -198,7 +201,7 @@ def _header(start: bytes, path: Path) -> Any:
     try:
         header = kind.from_fileobj(BytesIO(start), check=False)
         header.check_fix(logger=_QUIET, error_level=45)
-    except (HeaderDataError, ValueError, KeyError) as error:
+    except Exception as error:  # nibabel raises whatever the bytes lead it to, such as OverflowError at an infinity
         raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None
     return header
 
@@ -222,6 +225,14 @@ def volume_shape(header: Any, path: Path) -> tuple[int, int, int]:
         raise VolumeError(f"{path} has shape {shape}: expected a volume with at least 2 voxels along each of 3 axes")
     d, h, w = shape
     return (d, h, w)
+
+
+def _offset(header: Any, path: Path) -> int:
+    """Return where the voxels begin; a file may say anything."""
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= _FURTHEST_OFFSET:
+        raise VolumeError(f"{path}: its voxels begin at byte {offset:g} by its header: repair or convert it")
+    return int(header.get_data_offset())
 
 
 def voxel_type(header: Any, path: Path) -> np.dtype[Any]:

@@ -151,8 +151,17 @@ def read_subject(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
         structures=masks["structures"],
         structure_names=raw.structure_names,
         sha256={role: volume.sha256 for role, volume in read.items()},
-        notes={key: value for image in images.values() for key, value in image.notes.items()},
+        notes=_notes(images),
     )
+
+
+def _notes(images: Mapping[str, RawVolume]) -> dict[str, dict[str, Any]]:
+    """Return what is to be noted of the images: by kind of note, then by modality."""
+    notes: dict[str, dict[str, Any]] = {}
+    for modality, image in images.items():
+        for kind, note in image.notes.items():
+            notes.setdefault(kind, {})[modality] = note
+    return notes
 
 
 def read_volume(path: Path) -> RawVolume:

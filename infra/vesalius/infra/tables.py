@@ -280,3 +280,20 @@ def _type_text(info: FieldInfo) -> str:
 
 def _jsonable(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def exported(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Return the files of an export, with their voxels."""
+    table = plain(title=title, title_style="dim")
+    table.add_column("subject", style="cyan", overflow="fold")
+    table.add_column("volume")
+    table.add_column("voxels", no_wrap=True)
+    table.add_column("mm", no_wrap=True)
+    table.add_column("type", style="dim")
+    table.add_column("file", overflow="fold")
+    for row in rows:
+        channel = f" {row['channel']}" if row["channel"] else ""
+        voxels = " x ".join(str(size) for size in row["shape"])
+        spacing = " x ".join(f"{step:.3g}" for step in row["spacing_mm"])
+        table.add_row(row["subject_id"], f"{row['what']}{channel}", voxels, spacing, row["dtype"], row["path"])
+    return table

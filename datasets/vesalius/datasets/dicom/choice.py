@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vesalius.datasets.dicom.discovery import Series, find_series
 from vesalius.datasets.dicom.geometry import stack_of
+from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from vesalius.datasets.dicom.discovery import Series
-
+_SHOWN = 4
 _SHARP = re.compile(r"bone|lung|edge|sharp|ear\b|\b[bhu][rfcs]?[5-9]\d[a-z]?\b", re.IGNORECASE)
 _CONTRAST = re.compile(r"\b(contrast|post|c\+|cta|ctv|angio\w*|perfusion|ctp)\b", re.IGNORECASE)
 _PLAIN = re.compile(r"\b(plain|pre|non|without|w/o|nc|ncct)\b", re.IGNORECASE)
@@ -30,6 +33,27 @@ def best_series(series: Sequence[Series]) -> Series:
         series: one or more, none of them with a problem.
     """
     return min(series, key=_rank)
+
+
+def series_in(folder: Path) -> Series:
+    """Return the one series to take of a folder that holds one study: for a single scan to be scored.
+
+    Its ``warnings`` name every other series.
+
+    Raises:
+        VolumeError: none of the series makes a volume, or they are of several studies.
+    """
+    found = find_series(folder)
+    usable = [series for series in found if series.problem is None]
+    problems = [series.problem for series in found if series.problem is not None]
+    if not usable:
+        reasons = "; ".join(problems[:_SHOWN]) or "there is no DICOM file"
+        raise VolumeError(f"{folder} holds no series that makes a volume: {reasons}")
+    if len({series.headers[0].study_uid for series in usable}) > 1:
+        raise VolumeError(f"{folder} holds several studies: give the folder of one")
+    best = best_series(usable)
+    others = [f"{series.name} was not taken: {best.name} serves better" for series in usable if series is not best]
+    return replace(best, warnings=(*problems, *best.warnings, *others))
 
 
 def _rank(series: Series) -> tuple[bool, bool, bool, bool, int, int, int, str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vesalius.infra.cli import check, demo, evaluate, ingest, lesions, listings, promote, score, train
+from vesalius.infra.cli import check, demo, evaluate, export, ingest, lesions, listings, promote, score, train
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +27,7 @@ VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (ingest.ingest, PREPARE, "vesalius ingest bids data/ds002748 cohort --modality T1w --set recipe.spacing_mm=2"),
     (lesions.lesions, PREPARE, "vesalius lesions cohort cohort-lesions --masks masks --contrast -0.4 --seed 1"),
     (check.check, PREPARE, "vesalius check cohort"),
+    (export.export, PREPARE, "vesalius export cohort sub-01 --what lesion --out exported"),
     (train.train, LEARN, "vesalius train implicit_field cohort --set method.latent_dim=64 --workers 2"),
     (score.score, LEARN, "vesalius score models:/brain@champion patient_T1w.nii.gz --out patient"),
     (evaluate.evaluate, LEARN, "vesalius evaluate RUN OTHER_RUN --split test --picture maps.png"),

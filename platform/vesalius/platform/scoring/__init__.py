@@ -9,7 +9,7 @@
 """
 
 from vesalius.platform.scoring.maps import ScoreStore
-from vesalius.platform.scoring.native import native_map, write_native
+from vesalius.platform.scoring.native import native_labels, native_map, write_native
 from vesalius.platform.scoring.records import ScoreInfo, ScoreRecord
 from vesalius.platform.scoring.split import score_store
 from vesalius.platform.scoring.volumes import score_volume, score_volumes, volume_of
@@ -18,6 +18,7 @@ __all__ = [
     "ScoreInfo",
     "ScoreRecord",
     "ScoreStore",
+    "native_labels",
     "native_map",
     "score_store",
     "score_volume",

@@ -54,6 +54,24 @@ def native_map(
     return native, record.source.affine
 
 
+def native_labels(labels: NDArray[Any], record: Placed) -> tuple[NDArray[Any], Matrix4]:
+    """Bring a mask or labels to the source file's own shape and affine, by nearest neighbour.
+
+    Args:
+        labels: (D, H, W) bool or whole numbers up to 65535, on the grid of ``record``.
+        record: the subject's record; a subject without a source file keeps its own grid.
+
+    Returns:
+        The labels, bool as uint8 and else of the type given, 0 where the stored grid does not reach; and their affine.
+    """
+    dtype = np.uint8 if labels.dtype == np.bool_ else labels.dtype
+    if record.source is None:
+        return labels.astype(dtype), record.affine
+    # float32 holds every whole number up to 2^24, and nearest neighbour makes no others.
+    native = to_native(labels.astype(np.float32), record.affine, record.source, order=0)
+    return native.astype(dtype), record.source.affine
+
+
 def write_native(path: Path, score_map: NDArray[Any], record: Placed) -> None:
     """Write a map as a NIfTI file (.nii or .nii.gz) in the source file's space; complete or absent."""
     write_nifti(path, *native_map(score_map, record))

@@ -41,8 +41,7 @@ def write_subject(path: Path, manifest: Manifest, record: SubjectRecord, arrays:
         return known.record
     require_space(path, sum(array.nbytes for array in encoded.values()) + SLACK_BYTES)
     with space_errors(path):
-        _write_aside(path, record, encoded, manifest.chunks)
-    return record
+        return _write_aside(path, record, encoded, manifest.chunks)
 
 
 def committable(path: Path, record: SubjectRecord) -> Entry:
@@ -115,7 +114,9 @@ def _complete(
         raise CohortError(f"subject {name}: its notes cannot be kept as JSON ({error})") from None
 
 
-def _write_aside(path: Path, record: SubjectRecord, encoded: Mapping[str, NDArray[Any]], chunks: ChunkSettings) -> None:
+def _write_aside(
+    path: Path, record: SubjectRecord, encoded: Mapping[str, NDArray[Any]], chunks: ChunkSettings
+) -> SubjectRecord:
     partial = path / PARTIAL / f"{record.subject_id}.{uuid.uuid4().hex}"
     replaced = partial.with_name(f"{partial.name}.replaced")
     final = path / SUBJECTS / record.subject_id
@@ -130,9 +131,18 @@ def _write_aside(path: Path, record: SubjectRecord, encoded: Mapping[str, NDArra
         ours = {"record": record.model_dump(mode="json"), "files": files}
         write_group(partial, {"ome": image, "vesalius": ours}, partial.parent)
         if final.exists():
+            # A worker outlives its killed writer for a while. What the next writer has put here since is not touched:
+            # it may be committed, and be read at this moment.
+            if canonical_json(read_written(final)) == canonical_json(record):
+                return record
+            known = read_manifest(path).subjects.get(record.subject_id)
+            if known is not None:
+                require_same(path, known.record, record)
+                return known.record
             os.rename(final, replaced)
         os.rename(partial, final)
         sync_folder(final.parent)
     finally:
         remove(partial)
         remove(replaced)
+    return record
