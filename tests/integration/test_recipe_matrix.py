@@ -36,7 +36,7 @@ def by_centres(image: Any, affine: Any, mask: Any, name: str, target: Target, ki
     scale = (volume / (len(goal) * 6.0**3)) ** (1 / 3) if kind == "affine" else 1.0
     to_source = np.diag([scale, scale, scale, 1.0])
     to_source[:3, 3] = points.mean(axis=0) - scale * goal.mean(axis=0)
-    return Registration(to_source=to_source, mutual_information=1.0, dice=1.0)
+    return Registration(to_source=to_source, mutual_information=1.0, dice=1.0, share=1.0)
 
 
 def coarse(name: str) -> Recipe:
