@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vesalius.datasets import steps
+from vesalius.datasets.recipes.settings import MNI152
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.geometry import canonical, grid_affine, resample, spacing_of
 
@@ -178,7 +179,7 @@ def _register(
 ) -> tuple[Affine, tuple[float, float, float]]:
     """Return the transform from the reference's mm to the source's, and the centre of the grid."""
     from vesalius.datasets.reference import reference_of, seen_by_registration
-    from vesalius.datasets.registration import GOOD_DICE, register
+    from vesalius.datasets.registration import GOOD_DICE, GOOD_SHARE, register
 
     kind, part = recipe.registration, recipe.registration_of
     mask = masks.brain if part == "brain" else masks.head
@@ -193,14 +194,17 @@ def _register(
         "template": reference.name,
         "mutual_information": round(found.mutual_information, 6),
         "dice": round(found.dice, 6),
+        "share": round(found.share, 6),
     }
-    good = GOOD_DICE[kind, part]
-    if found.dice < good:
-        name = "MNI152" if reference.name == "mni152" else reference.name
-        warnings.append(
-            f"{image.name} overlaps the {name} {part} with a Dice of {found.dice:.3f} only (expected at least "
-            f"{good:g}): look at its registration and its {part} mask"
-        )
+    name = "MNI152" if reference.name == MNI152 else reference.name
+    if kind == "affine" and found.dice < GOOD_DICE:
+        doubt = f"overlaps the {name} {part} with a Dice of {found.dice:.3f} only (expected at least {GOOD_DICE:g})"
+    elif kind == "rigid" and found.share < GOOD_SHARE:
+        doubt = f"shares {found.share:.3f} of its {part} with that of {name} only (expected at least {GOOD_SHARE:g})"
+    else:
+        doubt = ""
+    if doubt:
+        warnings.append(f"{image.name} {doubt}: look at its registration and its {part} mask")
     return found.to_source, recipe.center_mm or reference.center_mm
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vesalius.datasets.foreground.coarse import COARSE_MM, Coarse, closed, coarse, dilated, eroded, fine, litres
+from vesalius.datasets.foreground.coarse import Coarse, closed, coarse, depth_mm, dilated, eroded, fine, litres
 from vesalius.datasets.foreground.heads import AIR_HU, head_ct, head_mr
 from vesalius.datasets.registration import mni152_target, register
 from vesalius.datasets.steps import solid
@@ -106,11 +106,10 @@ def solid_bone(low: Coarse) -> NDArray[np.bool_]:
 
 def _deepest(tissue: NDArray[np.bool_], head: NDArray[np.bool_], low: Coarse, name: str) -> NDArray[np.bool_]:
     """Return the piece of tissue that holds the most depth, once it has fallen apart from the rest."""
-    from scipy.ndimage import distance_transform_edt, label
+    from scipy.ndimage import label
 
     tissue = tissue & head
-    depth = distance_transform_edt(head)
-    within = distance_transform_edt(tissue, sampling=COARSE_MM)
+    depth, within = depth_mm(head), depth_mm(tissue)
     leaky = None
     for opening_mm in _OPENINGS_MM:
         pieces, count = label(within > opening_mm)
