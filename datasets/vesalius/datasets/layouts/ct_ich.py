@@ -188,10 +188,8 @@ def read_demographics(path: Path) -> dict[str, dict[str, str | float | int | boo
     if start is None:
         raise CohortError(f"{path} has no column 'Patient Number': take the table of the archive as it is")
     header, body = rows[start][1], rows[start + 1 :]
-    if body and not body[0][1][0]:  # 1.3.1: a second row names the kinds of bleed below one title
-        below = body[0][1] + [""] * (len(header) - len(body[0][1]))
-        header = [lower or upper for upper, lower in zip(header, below, strict=False)]
-        body = body[1:]
+    if body and not body[0][1][0]:
+        body = body[1:]  # 1.3.1: a second row names the kinds of bleed below their title; the slices' table has them
     names = [_column(name) or f"column {index}" for index, name in enumerate(header)]
     columns, table = as_table(path, names, body)
     if "age_years" not in columns:
