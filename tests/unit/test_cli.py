@@ -237,6 +237,8 @@ def test_datasets_lists_layouts_and_recipes() -> None:
     assert {row["name"] for row in document["layouts"]} == {"bids", "manifest", "phantom"}
     recipe = json.loads(call("datasets", "mni_affine", "--json").stdout)
     assert {row["key"]: row["default"] for row in recipe["settings"]}["spacing_mm"] == [2.0, 2.0, 2.0]
+    paper = json.loads(call("datasets", "f_anogan_3d_2020", "--json").stdout)
+    assert any("[-20, 100] HU" in step["paper"] and "section 2" in step["section"] for step in paper["steps"])
 
 
 @pytest.mark.parametrize(
