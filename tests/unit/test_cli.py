@@ -330,3 +330,9 @@ def test_check_names_what_is_damaged(toy_store: CohortStore, tmp_path: Path) -> 
     repaired = json.loads(call("check", copy, "--repair", "--json").stdout)
     assert repaired["dropped"] == ["test-00"]
     assert repaired["num_subjects"] == 17
+
+
+def test_a_recipe_after_a_paper_is_told_step_by_step() -> None:
+    paper = json.loads(call("datasets", "f_anogan_3d_2020", "--json").stdout)
+    assert any("[-20, 100] HU" in step["paper"] and "section 2" in step["section"] for step in paper["steps"])
+    assert "soft tissue windowing" in plain(call("datasets", "f_anogan_3d_2020").stdout)

@@ -45,6 +45,21 @@ def test_f_anogan_is_the_papers_formula_on_a_ramp(tmp_path: Path) -> None:
     assert not back[~inside].any()
 
 
+def test_nothing_of_the_outside_is_smeared_into_the_brain(tmp_path: Path) -> None:
+    """A brain of -20 HU within a scalp of 60 is the low end of the window, to the last voxel of its rim."""
+    affine = grid_affine((60, 70, 60), (3.0, 3.0, 3.0), (0.0, -17.0, 5.0))
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in (60, 70, 60)), indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    image = np.where(radius < 0.7, -20, np.where(radius < 0.9, 60, -1000)).astype(np.float32)
+    write_nifti(tmp_path / "ct.nii.gz", image, affine)
+    write_nifti(tmp_path / "mask.nii.gz", radius < 0.7, affine)
+    changes = {"registration": "none", "crop": "none", "smoothing_mm": 4}
+    recipe = override(recipe_named("f_anogan_3d_2020"), changes)
+    _, arrays = prepare_file(tmp_path / "ct.nii.gz", recipe, tmp_path / "mask.nii.gz")
+    assert 0 < arrays.brain.sum() < arrays.brain.size
+    assert (arrays.image == -1).all()
+
+
 def test_anovaegans_slab_is_part_of_the_whole(tmp_path: Path) -> None:
     """Denoised as if every slice of the brain were there, and 256 x 256 x 20 voxels of 1 mm around the middle."""
     subject = make_phantom(2, PhantomSettings(shape=(48, 58, 48), box_mm=(160, 193, 160)))

@@ -125,7 +125,7 @@ def placement_of(
     if shape is None:
         return _own_extent(image, recipe.spacing_mm)
     if center is None:
-        points = steps.world_points(masks.brain, image.affine)
+        points = steps.world_points(steps.row_ends(masks.brain), image.affine)
         to_source[:3, 3] = (points.min(axis=0) + points.max(axis=0)) / 2
         center = (0.0, 0.0, 0.0)
     affine = grid_affine(shape, recipe.spacing_mm, center)
@@ -149,7 +149,7 @@ def check_inside(
             f"{image.name}: its brain lies outside the grid: register it, or set recipe.center_mm to where it lies"
         )
     to_index = np.linalg.inv(grid.to_source @ grid.affine) @ image.affine
-    index = steps.world_points(_surface(brain), to_index)
+    index = steps.world_points(steps.row_ends(brain), to_index)
     extent = index.max(axis=0) - index.min(axis=0)
     asked = np.array(grid.shape) >= _SLAB * extent
     limits = np.array(grid.shape) - 0.5
@@ -161,17 +161,6 @@ def check_inside(
         warnings.append(
             f"{image.name}: {100 * (1 - inside):.1f} % of its brain lies outside the grid: give a larger recipe.box_mm"
         )
-
-
-def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the first and last voxel of every row, which hold the extremes in every direction."""
-    surface = np.zeros_like(mask)
-    any_row = mask.any(axis=2)
-    i, j = np.nonzero(any_row)
-    rows = mask[i, j]
-    surface[i, j, rows.argmax(axis=1)] = True
-    surface[i, j, mask.shape[2] - 1 - rows[:, ::-1].argmax(axis=1)] = True
-    return surface
 
 
 def _register(
@@ -213,7 +202,7 @@ def _stretched(
 ) -> Affine:
     """Return the transform that takes the whole grid's box to the brain's bounding box, in the same world's mm."""
     to_world = np.linalg.inv(to_source) @ image.affine
-    points = steps.world_points(brain, to_world)
+    points = steps.world_points(steps.row_ends(brain), to_world)
     half = np.abs(to_world[:3, :3]).sum(axis=1) / 2
     low, high = points.min(axis=0) - half, points.max(axis=0) + half
     spacing = np.array(spacing_of(affine))
