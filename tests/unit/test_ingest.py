@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import shutil
+import time
 from collections import namedtuple
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from vesalius.datasets.ingest import IngestReport, ingest
 from vesalius.datasets.layouts.example import example_affine, example_head, write_bids_example, write_manifest_example
 from vesalius.datasets.layouts.manifest import write_manifest
 from vesalius.datasets.prepare import prepare_file
+from vesalius.datasets.reading import inspect
 from vesalius.datasets.recipes import Recipe, as_is, centered, mni_space
 from vesalius.datasets.splits import SplitSettings
 from vesalius.platform.config import override
@@ -388,6 +391,69 @@ def test_a_killed_ingest_goes_on_without_preparing_again(tmp_path: Path, monkeyp
     assert prepared == []
     assert len(report.added) == 4
     assert report.digest == unbroken
+
+
+def test_a_second_ingest_into_a_store_in_use_is_refused_and_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found no store there; one made it while the other was still looking at its files."""
+    path, _ = cohort(tmp_path)
+    store = tmp_path / "store"
+    genuine = ingest_module._inspect_all
+    first = contextlib.ExitStack()
+
+    def slowly(*given: Any) -> Any:
+        found = genuine(*given)
+        other = CohortStore.create(store, recipe=RECIPE.model_dump(mode="json"), channels=("image",))
+        first.enter_context(other.lock())
+        return found
+
+    with first:
+        monkeypatch.setattr(ingest_module, "_inspect_all", slowly)
+        with pytest.raises(StoreError, match=r"store is being written by process \d+"):
+            take_in(path, store)
+        assert (store / "manifest.json").is_file(), "it is the other's"
+    monkeypatch.setattr(ingest_module, "_inspect_all", genuine)
+    assert len(take_in(path, store).added) == 3
+
+
+def test_an_interrupted_ingest_keeps_what_was_prepared_and_goes_on(tmp_path: Path) -> None:
+    path, _ = cohort(tmp_path, 4)
+    store = tmp_path / "store"
+
+    def stop(done: int, total: int, note: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take_in(path, store, progress=stop)
+    assert CohortStore.open(store).check() == []
+    report = take_in(path, store)
+    assert len(report.unchanged) == 2
+    assert len(report.added) == 2
+    assert report.digest == take_in(path, tmp_path / "unbroken").digest
+
+
+def test_an_interrupt_while_sources_are_hashed_does_not_read_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = cohort(tmp_path, 6)
+    looked: list[str] = []
+    genuine = inspect
+
+    def noting(raw: Any, channels: Any) -> Any:
+        looked.append(raw.subject_id)
+        time.sleep(0.05)
+        return genuine(raw, channels)
+
+    def stop(done: int, total: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ingest_module, "inspect", noting)
+    with pytest.raises(KeyboardInterrupt):
+        take_in(path, tmp_path / "store", progress=stop)
+    assert len(looked) <= 3
+    assert not (tmp_path / "store").exists()
 
 
 def test_progress_counts_every_subject(tmp_path: Path) -> None:

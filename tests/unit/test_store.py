@@ -22,12 +22,12 @@ from vesalius.platform.errors import CohortError, DiskSpaceError, InputError, St
 from vesalius.platform.store import (
     ChunkSettings,
     CohortStore,
+    Place,
     SourceFacts,
     SubjectArrays,
     SubjectRecord,
     check_store,
     check_subject_id,
-    files,
     find_problems,
     manifest,
     require_space,
@@ -35,6 +35,7 @@ from vesalius.platform.store import (
     writing,
 )
 from vesalius.platform.store.arrays import array_facts, read_array, write_array
+from vesalius.platform.store.files import write_files
 from vesalius.platform.testing.faults import memory_folder
 from vesalius.platform.testing.store import check_a_second_ingest_adds_and_changes_nothing_else, check_damage_is_named
 from vesalius.platform.testing.store_cases import add, assert_holds, example_case
@@ -51,7 +52,7 @@ CHANNELS = ("T1w", "FLAIR")
 RECIPE = {"name": "unit", "spacing_mm": [1, 1, 1]}
 
 
-def make(path: Path, **changes: Any) -> CohortStore:
+def make(path: Place, **changes: Any) -> CohortStore:
     return CohortStore.create(path, **{"recipe": RECIPE, "channels": CHANNELS, **changes})
 
 
@@ -347,12 +348,12 @@ def test_a_worker_that_outlives_its_writer_leaves_what_the_next_one_committed(
     places: list[int] = []
 
     def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(writing, "write_array", write_array)
+        monkeypatch.setattr(writing, "write_files", write_files)
         add(store, [(record.model_copy(update={"split": split}), arrays)])
         places.append(folder.stat().st_ino)
-        write_array(*arguments)
+        write_files(*arguments)
 
-    monkeypatch.setattr(writing, "write_array", overtaken)
+    monkeypatch.setattr(writing, "write_files", overtaken)
     if split == record.split:
         assert orphan.write(record, arrays) == store.record(record.subject_id)
     else:
@@ -587,8 +588,83 @@ def test_a_new_writer_clears_what_a_killed_one_left(store: CohortStore) -> None:
     (store.path / ".partial" / "manifest.json.dead").write_text("{")
     assert len(store.check()) == 1
     with store.lock():
-        assert not list((store.path / ".partial").iterdir())
+        assert [entry.name for entry in (store.path / ".partial").iterdir()] == [store.session]
+    assert not list((store.path / ".partial").iterdir())
     assert store.check() == []
+
+
+# ---- workers that outlive their driver
+
+
+def killed_driver(store: CohortStore) -> str:
+    """Return the session of a writer that took the lock and was killed: its folder is there, its lock is free."""
+    session = "0123456789abcdef"
+    (store.path / ".partial" / session).mkdir()
+    return session
+
+
+def test_a_worker_writes_for_the_lock_s_holder_and_replaces_nothing(store: CohortStore) -> None:
+    with store.lock():
+        worker = CohortStore.join(store.path, store.session)
+        written = worker.write(*changed(0))
+        record, arrays = changed(0)
+        # The same subject again, as when a node was only thought to be lost: what is there first stays.
+        twin = record.model_copy(update={"notes": {"metric": 0.1}})
+        inode = (store.path / "subjects" / "sub-00").stat().st_ino
+        assert CohortStore.join(store.path, store.session).write(twin, arrays) == written
+        assert (store.path / "subjects" / "sub-00").stat().st_ino == inode
+        other = record.model_copy(update={"split": "gate"})
+        with pytest.raises(StoreError, match="by another worker, with other content"):
+            CohortStore.join(store.path, store.session).write(other, arrays)
+        assert [entry.name for entry in (store.path / ".partial").iterdir()] == [store.session]
+        assert not list((store.path / ".partial" / store.session).iterdir())
+        store.commit([written])
+    assert store.check() == []
+
+
+def test_the_way_is_made_only_by_the_holder_and_for_nothing_committed(store: CohortStore) -> None:
+    add(store, [changed(0)])
+    store.write(*changed(1))
+    with store.lock():
+        store.make_way(["sub-00", "sub-01", "sub-02"])
+        assert {entry.name for entry in (store.path / "subjects").iterdir()} == {"zarr.json", "sub-00"}
+    assert store.check() == []
+    with pytest.raises(StoreError, match="nobody holds its lock"):
+        _ = store.session
+
+
+def test_a_worker_whose_driver_has_ended_writes_nothing(store: CohortStore) -> None:
+    with store.lock():
+        worker = CohortStore.join(store.path, store.session)
+    with pytest.raises(StoreError, match="the ingest that subject sub-00 was prepared for has ended"):
+        worker.write(*changed(0))
+    orphan = CohortStore.join(store.path, killed_driver(store))
+    add(store, [changed(1)])
+    with pytest.raises(StoreError, match="has ended"):
+        orphan.write(*changed(0))
+    assert CohortStore.open(store.path).check() == []
+
+
+@pytest.mark.parametrize("moment", ["write_files", "_move"])
+def test_a_worker_caught_in_mid_write_by_the_next_driver_moves_nothing_into_place(
+    store: CohortStore, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The next writer comes before the files are written, or between the last file and the move."""
+    orphan = CohortStore.join(store.path, killed_driver(store))
+    genuine = getattr(writing, moment)
+    others = iter([True])
+
+    def interrupted(*given: Any) -> Any:
+        if next(others, False):
+            add(CohortStore.open(store.path), [changed(0), changed(1)])
+        return genuine(*given)
+
+    monkeypatch.setattr(writing, moment, interrupted)
+    with pytest.raises(StoreError, match="has ended"):
+        orphan.write(*changed(0))
+    again = CohortStore.open(store.path)
+    assert again.check() == []
+    assert_holds(again, changed(0))
 
 
 def test_check_tells_how_far_it_is_and_leaves_a_writer_at_work_alone(store: CohortStore) -> None:
@@ -638,17 +714,18 @@ def unsynced(path: Path, content: bytes, aside: Path) -> None:
     os.replace(unfinished, path)
 
 
-def forgetful(folder: Path, *, sync: bool = False) -> dict[str, str]:
-    return files.folder_digests(folder)
+def unsynced_files(folder: Path, content: dict[str, bytes]) -> None:
+    for name, written in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(written)
 
 
-def without_aside(path: Path, record: SubjectRecord, encoded: dict[str, Any], chunks: ChunkSettings) -> SubjectRecord:
+def without_aside(
+    path: Path, record: SubjectRecord, content: dict[str, bytes], session: str | None, joined: bool
+) -> SubjectRecord:
     folder = path / "subjects" / record.subject_id
     shutil.rmtree(folder, ignore_errors=True)
-    for name, array in encoded.items():
-        write_array(folder / name, array, chunks)
-    listing = {"vesalius": {"record": record.model_dump(mode="json"), "files": files.folder_digests(folder)}}
-    (folder / "zarr.json").write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": listing}))
+    unsynced_files(folder, content)
     return record
 
 
@@ -657,7 +734,7 @@ def without_aside(path: Path, record: SubjectRecord, encoded: dict[str, Any], ch
     [
         (manifest, "write_file", in_place, check_survives_a_power_cut_at_every_step),
         (manifest, "write_file", unsynced, check_survives_a_power_cut_at_every_step),
-        (writing, "folder_digests", forgetful, check_survives_a_power_cut_at_every_step),
+        (writing, "write_files", unsynced_files, check_survives_a_power_cut_at_every_step),
         (writing, "remove", lambda path: None, check_survives_a_kill_at_every_step),
         (writing, "_write_aside", without_aside, check_survives_a_power_cut_at_every_step),
         (writing, "require_same", lambda *given: None, check_a_second_ingest_adds_and_changes_nothing_else),

@@ -7,10 +7,9 @@ readable, the next one goes on, and the digest is the same whatever the order an
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vesalius.datasets import LAYOUTS
@@ -28,17 +27,19 @@ from vesalius.platform.errors import (
     SettingError,
     VesaliusError,
     VolumeError,
+    WorkerLostError,
 )
 from vesalius.platform.progress import silent
-from vesalius.platform.store import CohortStore
+from vesalius.platform.store import CohortStore, place_of
 from vesalius.platform.tables import lookup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from vesalius.datasets.layouts.raw import Layout
     from vesalius.platform.progress import Progress
-    from vesalius.platform.store import SubjectRecord
+    from vesalius.platform.store import Place, SubjectRecord
 
 _COMMIT_SECONDS = 1.0
 """Subjects that are prepared faster than this share a commit: the manifest is rewritten whole each time."""
@@ -48,7 +49,7 @@ class IngestReport(Settings):
     """What an ingest did.
 
     Attributes:
-        store: the store's folder.
+        store: the store's folder or URL.
         added: ids committed by this ingest, sorted.
         unchanged: ids that were there already with the same source and recipe, sorted.
         failed: reason by id, for every subject that was not taken in.
@@ -84,7 +85,7 @@ class IngestReport(Settings):
 def ingest(
     layout: Layout | str,
     root: Path,
-    store_path: Path,
+    store_path: Place | str,
     *,
     recipe: Recipe | Mapping[str, Any] | str | None = None,
     modalities: Sequence[str] = (),
@@ -100,7 +101,7 @@ def ingest(
     Args:
         layout: a layout, or its name in :data:`vesalius.datasets.LAYOUTS`.
         root: the raw tree, or the file that describes it.
-        store_path: the store; made when absent.
+        store_path: the store, by folder or URL; made when absent.
         recipe: how to prepare; a recipe, its JSON, its name, or None for the layout's own.
         modalities: which images become channels, in order; none picks the only one there is.
         splits: how subjects without a given split are divided.
@@ -123,6 +124,7 @@ def ingest(
         DiskSpaceError: the disk is full; what was committed stays.
     """
     started = time.monotonic()
+    store_path = place_of(store_path)
     found: Layout = lookup(LAYOUTS, layout, "layout")() if isinstance(layout, str) else layout
     named = recipe or found.default_recipe
     chosen = recipe_named(named) if isinstance(named, str) else recipe_of(named)
@@ -135,7 +137,7 @@ def ingest(
     subjects = confine(subjects, within or (root if root.is_dir() else root.parent))
     plain = chosen.model_dump(mode="json")
     # An existing store is opened first: that it is of another recipe should be said before an hour of hashing.
-    is_new = not store_path.exists() or (store_path.is_dir() and not any(store_path.iterdir()))
+    is_new = not store_path.exists() or (store_path.is_dir() and not any(True for _ in store_path.iterdir()))
     store = None if is_new else CohortStore.create(store_path, recipe=plain, channels=channels, name=name)
 
     inspections, failed = _inspect_all(subjects, channels, max(1, num_workers), progress)
@@ -148,29 +150,34 @@ def ingest(
     )
     failed.update(admission.failed)
     added: dict[str, SubjectRecord] = {}
+    is_gone = False
     if admission.waiting:
         store = store or CohortStore.create(store_path, recipe=plain, channels=channels, name=name)
-        tasks = [
-            _Task(
-                raw=raw,
-                split=admission.splits[raw.subject_id],
-                drawn=raw.subject_id in admission.drawn,
-                sha256=inspections[raw.subject_id].sha256,
-                allow_anomalous_training=allow_anomalous_training,
-                recipe=chosen,
-                channels=channels,
-                store=str(store_path),
-            )
-            for raw in admission.waiting
-        ]
-        try:
-            with store.lock():
+        with store.lock():
+            tasks = [
+                _Task(
+                    raw=raw,
+                    split=admission.splits[raw.subject_id],
+                    drawn=raw.subject_id in admission.drawn,
+                    sha256=inspections[raw.subject_id].sha256,
+                    allow_anomalous_training=allow_anomalous_training,
+                    recipe=chosen,
+                    channels=channels,
+                    store=str(store_path),
+                    session=store.session,
+                )
+                for raw in admission.waiting
+            ]
+            try:
                 failures = _take_in(store, tasks, num_workers, progress, added, done=len(subjects) - len(tasks))
-        finally:
-            if is_new and not store.subjects():
-                shutil.rmtree(store_path, ignore_errors=True)
-                store = None
+            finally:
+                # While the lock is held: without it, what is there may be another ingest's.
+                if is_new and not store.subjects():
+                    store.abandon()
+                    is_gone = True
         failed.update(failures)
+        if is_gone:
+            store = None
     records = store.subjects() if store else []
     warnings = {key: tuple(record.notes.get("warnings", ())) for key, record in added.items()}
     warnings.update(admission.warnings)
@@ -198,6 +205,7 @@ class _Task(Settings):
     recipe: Recipe
     channels: tuple[str, ...]
     store: str
+    session: str
 
 
 def _inspect_all(
@@ -206,7 +214,8 @@ def _inspect_all(
     """Hash every source. In threads and not in tasks: where nothing is new, no cluster need be started to see it."""
     inspections: dict[str, Inspection] = {}
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=num_threads) as pool:
+    pool = ThreadPoolExecutor(max_workers=num_threads)
+    try:
         futures = [pool.submit(inspect, raw, channels) for raw in subjects]
         for raw, future in zip(subjects, futures, strict=True):
             try:
@@ -214,6 +223,9 @@ def _inspect_all(
             except Exception as error:  # one bad file does not stop the others
                 failed[raw.subject_id] = _reason(raw, error)
             progress(0, len(subjects), f"looked at {raw.subject_id}")
+    finally:
+        # Broken off by the user, it does not read the rest of the archive first.
+        pool.shutdown(cancel_futures=True)
     return inspections, failed
 
 
@@ -234,25 +246,27 @@ def _take_in(
     pending = _written_before(store, tasks)
     done += len(pending)
     waiting = [task for task in tasks if task.raw.subject_id not in pending]
+    store.make_way([task.raw.subject_id for task in waiting])
     committed_at = time.monotonic()
-    results = map_tasks(_prepare_one, waiting, num_workers=num_workers, total=len(waiting))
-    try:
-        for task, outcome in results:
-            subject_id = task.raw.subject_id
-            done += 1
-            if isinstance(outcome, DiskSpaceError):
-                raise outcome  # the next subject would fill the disk as well
-            if isinstance(outcome, Exception):
-                failed[subject_id] = _reason(task.raw, outcome)
-            else:
-                pending[subject_id] = outcome
-            if time.monotonic() - committed_at >= _COMMIT_SECONDS:
-                _commit(store, pending, added)
-                committed_at = time.monotonic()
-            progress(done, total, subject_id)
-    finally:
-        # Also when the user breaks it off: what is prepared need not be prepared again.
-        _commit(store, pending, added)
+    # Closed before the lock is let go of: no task of ours runs on after that.
+    with contextlib.closing(map_tasks(_prepare_one, waiting, num_workers=num_workers, total=len(waiting))) as results:
+        try:
+            for task, outcome in results:
+                subject_id = task.raw.subject_id
+                done += 1
+                if isinstance(outcome, DiskSpaceError):
+                    raise outcome  # the next subject would fill the disk as well
+                if isinstance(outcome, Exception):
+                    failed[subject_id] = _reason(task.raw, outcome)
+                else:
+                    pending[subject_id] = outcome
+                if time.monotonic() - committed_at >= _COMMIT_SECONDS:
+                    _commit(store, pending, added)
+                    committed_at = time.monotonic()
+                progress(done, total, subject_id)
+        finally:
+            # Also when the user breaks it off: what is prepared need not be prepared again.
+            _commit(store, pending, added)
     return failed
 
 
@@ -296,11 +310,13 @@ def _prepare_one(task: _Task) -> SubjectRecord:
             "give it another, or allow it with --allow-anomalous-training"
         )
     notes = {**record.notes, "split": DRAWN if task.drawn else "given", "person": raw.person or raw.subject_id}
-    return CohortStore.open(Path(task.store)).write(record.model_copy(update={"notes": notes}), arrays)
+    return CohortStore.join(task.store, task.session).write(record.model_copy(update={"notes": notes}), arrays)
 
 
 def _reason(raw: RawSubject, error: Exception) -> str:
-    if isinstance(error, VesaliusError):
+    if isinstance(error, WorkerLostError):
+        sentence = f"{raw.subject_id}: {error}: look at its files, or give more memory"
+    elif isinstance(error, VesaliusError):
         sentence = str(error)
     elif isinstance(error, MemoryError):
         sentence = "there is not enough memory to prepare it: use fewer workers or a coarser grid"

@@ -20,7 +20,7 @@ from vesalius.platform.config import Settings, validate
 from vesalius.platform.errors import CohortError, SettingError, StoreError, VolumeError
 from vesalius.platform.geometry import resample
 from vesalius.platform.progress import silent
-from vesalius.platform.store import CohortStore, SubjectArrays
+from vesalius.platform.store import CohortStore, SubjectArrays, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vesalius.platform.progress import Progress
-    from vesalius.platform.store import SubjectRecord
+    from vesalius.platform.store import Place, SubjectRecord
 
 TEXTURE_SCALE_MM = 6.0
 _MOST_NEGATIVE = 0.01  # share of brain voxels below 0 from which on a relative change has no meaning
@@ -87,7 +87,7 @@ class _Shape:
 
 def plant_lesions(
     store: CohortStore,
-    out: Path,
+    out: Place | str,
     masks: Path,
     *,
     contrast: float = -0.4,
@@ -108,7 +108,7 @@ def plant_lesions(
 
     Args:
         store: prepared subjects in MNI space.
-        out: the new store; made when absent. Written already by the same call, it is completed.
+        out: the new store, by folder or URL; made when absent. Written already by the same call, it is completed.
         masks: folder of lesion masks (.nii, .nii.gz; above 0.5 is lesion) in MNI space.
         contrast: see :class:`PlantingSettings`, as for the others.
         softness_mm: width of the border.
@@ -140,6 +140,7 @@ def plant_lesions(
         "synthetic lesions",
     )
     files = _mask_files(masks)
+    out = place_of(out)
     if out.resolve() == store.path.resolve():
         raise StoreError(f"{out} is the store that the lesions are for: give another folder for the result")
     chosen, healthy = _choose(store, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +17,14 @@ from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from vesalius.platform.contracts import Score
     from vesalius.platform.evaluation import Figures, VoxelSet
     from vesalius.platform.runs import RunFolder
-    from vesalius.platform.store import SubjectArrays, SubjectRecord
+    from vesalius.platform.store import Place, SubjectArrays, SubjectRecord
 
 NUM_CASES = 5
 CAPTION = (
@@ -33,7 +33,7 @@ CAPTION = (
 )
 
 
-def draw_store_montage(store: Path, path: Path) -> Path:
+def draw_store_montage(store: Place, path: Path) -> Path:
     """Draw every subject of a cohort store on one sheet and return ``path``.
 
     Over them lies the outline of the MNI152 brain where the recipe registers to it, else that of the brain which at
@@ -145,7 +145,7 @@ def draw_runs(
             f"the runs were trained on different stores ({', '.join(sorted(stores))}): "
             "name the one to draw with --store"
         )
-    cohort = store or CohortStore.open(Path(stores.pop()))
+    cohort = store or CohortStore.open(stores.pop())
     scored = [(ScoreStore.open(scores_folder(run, split, cohort)), figures["all"]) for run, figures in judged]
     title = title or f"{cohort.name or cohort.path.name}: what the methods find in the {split} split"
     return draw_evaluation(cohort, split, scored, path, title=title, caption=caption)

@@ -8,10 +8,12 @@
     │   ├── SettingError              a setting: unknown, of the wrong type, out of range
     │   ├── CohortError               subjects: duplicate, ill-named, in the wrong split
     │   ├── StoreError                a cohort store: not one, damaged, locked, of another recipe
+    │   │   └── UnreachableError      its URL: no credentials, no bucket, no package, no answer
     │   ├── RunError                  a run: missing, unfinished, without the checkpoint asked for
     │   ├── ModelError                a model: missing, damaged, of another cohort
     │   └── DiskSpaceError            not enough room for what is about to be written
     ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
+    ├── WorkerLostError               a worker process died, again and again         (exit code 1)
     ├── DivergenceError               a loss or gradient is not finite; names stage and step  (exit code 1)
     └── NotPromotedError              the candidate did not beat the champion     (exit code 1)
 
@@ -52,6 +54,10 @@ class StoreError(InputError):
     """A folder is no cohort store, is damaged, is in use, or was prepared by another recipe."""
 
 
+class UnreachableError(StoreError):
+    """A store's URL cannot be used: no credentials, no bucket, no package, no answer. It says nothing of the store."""
+
+
 class RunError(InputError):
     """A training run is missing, unfinished, or lacks the checkpoint asked for."""
 
@@ -68,6 +74,10 @@ class PartialIngestError(VesaliusError):
     """Some subjects could not be taken in. The others are committed; the message lists the failures."""
 
     exit_code = 2
+
+
+class WorkerLostError(VesaliusError):
+    """A worker process died each time a job was tried, or the cluster has no worker left."""
 
 
 class DivergenceError(VesaliusError):

@@ -49,7 +49,7 @@ class RunSpec(Settings):
         method: name in the methods' table.
         settings: the method's settings as plain JSON, complete.
         training: the loop's settings.
-        store: absolute path of the cohort store.
+        store: absolute path or URL of the cohort store.
         cohort_digest: the store's digest when the run was created; a changed store is refused.
         num_workers: Ray Train workers; 0 trains in the calling process, without Ray.
         start_from: ``RUN@STAGE`` where training starts after another run's finished stage.

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import JsonOption, StoreArgument, absolute
+from vesalius.infra.cli.options import JsonOption, StoreArgument, place
 from vesalius.infra.console import Terminal
 
 
@@ -24,7 +24,7 @@ def check(
         from vesalius.platform.errors import StoreError
         from vesalius.platform.store import CohortStore, check_store
 
-        path = absolute(store)
+        path = place(store)
         dropped: list[str] = []
         if repair:
             dropped = list(CohortStore.open(path).repair())

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vesalius.infra.cli.options import DeviceOption, HomeOption, JsonOption, VoxelsOption, absolute, home_folder
+from vesalius.infra.cli.options import DeviceOption, HomeOption, JsonOption, VoxelsOption, absolute, home_folder, place
 from vesalius.infra.console import Terminal
 
 
@@ -17,7 +17,7 @@ def evaluate(
         Literal["auto", "best_dice", "quantile"],
         typer.Option(help="How the threshold is chosen on validation; auto: best_dice where it has lesions."),
     ] = "auto",
-    store: Annotated[Path | None, typer.Option(help="Another store of the same grid (default: each run's own)")] = None,
+    store: Annotated[str | None, typer.Option(help="Another store of the same grid (default: each run's own)")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw subjects, restorations and maps on this PNG.")] = None,
     device: DeviceOption = "auto",
     home: HomeOption = None,
@@ -40,7 +40,7 @@ def evaluate(
         found = [find_run(folder, name) for name in dict.fromkeys(runs)]
         for run in found:
             pipeline.require_model(run)
-        other = CohortStore.open(absolute(store)) if store else None
+        other = CohortStore.open(place(store)) if store else None
         rows: list[dict[str, Any]] = []
         judged = []
         for run in found:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import HomeOption, JsonOption, StoreArgument, absolute, home_folder, one_of
+from vesalius.infra.cli.options import HomeOption, JsonOption, StoreArgument, absolute, home_folder, one_of, place
 from vesalius.infra.console import Terminal
 
 _WHAT_HELP = "image, brain, head, lesion, structures; with --run also map, restoration. May be given several times."
@@ -61,7 +61,7 @@ def export(
         if run is not None and not needs_run:
             raise SettingError("--run goes with --what map or --what restoration: the store's own volumes need none")
 
-        cohort = CohortStore.open(absolute(store))
+        cohort = CohortStore.open(place(store))
         ids = [record.subject_id for record in cohort.subjects(split)]
         if all_subjects and not ids:
             there = "" if split is None else f" in the split '{split}'"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import JsonOption, SetOption, absolute
+from vesalius.infra.cli.options import JsonOption, SetOption, absolute, place
 from vesalius.infra.console import Terminal
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ Share = Annotated[float | None, typer.Option(min=0, help="Share of subjects draw
 def ingest(
     layout: Annotated[str, typer.Argument(metavar="LAYOUT", help="See `vesalius datasets`.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder or file that the layout reads.")],
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="The store to make or add to.")],
+    store: Annotated[
+        str,
+        typer.Argument(metavar="STORE", help="The store to make or add to: a folder or a URL, as s3://BUCKET/NAME."),
+    ],
     modality: Annotated[
         list[str] | None,
         typer.Option("--modality", help="Image to take, such as T1w; several make channels.", show_default=False),
@@ -65,7 +68,7 @@ def ingest(
             report = take_in(
                 layout,
                 absolute(root),
-                absolute(store),
+                place(store),
                 recipe=chosen,
                 modalities=modality or (),
                 splits=splits,
@@ -78,7 +81,7 @@ def ingest(
         if montage is not None and (report.added or report.unchanged):
             from vesalius.infra.pictures import draw_store_montage
 
-            document["montage"] = str(draw_store_montage(absolute(store), absolute(montage)))
+            document["montage"] = str(draw_store_montage(place(store), absolute(montage)))
         for subject, warnings in report.warnings.items():
             for warning in warnings:
                 terminal.warn(f"{subject}: {warning}")

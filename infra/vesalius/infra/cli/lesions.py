@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import JsonOption, SetOption, StoreArgument, absolute
+from vesalius.infra.cli.options import JsonOption, SetOption, StoreArgument, absolute, place
 from vesalius.infra.console import Terminal
 
 
 def lesions(
     store: StoreArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The store to make.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The store to make: a folder or a URL.")],
     masks: Annotated[Path, typer.Option(help="Folder of lesion masks (NIfTI) in MNI space.")],
     contrast: Annotated[
         float | None, typer.Option(help="Relative change of intensity inside (default: -0.4, 40 % darker)")
@@ -38,9 +38,9 @@ def lesions(
         values.update({key: value for key, value in flags.items() if value is not None})
         kind = create_model("LesionSettings", __base__=Settings, lesions=(PlantingSettings, PlantingSettings()))
         settings = override(kind(), values).model_dump()["lesions"]
-        cohort = CohortStore.open(absolute(store))
+        cohort = CohortStore.open(place(store))
         with terminal.progress("lesions") as progress:
-            report = plant_lesions(cohort, absolute(out), absolute(masks), **settings, progress=progress)
+            report = plant_lesions(cohort, place(out), absolute(masks), **settings, progress=progress)
         rows: list[tuple[str, object]] = [
             ("store", report.store),
             ("with a lesion", len(report.planted)),

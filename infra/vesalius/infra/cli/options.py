@@ -5,11 +5,14 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vesalius.platform.errors import SettingError
+
+if TYPE_CHECKING:
+    from vesalius.platform.store import Place
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Write the result alone to stdout, as one JSON document.")]
 SetOption = Annotated[
@@ -20,7 +23,9 @@ HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Folder of runs and models (default: $VESALIUS_HOME, else ~/.vesalius)"),
 ]
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A cohort store.", show_default=False)]
+StoreArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="A cohort store: a folder or a URL.", show_default=False)
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="cpu, cuda, or auto: cuda where there is one.", metavar="DEVICE")
 ]
@@ -40,6 +45,18 @@ def home_folder(home: Path | None) -> Path:
 def absolute(path: Path) -> Path:
     """Return ``path`` resolved from the folder the command was typed in; ``~`` is the user's home."""
     return Path(os.path.abspath(path.expanduser()))
+
+
+def place(store: str) -> "Place":
+    """Return where a store lies: a URL as it is, a folder resolved from where the command was typed in.
+
+    Raises:
+        StoreError: a URL that cannot name a store.
+    """
+    from vesalius.platform.store import place_of
+
+    found = place_of(store)
+    return absolute(found) if isinstance(found, Path) else found
 
 
 def one_of(value: str, known: list[str], kind: str) -> str:

@@ -1,11 +1,10 @@
 """``vesalius promote``: register a run's model, and make it the champion if it earns it."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vesalius.infra.cli.options import DeviceOption, HomeOption, JsonOption, absolute, home_folder
+from vesalius.infra.cli.options import DeviceOption, HomeOption, JsonOption, home_folder, place
 from vesalius.infra.console import Terminal
 
 
@@ -15,7 +14,7 @@ def promote(
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Without RUN: make the previous champion the champion again.")
     ] = False,
-    store: Annotated[Path | None, typer.Option(help="The store of the gate split (default: the run's own)")] = None,
+    store: Annotated[str | None, typer.Option(help="The store of the gate split (default: the run's own)")] = None,
     device: DeviceOption = "auto",
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -47,7 +46,7 @@ def promote(
                 found,
                 name,
                 home=folder,
-                store=absolute(store) if store else None,
+                store=place(store) if store else None,
                 device=pipeline.device_name(device),
                 progress=progress,
             )

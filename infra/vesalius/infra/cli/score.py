@@ -1,12 +1,15 @@
 """``vesalius score``: where volumes depart from healthy anatomy."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import DeviceOption, HomeOption, JsonOption, absolute, home_folder
+from vesalius.infra.cli.options import DeviceOption, HomeOption, JsonOption, absolute, home_folder, place
 from vesalius.infra.console import Terminal
+
+if TYPE_CHECKING:
+    from vesalius.platform.store import Place
 
 
 def score(
@@ -16,7 +19,7 @@ def score(
         typer.Argument(metavar="[FILE.nii.gz]...", help="One volume: a file for each channel.", show_default=False),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Score this split of a store, instead of a file.")] = None,
-    store: Annotated[Path | None, typer.Option(help="The store of --split (default: the run's own)")] = None,
+    store: Annotated[str | None, typer.Option(help="The store of --split (default: the run's own)")] = None,
     brain_mask: Annotated[Path | None, typer.Option(help="The file's brain mask, where there is one.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for maps, restorations and pictures [default for a file: its name].")
@@ -41,7 +44,7 @@ def score(
             folder = absolute(out or Path(stem_of(files[0])))
             _score_files(terminal, where, model, [absolute(file) for file in files], mask, folder, device)
         else:
-            of_store = absolute(store) if store else None
+            of_store = place(store) if store else None
             _score_split(terminal, where, model, split or "", of_store, absolute(out) if out else None, device)
 
 
@@ -88,7 +91,7 @@ def _score_files(
 
 
 def _score_split(
-    terminal: Terminal, home: Path, model: str, split: str, store: Path | None, out: Path | None, device: str
+    terminal: Terminal, home: Path, model: str, split: str, store: "Place | None", out: Path | None, device: str
 ) -> None:
     from vesalius.infra import application, pipeline, tables
 

@@ -1,11 +1,10 @@
 """``vesalius train``: learn a method on a cohort, or go on with a broken-off run."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vesalius.infra.cli.options import HomeOption, JsonOption, SetOption, absolute, home_folder
+from vesalius.infra.cli.options import HomeOption, JsonOption, SetOption, home_folder, place
 from vesalius.infra.console import Terminal
 
 
@@ -13,7 +12,9 @@ def train(
     method: Annotated[
         str | None, typer.Argument(metavar="METHOD", help="See `vesalius methods`.", show_default=False)
     ] = None,
-    store: Annotated[Path | None, typer.Argument(metavar="STORE", help="A cohort store.", show_default=False)] = None,
+    store: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="A cohort store: a folder or a URL.", show_default=False)
+    ] = None,
     preset: Annotated[str, typer.Option(help="Named settings of the method to start from.")] = "paper",
     assignments: SetOption = None,
     workers: Annotated[int, typer.Option(min=0, help="Ray Train workers; 0 trains in this process, without Ray.")] = 1,
@@ -52,7 +53,7 @@ def train(
                 )
             run = pipeline.start_run(
                 method,
-                absolute(store),
+                place(store),
                 home=folder,
                 preset=preset,
                 assignments=assignments or [],

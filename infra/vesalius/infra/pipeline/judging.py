@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vesalius.infra.pipeline.training import require_model, tracked_as
@@ -15,11 +14,12 @@ from vesalius.platform.evaluation import VOXEL_SETS, Figures, evaluate, fit_thre
 from vesalius.platform.models import ModelCard, load_model, model_digest, update_card
 from vesalius.platform.progress import silent
 from vesalius.platform.scoring import ScoreInfo, ScoreStore, score_store
-from vesalius.platform.store import CohortStore
+from vesalius.platform.store import CohortStore, place_of
 from vesalius.platform.training import choose_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from vesalius.platform.evaluation import Threshold, VoxelSet
     from vesalius.platform.progress import Progress
@@ -46,7 +46,7 @@ def score_run(
         CohortError: the split is empty.
     """
     card = require_model(run)
-    cohort = store or CohortStore.open(Path(run.spec.store))
+    cohort = store or CohortStore.open(run.spec.store)
     info = ScoreInfo(
         method=card.method,
         model_digest=model_digest(run.model),
@@ -63,7 +63,7 @@ def score_run(
 
 def is_own(run: RunFolder, store: CohortStore) -> bool:
     """Return whether a store is the one that a run was trained on: by its place, or by its content elsewhere."""
-    return store.digest == run.spec.cohort_digest or store.path.resolve() == Path(run.spec.store).resolve()
+    return store.digest == run.spec.cohort_digest or store.path.resolve() == place_of(run.spec.store).resolve()
 
 
 def scores_folder(run: RunFolder, split: str, store: CohortStore) -> Path:
@@ -85,7 +85,7 @@ def fit_thresholds(
         RunError: the run is not finished.
         CohortError: the split lacks what the policy needs.
     """
-    return _fit_own(run, CohortStore.open(Path(run.spec.store)), policy, device, progress)
+    return _fit_own(run, CohortStore.open(run.spec.store), policy, device, progress)
 
 
 def _fit_own(run: RunFolder, store: CohortStore, policy: Policy, device: str, progress: Progress) -> ModelCard:
@@ -134,7 +134,7 @@ def evaluate_run(
         RunError: the run is not finished, or there is no threshold because there is no validation split.
         CohortError: the split is empty, or the validation split lacks what the policy needs.
     """
-    cohort = store or CohortStore.open(Path(run.spec.store))
+    cohort = store or CohortStore.open(run.spec.store)
     card = require_model(run)
     thresholds: dict[VoxelSet, Threshold] = {}
     if is_own(run, cohort):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vesalius.infra.pipeline.judging import device_name, kept_rows, score_run, scores_folder
@@ -17,8 +16,11 @@ from vesalius.platform.scoring import ScoreInfo, ScoreStore, score_store
 from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vesalius.platform.progress import Progress
     from vesalius.platform.registry import Promotion
+    from vesalius.platform.store import Place
 
 METHODS_PATH = "vesalius.methods:METHODS"
 """Where a registered model finds the table of methods; a constant of ours, never read from a model."""
@@ -38,7 +40,7 @@ def score_reference(
     split: str,
     *,
     home: Path,
-    store: Path | None = None,
+    store: Place | None = None,
     out: Path | None = None,
     device: str = "auto",
     progress: Progress = silent,
@@ -49,7 +51,7 @@ def score_reference(
     """
     if (home / "runs" / reference / "run.json").is_file():
         run = find_run(home, reference)
-        cohort = CohortStore.open(store or Path(run.spec.store))
+        cohort = CohortStore.open(store or run.spec.store)
         return cohort, score_run(run, split, store=cohort, device=device, progress=progress), require_model(run)
     folder = model_folder(reference, home)
     if store is None or out is None:
@@ -74,7 +76,7 @@ def promote_run(
     name: str,
     *,
     home: Path,
-    store: Path | None = None,
+    store: Place | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Promotion:
@@ -85,7 +87,7 @@ def promote_run(
         CohortError: there is no gate split, or it shares subjects with another.
     """
     require_model(run)
-    cohort = CohortStore.open(store or Path(run.spec.store))
+    cohort = CohortStore.open(store or run.spec.store)
     tracked = tracked_as(run.spec)
     return registry.promote(
         run.model,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from vesalius.platform.contracts import Method, MethodSettings
     from vesalius.platform.progress import Progress
+    from vesalius.platform.store import Place
 
 
 def method_type(name: str) -> type[Method]:
@@ -60,7 +61,7 @@ def choose_settings(name: str, preset: str, assignments: Sequence[str]) -> tuple
 
 def start_run(
     name_of_method: str,
-    store: Path,
+    store: Place,
     *,
     home: Path,
     preset: str = "paper",

@@ -90,7 +90,7 @@ def check_store(spec: RunSpec) -> CohortStore:
     """
     from vesalius.platform.store import CohortStore
 
-    store = CohortStore.open(Path(spec.store))
+    store = CohortStore.open(spec.store)
     if store.digest != spec.cohort_digest:
         raise RunError(
             f"the store {spec.store} has changed since run '{spec.run_id}' was created "

@@ -13,20 +13,25 @@
 from vesalius.platform.store.arrays import ChunkSettings
 from vesalius.platform.store.checking import Problem, check_store, find_problems
 from vesalius.platform.store.cohort import CohortStore
+from vesalius.platform.store.place import Place, place_of
 from vesalius.platform.store.records import ArrayFacts, SourceFacts, SubjectArrays, SubjectRecord, check_subject_id
+from vesalius.platform.store.remote import RemotePath
 from vesalius.platform.store.space import require_space, space_errors
 
 __all__ = [
     "ArrayFacts",
     "ChunkSettings",
     "CohortStore",
+    "Place",
     "Problem",
+    "RemotePath",
     "SourceFacts",
     "SubjectArrays",
     "SubjectRecord",
     "check_store",
     "check_subject_id",
     "find_problems",
+    "place_of",
     "require_space",
     "space_errors",
 ]

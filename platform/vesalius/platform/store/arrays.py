@@ -11,18 +11,24 @@ import numpy as np
 import zarr
 from pydantic import Field
 from zarr.codecs import BloscCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import LocalStore, MemoryStore
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.ngff import AXES
 from vesalius.platform.store.records import ArrayFacts, SubjectArrays, SubjectRecord
+from vesalius.platform.store.remote import RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from zarr.core.buffer import Buffer
+
+    from vesalius.platform.store.place import Place
 
 
 class ChunkSettings(Settings):
@@ -80,13 +86,24 @@ def array_facts(array: NDArray[Any]) -> ArrayFacts:
 
 def write_array(path: Path, array: NDArray[Any], chunks: ChunkSettings) -> None:
     """Write one array (3D, or 4D with channels in front) as a Zarr v3 array of its own."""
+    _create(LocalStore(path), array, chunks)
+
+
+def array_files(array: NDArray[Any], chunks: ChunkSettings) -> dict[str, bytes]:
+    """Return the files that :func:`write_array` would write, by name."""
+    held: dict[str, Buffer] = {}
+    _create(MemoryStore(held), array, chunks)
+    return {name: content.to_bytes() for name, content in held.items()}
+
+
+def _create(store: LocalStore | MemoryStore, array: NDArray[Any], chunks: ChunkSettings) -> None:
     lead, space = array.shape[:-3], array.shape[-3:]
     # Channels are cut apart: whoever wants one modality decodes one modality.
     inner = (*(1 for _ in lead), *(min(chunks.chunk, size) for size in space))
     counts = [math.ceil(size / part) for size, part in zip(array.shape, inner, strict=True)]
     whole = tuple(count * part for count, part in zip(counts, inner, strict=True))
     zarr.create_array(
-        zarr.storage.LocalStore(path),
+        store,
         data=array,
         chunks=inner,
         # A shard around a single chunk would add an index and a second decoding step for nothing.
@@ -99,18 +116,33 @@ def write_array(path: Path, array: NDArray[Any], chunks: ChunkSettings) -> None:
     )
 
 
-def write_group(path: Path, attributes: Mapping[str, Any], aside: Path) -> None:
+def write_group(path: Place, attributes: Mapping[str, Any], aside: Place) -> None:
     """Write a Zarr v3 group's metadata into an existing folder, whole or not at all.
 
     Zarr's own writer would leave its unfinished file in the folder when it is killed; ours leaves it in ``aside``.
     """
+    write_file(path / "zarr.json", group_content(attributes), aside)
+
+
+def group_content(attributes: Mapping[str, Any]) -> bytes:
+    """Return a Zarr v3 group's metadata file."""
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    write_file(path / "zarr.json", json.dumps(metadata, indent=2, allow_nan=False).encode(), aside)
+    return json.dumps(metadata, indent=2, allow_nan=False).encode()
 
 
-def read_array(path: Path) -> NDArray[Any]:
-    """Read one whole array."""
-    return np.asarray(zarr.open_array(zarr.storage.LocalStore(path, read_only=True), mode="r")[...])
+def read_array(path: Place) -> NDArray[Any]:
+    """Read one whole array.
+
+    From a URL its files are fetched whole and side by side: Zarr would ask for every chunk of a shard on its own.
+    """
+    store: LocalStore | MemoryStore
+    if isinstance(path, RemotePath):
+        files = path.read_many(path.files())
+        make = default_buffer_prototype().buffer.from_bytes
+        store = MemoryStore({name: make(content) for name, content in files.items()}, read_only=True)
+    else:
+        store = LocalStore(path, read_only=True)
+    return np.asarray(zarr.open_array(store, mode="r")[...])
 
 
 def _of_shape(array: NDArray[Any], shape: tuple[int, ...], name: str, role: str) -> NDArray[Any]:

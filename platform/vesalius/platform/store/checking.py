@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.config import Settings
-from vesalius.platform.errors import StoreError
+from vesalius.platform.errors import StoreError, UnreachableError
 from vesalius.platform.progress import silent
 from vesalius.platform.store.arrays import array_facts, read_array
 from vesalius.platform.store.files import file_digest, folder_digests
 from vesalius.platform.store.lock import is_held
-from vesalius.platform.store.manifest import FORMAT, LOCK, NAME, PARTIAL, SUBJECTS, read_manifest
+from vesalius.platform.store.manifest import FORMAT, LOCK, NAME, PARTIAL, SUBJECTS, read_manifest, subject_folder
 from vesalius.platform.store.ngff import array_path
+from vesalius.platform.store.place import place_of
 from vesalius.platform.store.records import SubjectRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vesalius.platform.progress import Progress
-    from vesalius.platform.store.manifest import Entry
+    from vesalius.platform.store.manifest import Entry, Manifest
+    from vesalius.platform.store.place import Place
 
 FRAME: dict[str, dict[str, Any]] = {SUBJECTS: {}, ".": {"vesalius": {"format": FORMAT}}}
 """Attributes of the groups above the subjects, by folder."""
@@ -40,11 +43,11 @@ class Problem(Settings):
     sentence: str
 
 
-def check_store(path: Path, progress: Progress = silent) -> list[str]:
+def check_store(path: Place | str, progress: Progress = silent) -> list[str]:
     """Re-read everything against its checksums.
 
     Args:
-        path: a store; one whose manifest is damaged, too.
+        path: a store, by folder or URL; one whose manifest is damaged, too.
         progress: called before every subject.
 
     Returns:
@@ -53,10 +56,13 @@ def check_store(path: Path, progress: Progress = silent) -> list[str]:
     return [problem.sentence for problem in find_problems(path, progress)]
 
 
-def find_problems(path: Path, progress: Progress = silent) -> list[Problem]:
+def find_problems(path: Place | str, progress: Progress = silent) -> list[Problem]:
     """Do what :func:`check_store` does and say which subject each problem damages."""
+    path = place_of(path)
     try:
         manifest = read_manifest(path)
+    except UnreachableError:
+        raise
     except StoreError as error:
         return [Problem(subject_id=None, sentence=str(error))]
     problems = [Problem(subject_id=None, sentence=text) for text in _frame_problems(path)]
@@ -69,17 +75,26 @@ def find_problems(path: Path, progress: Progress = silent) -> list[Problem]:
                 sentence=f"subject {subject_id}: {text}: 'vesalius check --repair' drops the subject, "
                 "and the same ingest takes it in again",
             )
-            for text in subject_problems(path / SUBJECTS / subject_id, entry)
+            for text in subject_problems(folder_of(path, subject_id, entry), entry)
         )
     progress(total, total, "")
     # What a writer at work has not committed yet is no problem, and what it committed since we began is none either.
     if not is_held(path / LOCK):
-        committed = set(read_manifest(path).subjects)
-        problems.extend(Problem(subject_id=None, sentence=text) for text in _leftovers(path, committed))
+        problems.extend(Problem(subject_id=None, sentence=text) for text in _leftovers(path, read_manifest(path)))
     return problems
 
 
-def subject_problems(folder: Path, entry: Entry) -> Iterator[str]:
+def folder_of(path: Place, subject_id: str, entry: Entry) -> Place:
+    """Return where a committed subject's group lies."""
+    return path / SUBJECTS / subject_folder(path, subject_id, entry.metadata_sha256)
+
+
+def committed_folders(path: Place, manifest: Manifest) -> set[str]:
+    """Return the names below ``subjects/`` that are committed."""
+    return {subject_folder(path, key, entry.metadata_sha256) for key, entry in manifest.subjects.items()}
+
+
+def subject_problems(folder: Place, entry: Entry) -> Iterator[str]:
     """Yield what is wrong with one committed subject's folder."""
     if not folder.is_dir():
         yield f"{folder} is missing"
@@ -98,15 +113,18 @@ def subject_problems(folder: Path, entry: Entry) -> Iterator[str]:
         yield from _array_problems(folder, entry.record)
 
 
-def read_written(folder: Path) -> SubjectRecord | None:
+def read_written(folder: Place) -> SubjectRecord | None:
     """Return the record of a subject's folder if every file of it is what was written, whoever committed it or not."""
     try:
-        attributes = json.loads((folder / "zarr.json").read_bytes())["attributes"]["vesalius"]
+        metadata = (folder / "zarr.json").read_bytes()
+        attributes = json.loads(metadata)["attributes"]["vesalius"]
         record = SubjectRecord.model_validate(attributes["record"])
         files = dict(attributes["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if any(True for _ in _file_problems(folder, files)) or record.subject_id != folder.name:
+    if subject_folder(folder, record.subject_id, sha256(metadata).hexdigest()) != folder.name:
+        return None
+    if any(True for _ in _file_problems(folder, files)):
         return None
     # Whole, and still of another format: its arrays lie elsewhere.
     if any(f"{array_path(role)}/zarr.json" not in files for role in record.arrays):
@@ -117,11 +135,11 @@ def read_written(folder: Path) -> SubjectRecord | None:
 _STRANGE = "does not belong to the store"
 
 
-def _read_files(metadata: Path) -> dict[str, str]:
+def _read_files(metadata: Place) -> dict[str, str]:
     return dict(json.loads(metadata.read_bytes())["attributes"]["vesalius"]["files"])
 
 
-def _file_problems(folder: Path, expected: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _file_problems(folder: Place, expected: dict[str, str]) -> Iterator[tuple[str, str]]:
     found = folder_digests(folder)
     found.pop("zarr.json", None)
     for name in sorted({*expected, *found}):
@@ -133,11 +151,13 @@ def _file_problems(folder: Path, expected: dict[str, str]) -> Iterator[tuple[str
             yield name, "is not what was committed"
 
 
-def _array_problems(folder: Path, record: SubjectRecord) -> Iterator[str]:
+def _array_problems(folder: Place, record: SubjectRecord) -> Iterator[str]:
     """Decode every array: files may be whole and still not give the values back, with another version of a codec."""
     for name, facts in record.arrays.items():
         try:
             found = array_facts(read_array(folder / array_path(name)))
+        except UnreachableError:
+            raise  # that says nothing of what is stored
         except Exception as error:  # whatever a decoder throws at damaged bytes
             yield f"{folder / array_path(name)} cannot be decoded ({type(error).__name__})"
         else:
@@ -145,7 +165,7 @@ def _array_problems(folder: Path, record: SubjectRecord) -> Iterator[str]:
                 yield f"{folder / array_path(name)} does not decode to what was committed"
 
 
-def _frame_problems(path: Path) -> Iterator[str]:
+def _frame_problems(path: Place) -> Iterator[str]:
     for folder, expected in FRAME.items():
         metadata = path / folder / "zarr.json"
         if group_attributes(metadata) != expected:
@@ -154,7 +174,7 @@ def _frame_problems(path: Path) -> Iterator[str]:
     yield from (f"{path / name} {_STRANGE}: move it away" for name in strange)
 
 
-def group_attributes(metadata: Path) -> Any:
+def group_attributes(metadata: Place) -> Any:
     """Return the attributes of a Zarr v3 group's metadata file, or None where it is none."""
     try:
         tree = json.loads(metadata.read_bytes())
@@ -163,17 +183,31 @@ def group_attributes(metadata: Path) -> Any:
         return None
 
 
-def _leftovers(path: Path, committed: set[str]) -> Iterator[str]:
-    for entry in sorted((path / SUBJECTS).iterdir()) if (path / SUBJECTS).is_dir() else ():
-        if entry.name in committed or entry.name == "zarr.json":
-            continue
-        if read_written(entry) is None:
-            yield f"{entry} {_STRANGE}: move it away"
-        else:
+def uncommitted_folders(path: Place, manifest: Manifest) -> Iterator[Place]:
+    """Yield what lies below ``subjects/`` and is not committed, by name: folders on a disk, prefixes at a URL."""
+    committed = committed_folders(path, manifest) | {"zarr.json"}
+    if (path / SUBJECTS).is_dir():
+        yield from sorted((e for e in (path / SUBJECTS).iterdir() if e.name not in committed), key=lambda e: e.name)
+
+
+def is_unfinished(entry: Place) -> bool:
+    """Say whether an uncommitted prefix at a URL is what a writer left half-way: its metadata is written last."""
+    return not isinstance(entry, Path) and "@" in entry.name and not (entry / "zarr.json").is_file()
+
+
+def _leftovers(path: Place, manifest: Manifest) -> Iterator[str]:
+    unfinished = "holds what an interrupted ingest left unfinished: the next ingest clears it"
+    for entry in uncommitted_folders(path, manifest):
+        written = read_written(entry)
+        if written is not None:
             yield (
-                f"subject {entry.name} was written and never committed: run the same ingest again to take it in, "
-                "or drop it with 'vesalius check --repair'"
+                f"subject {written.subject_id} was written and never committed: run the same ingest again to take it "
+                "in, or drop it with 'vesalius check --repair'"
             )
+        elif is_unfinished(entry):
+            yield f"{entry} {unfinished}"
+        else:
+            yield f"{entry} {_STRANGE}: move it away"
     partial = path / PARTIAL
-    if partial.is_dir() and any(partial.iterdir()):
-        yield f"{partial} holds what an interrupted ingest left unfinished: the next ingest clears it"
+    if partial.is_dir() and any(True for _ in partial.iterdir()):
+        yield f"{partial} {unfinished}"

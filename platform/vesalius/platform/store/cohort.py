@@ -1,18 +1,20 @@
-"""The cohort store: prepared volumes of one recipe, a Zarr v3 group a subject, and a manifest that is the commit."""
+"""The cohort store: prepared volumes of one recipe, a Zarr v3 group a subject, and a manifest that is the commit.
+
+A store lies in a folder of this machine or at a URL (``s3://bucket/cohort``, ``memory://cohort``, ...). Both behave
+alike; ``docs/decisions/0002-cohort-store.md`` says what each kind of file system guarantees.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.errors import CohortError, StoreError
 from vesalius.platform.progress import silent
-from vesalius.platform.store.arrays import ChunkSettings, read_array
-from vesalius.platform.store.checking import check_store, find_problems
+from vesalius.platform.store.checking import check_store, find_problems, folder_of, read_written, uncommitted_folders
 from vesalius.platform.store.creation import differences, make_store, new_manifest, write_frame
-from vesalius.platform.store.facts import cohort_facts
 from vesalius.platform.store.files import remove
 from vesalius.platform.store.lock import exclusive
 from vesalius.platform.store.manifest import (
@@ -21,48 +23,53 @@ from vesalius.platform.store.manifest import (
     PARTIAL,
     SUBJECTS,
     Manifest,
+    read_current,
     read_manifest,
     write_manifest,
 )
-from vesalius.platform.store.ngff import array_path
+from vesalius.platform.store.place import place_of
+from vesalius.platform.store.reading import CommittedCohort
+from vesalius.platform.store.remote_lock import read_lock
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.store.writing import (
+    clear_unfinished,
     committable,
+    make_way,
     require_same,
     uncommitted_records,
     write_subject,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
-    from vesalius.platform.contracts import CohortFacts
     from vesalius.platform.progress import Progress
+    from vesalius.platform.store.arrays import ChunkSettings
     from vesalius.platform.store.manifest import Entry
+    from vesalius.platform.store.place import Place
     from vesalius.platform.store.records import SubjectArrays, SubjectRecord
 
 
-class CohortStore:
-    """A cohort on disk. Make one with :meth:`create` or :meth:`open`.
+class CohortStore(CommittedCohort):
+    """A cohort on disk or at a URL. Make one with :meth:`create` or :meth:`open`.
 
     Reading is safe from any number of threads and processes; open the store in each process. Writing is for one
-    process that holds :meth:`lock`, together with the workers it hands :meth:`write` to.
+    process that holds :meth:`lock`, together with the workers that :meth:`join` its :attr:`session`.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self._manifest = manifest
+    def __init__(self, path: Place, manifest: Manifest, session: str | None = None) -> None:
+        super().__init__(path, manifest)
         self._depth = 0
+        self._session = session
+        self._joined = session is not None
+        self._confirm: Callable[[], None] | None = None
 
     # ---- opening
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: Place | str,
         *,
         recipe: Mapping[str, Any],
         channels: Sequence[str],
@@ -72,17 +79,19 @@ class CohortStore:
         """Make an empty store, or open the one that is there if it is of the same recipe and channels.
 
         Args:
-            path: a folder that is absent, empty, or already a store.
+            path: a folder or URL that is absent, empty, or already a store.
             recipe: JSON of how subjects are prepared; ``recipe["dtype"]`` is the image's type (float32 or float16).
             channels: modality names in the order of the image's first axis.
             name: what the cohort is called.
             chunks: how arrays are cut and compressed; None for the measured default.
 
         Raises:
-            StoreError: the folder holds something else, or a store of another recipe or other channels.
+            StoreError: the folder holds something else, or a store of another recipe or other channels; the URL cannot
+                be reached or used.
         """
+        path = place_of(path)
         wanted = new_manifest(path, recipe, channels, name, chunks)
-        if path.exists() and not path.is_dir():
+        if isinstance(path, Path) and path.exists() and not path.is_dir():
             raise StoreError(f"{path} is a file: give a folder for the store")
         if not (path / NAME).exists():
             make_store(path, wanted)
@@ -100,87 +109,15 @@ class CohortStore:
         return store
 
     @classmethod
-    def open(cls, path: Path) -> CohortStore:
-        """Open a store for reading.
+    def join(cls, path: Place | str, session: str) -> CohortStore:
+        """Open a store as a worker of the process that holds its lock, to :meth:`write` for it.
 
-        Raises:
-            StoreError: the folder is not a store, or its manifest is damaged.
+        Args:
+            path: its folder or URL.
+            session: the holder's :attr:`session`. When it has ended, nothing can be written any more.
         """
-        return cls(path, read_manifest(path))
-
-    # ---- what it holds
-
-    @property
-    def name(self) -> str:
-        """What the cohort is called."""
-        return self._manifest.name
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The recipe every subject was prepared by, as plain JSON."""
-        return dict(self._manifest.recipe)
-
-    @property
-    def recipe_digest(self) -> str:
-        """Digest of the recipe."""
-        return self._manifest.recipe_digest
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Modality names, in the order of the images' first axis."""
-        return self._manifest.channels
-
-    @property
-    def digest(self) -> str:
-        """Digest of the cohort: the same input gives the same, whatever the order, time, workers or codec."""
-        return self._manifest.cohort_digest
-
-    def subjects(self, split: str | None = None, *, healthy: bool | None = None) -> list[SubjectRecord]:
-        """Return committed subjects sorted by id: of one split or all, healthy or not or both."""
-        records = (self._manifest.subjects[key].record for key in sorted(self._manifest.subjects))
-        return [
-            record
-            for record in records
-            if (split is None or record.split == split) and (healthy is None or record.has_lesion is not healthy)
-        ]
-
-    def record(self, subject_id: str) -> SubjectRecord:
-        """Return one subject's record.
-
-        Raises:
-            CohortError: no such subject is committed.
-        """
-        return self._entry(subject_id).record
-
-    def image(self, subject_id: str) -> NDArray[np.float32]:
-        """Return (C, D, H, W) float32 intensities."""
-        return self._read(subject_id, "image").astype(np.float32, copy=False)
-
-    def brain(self, subject_id: str) -> NDArray[np.bool_]:
-        """Return the (D, H, W) brain mask."""
-        return self._read(subject_id, "brain").astype(np.bool_)
-
-    def mask(self, subject_id: str, role: Literal["brain", "head", "lesion"]) -> NDArray[np.bool_] | None:
-        """Return a (D, H, W) mask, or None where the subject has none."""
-        if role not in self.record(subject_id).arrays:
-            return None
-        return self._read(subject_id, role).astype(np.bool_)
-
-    def structures(self, subject_id: str) -> NDArray[np.integer[Any]] | None:
-        """Return (D, H, W) structure labels (see ``record.structures``), or None where the subject has none."""
-        return self._read(subject_id, "structures") if "structures" in self.record(subject_id).arrays else None
-
-    def facts(self, split: str = "train") -> CohortFacts:
-        """Return what a method may know of the cohort: the ordered subjects of a split and their one grid.
-
-        All of the training split counts: an anomalous subject stands there only by the user's word. Of other splits
-        the healthy ones do. The affine is the first subject's; another's may differ by where its grid lies.
-
-        Raises:
-            CohortError: there is no such subject, or they do not share one grid.
-        """
-        healthy = None if split == "train" else True
-        return cohort_facts(self.path, self.subjects(split, healthy=healthy), split, self.channels, self.digest)
+        path = place_of(path)
+        return cls(path, read_manifest(path), session)
 
     # ---- writing
 
@@ -192,17 +129,49 @@ class CohortStore:
             StoreError: another writer is at work; the message names it.
         """
         with self._locked():
-            if self._depth == 1:
-                for leftover in (self.path / PARTIAL).iterdir():
-                    remove(leftover)
-                # Another writer may have committed since this store was opened.
-                self._manifest = read_manifest(self.path)
+            if self._depth > 1:
+                yield
+                return
+            # Another writer may have committed since this store was opened.
+            self._manifest = read_manifest(self.path)
+            with space_errors(self.path):
+                clear_unfinished(self.path, self._manifest)
+            with self._own_session():
+                yield
+
+    @property
+    def session(self) -> str:
+        """What workers of this lock's holder :meth:`join` by.
+
+        Raises:
+            StoreError: the lock is not held.
+        """
+        if self._session is None:
+            raise StoreError(f"{self.path}: nobody holds its lock here: take it before workers are to write")
+        return self._session
+
+    @contextlib.contextmanager
+    def _own_session(self) -> Iterator[None]:
+        folder = None
+        if isinstance(self.path, Path):
+            self._session = uuid.uuid4().hex
+            folder = self.path / PARTIAL / self._session
+            with space_errors(self.path):
+                folder.mkdir()
+        else:
+            state = read_lock(self.path / LOCK)
+            self._session = None if state is None else state.token
+        try:
             yield
+        finally:
+            self._session = None
+            if folder is not None:
+                remove(folder)
 
     def write(self, record: SubjectRecord, arrays: SubjectArrays) -> SubjectRecord:
         """Write a subject's voxels. They are not visible before :meth:`commit`.
 
-        The workers of the process that holds :meth:`lock` may call this in parallel, each on a store it opened itself.
+        The workers of the process that holds :meth:`lock` may call this in parallel, each on a store that it joined.
         A subject that is already committed with the same content is left alone.
 
         Returns:
@@ -214,7 +183,7 @@ class CohortStore:
             StoreError: the subject is committed with other content, or is of another recipe or other channels.
             DiskSpaceError: there is no room; nothing half-written stays.
         """
-        return write_subject(self.path, self._manifest, record, arrays)
+        return write_subject(self.path, self._manifest, record, arrays, session=self._session, joined=self._joined)
 
     def uncommitted(self) -> list[SubjectRecord]:
         """Return the subjects of this recipe that a killed writer wrote whole and did not commit.
@@ -228,6 +197,26 @@ class CohortStore:
             if record.recipe_digest == self.recipe_digest and record.channels == self.channels
         ]
 
+    def make_way(self, subject_ids: Collection[str]) -> None:
+        """Remove what lies uncommitted under some ids, so that workers may write them; needs :meth:`lock`."""
+        with self._locked(), space_errors(self.path):
+            make_way(self.path, self._manifest, subject_ids, self._session)
+
+    def abandon(self) -> None:
+        """Remove the store from its place, all but the lock; for one that holds nothing; needs :meth:`lock`.
+
+        Raises:
+            StoreError: it holds subjects.
+        """
+        with self._locked():
+            if read_manifest(self.path).subjects:
+                raise StoreError(f"{self.path} holds subjects and is not removed")
+            if isinstance(self.path, Path):
+                remove(self.path)
+                return
+            for name in (NAME, SUBJECTS, "zarr.json"):
+                remove(self.path / name)
+
     def commit(self, records: Iterable[SubjectRecord]) -> None:
         """Make written subjects part of the cohort, all or none, by replacing the manifest in one step.
 
@@ -236,7 +225,7 @@ class CohortStore:
             DiskSpaceError: there is no room; the old manifest stands.
         """
         with self._locked():
-            current = read_manifest(self.path)
+            current, version = read_current(self.path)
             entries = dict(current.subjects)
             for record in records:
                 known = entries.get(record.subject_id)
@@ -244,7 +233,7 @@ class CohortStore:
                     entries[record.subject_id] = committable(self.path, record)
                 else:
                     require_same(self.path, known.record, record)
-            self._replace(current, entries)
+            self._replace(current, entries, version)
 
     def forget(self, subject_ids: Iterable[str]) -> None:
         """Take subjects out of the cohort and remove their voxels, damaged or not.
@@ -253,15 +242,17 @@ class CohortStore:
             CohortError: one of them is not committed; nothing is taken out.
         """
         with self._locked():
-            current = read_manifest(self.path)
+            current, version = read_current(self.path)
             entries = dict(current.subjects)
-            doomed = list(dict.fromkeys(subject_ids))
-            for subject_id in doomed:
-                if entries.pop(subject_id, None) is None:
+            doomed = {}
+            for subject_id in dict.fromkeys(subject_ids):
+                entry = entries.pop(subject_id, None)
+                if entry is None:
                     raise CohortError(f"{self.path} holds no subject '{subject_id}'")
-            self._replace(current, entries)
-            for subject_id in doomed:
-                remove(self.path / SUBJECTS / subject_id)
+                doomed[subject_id] = folder_of(self.path, subject_id, entry)
+            self._replace(current, entries, version)
+            for folder in doomed.values():
+                remove(folder)
 
     # ---- checking
 
@@ -277,50 +268,36 @@ class CohortStore:
         """
         with self.lock():
             damaged = {p.subject_id for p in find_problems(self.path, progress) if p.subject_id is not None}
-            loose = {record.subject_id for record in uncommitted_records(self.path, self._manifest)}
+            loose = {}
+            for folder in uncommitted_folders(self.path, self._manifest):
+                written = read_written(folder)
+                if written is not None:
+                    loose[folder] = written.subject_id
             self.forget(damaged)
-            for subject_id in loose:
-                remove(self.path / SUBJECTS / subject_id)
+            for folder in loose:
+                remove(folder)
             write_frame(self.path)
-        return sorted(damaged | loose)
+        return sorted({*damaged, *loose.values()})
 
     # ---- inside
 
-    def _entry(self, subject_id: str) -> Entry:
-        entry = self._manifest.subjects.get(subject_id)
-        if entry is None:
-            raise CohortError(f"{self.path} holds no subject '{subject_id}'")
-        return entry
-
-    def _read(self, subject_id: str, name: str) -> NDArray[Any]:
-        facts = self._entry(subject_id).record.arrays[name]
-        folder = self.path / SUBJECTS / subject_id / array_path(name)
-        try:
-            array = read_array(folder)
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever a decoder throws at damaged bytes
-            raise StoreError(
-                f"{folder} cannot be read ({type(error).__name__}): run 'vesalius check {self.path}'"
-            ) from error
-        if array.shape != facts.shape or array.dtype.name != facts.dtype:
-            raise StoreError(f"{folder} is not what was committed: run 'vesalius check {self.path}'")
-        return array
-
-    def _replace(self, current: Manifest, entries: Mapping[str, Entry]) -> None:
+    def _replace(self, current: Manifest, entries: Mapping[str, Entry], version: str | None) -> None:
         updated = current.model_copy(update={"subjects": dict(sorted(entries.items()))})
         if updated != current:
+            if self._confirm is not None:
+                self._confirm()
             with space_errors(self.path):
-                write_manifest(self.path, updated, self.path / PARTIAL)
+                write_manifest(self.path, updated, self.path / PARTIAL, version)
         self._manifest = updated
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if self._depth == 0:
-                stack.enter_context(exclusive(self.path / LOCK))
-                with space_errors(self.path):
-                    (self.path / PARTIAL).mkdir(exist_ok=True)
+                self._confirm = stack.enter_context(exclusive(self.path / LOCK))
+                if isinstance(self.path, Path):
+                    with space_errors(self.path):
+                        (self.path / PARTIAL).mkdir(exist_ok=True)
             self._depth += 1
             try:
                 yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.config import canonical_json
@@ -17,13 +18,14 @@ from vesalius.platform.store.writing import SLACK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+    from vesalius.platform.store.place import Place
 
 _OURS = frozenset({PARTIAL, LOCK, SUBJECTS, "zarr.json"})
 
 
 def new_manifest(
-    path: Path, recipe: Mapping[str, Any], channels: Sequence[str], name: str, chunks: ChunkSettings | None
+    path: Place, recipe: Mapping[str, Any], channels: Sequence[str], name: str, chunks: ChunkSettings | None
 ) -> Manifest:
     """Return the manifest of an empty store.
 
@@ -38,7 +40,7 @@ def new_manifest(
     return Manifest(name=name, recipe=plain, channels=tuple(channels), chunks=chunks or ChunkSettings())
 
 
-def make_store(path: Path, manifest: Manifest) -> None:
+def make_store(path: Place, manifest: Manifest) -> None:
     """Write an empty store; one whose making was interrupted, or whose manifest was moved away, is made anew.
 
     Raises:
@@ -52,12 +54,14 @@ def make_store(path: Path, manifest: Manifest) -> None:
     is_new = not path.exists()
     try:
         with space_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
+            if isinstance(path, Path):
+                path.mkdir(parents=True, exist_ok=True)
             with exclusive(path / LOCK):
                 # Another writer may have made it while this one waited for nothing.
                 if not (path / NAME).exists():
-                    (path / PARTIAL).mkdir(exist_ok=True)
-                    (path / SUBJECTS).mkdir(exist_ok=True)
+                    if isinstance(path, Path):
+                        (path / PARTIAL).mkdir(exist_ok=True)
+                        (path / SUBJECTS).mkdir(exist_ok=True)
                     write_frame(path)
                     write_manifest(path, manifest, path / PARTIAL)
     except DiskSpaceError:
@@ -66,7 +70,7 @@ def make_store(path: Path, manifest: Manifest) -> None:
         raise
 
 
-def write_frame(path: Path) -> None:
+def write_frame(path: Place) -> None:
     """Write the groups that make the folder one Zarr hierarchy; the store itself lives by its manifest."""
     for folder, attributes in FRAME.items():
         metadata = path / folder / "zarr.json"

@@ -10,14 +10,14 @@ from vesalius.platform.errors import CohortError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from vesalius.platform.contracts import CohortFacts
+    from vesalius.platform.store.place import Place
     from vesalius.platform.store.records import SubjectRecord
 
 
 def cohort_facts(
-    path: Path, records: Sequence[SubjectRecord], split: str, channels: tuple[str, ...], digest: str
+    path: Place, records: Sequence[SubjectRecord], split: str, channels: tuple[str, ...], digest: str
 ) -> CohortFacts:
     """Return the facts of the healthy subjects of a split; see :meth:`CohortStore.facts`.
 

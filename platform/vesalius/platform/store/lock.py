@@ -11,33 +11,52 @@ import socket
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import StoreError
+from vesalius.platform.store.remote import RemotePath
+from vesalius.platform.store.remote_lock import exclusive_remote, is_held_remotely
 from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from vesalius.platform.store.place import Place
 
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Place) -> Iterator[Callable[[], None]]:
     """Hold the lock file at ``path``; the operating system lets go of it when the process dies, however it dies.
+
+    At a URL the lock is an object that is renewed; see :mod:`vesalius.platform.store.remote_lock`.
+
+    Yields:
+        A function that raises :class:`StoreError` where the lock is ours no more, as only a URL's can come to be.
 
     Raises:
         StoreError: another writer holds it (the message names that writer), or the folder may not be written.
         DiskSpaceError: there is no room for the lock file.
     """
+    if isinstance(path, RemotePath):
+        with exclusive_remote(path) as lease:
+            yield lease.confirm
+        return
     with space_errors(path.parent):
         descriptor = _acquire(path)
     try:
-        yield
+        yield _ours
     finally:
         os.close(descriptor)
 
 
-def is_held(path: Path) -> bool:
+def _ours() -> None:
+    """Find nothing wrong: what the operating system locked for us stays ours."""
+
+
+def is_held(path: Place) -> bool:
     """Say whether a writer holds the lock file at this moment."""
+    if isinstance(path, RemotePath):
+        return is_held_remotely(path)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -61,6 +80,9 @@ def _acquire(path: Path) -> int:
         raise StoreError(f"{path.parent} may not be written ({error.strerror}): choose another folder") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(descriptor)):
+            # Whoever held it took nothing in and removed the store that it had made: this is the lock of nothing.
+            raise StoreError(f"{path.parent} was removed by another process at this very moment: run the same again")
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {started}\n".encode(), 0)

@@ -8,20 +8,24 @@ import shutil
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import DiskSpaceError
+from vesalius.platform.store.remote import RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from vesalius.platform.store.place import Place
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def require_space(path: Path, num_bytes: int) -> None:
-    """Check that ``num_bytes`` can be written below ``path``, which need not exist yet.
+def require_space(path: Place, num_bytes: int) -> None:
+    """Check that ``num_bytes`` can be written below ``path``, which need not exist yet; a URL cannot be asked.
 
     Raises:
         DiskSpaceError: less is free.
     """
+    if isinstance(path, RemotePath):
+        return
     place = path
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -34,7 +38,7 @@ def require_space(path: Path, num_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def space_errors(path: Path) -> Iterator[None]:
+def space_errors(path: Place) -> Iterator[None]:
     """Turn the operating system's "no space left" into a :class:`DiskSpaceError` naming ``path``."""
     try:
         yield

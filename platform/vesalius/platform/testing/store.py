@@ -1,6 +1,6 @@
 """The contract suite of the cohort store: what it must hold to, a kill at any point included.
 
-Each check takes a factory, which opens or makes a store at a path, and an empty folder to work in, and raises
+Each check takes a factory, which opens or makes a store at a place, and an empty folder or URL to work in, and raises
 ``AssertionError`` where the contract is broken::
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -11,15 +11,19 @@ Each check takes a factory, which opens or makes a store at a path, and an empty
 from __future__ import annotations
 
 import os
-import shutil
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vesalius.platform.errors import CohortError, InputError, StoreError
-from vesalius.platform.store import CohortStore, SubjectArrays, find_problems
+from vesalius.platform.store import CohortStore, Place, SubjectArrays, find_problems
+from vesalius.platform.store.files import remove
+from vesalius.platform.testing.store_at_url import (
+    check_a_writer_that_lost_its_lock_commits_nothing,
+    check_survives_a_kill_at_every_request,
+    check_survives_an_outage_at_every_request,
+)
 from vesalius.platform.testing.store_cases import (
     SHAPE,
     Case,
@@ -29,6 +33,7 @@ from vesalius.platform.testing.store_cases import (
     assert_refused,
     example_case,
     files_in,
+    written_at,
 )
 from vesalius.platform.testing.store_interruptions import (
     check_survives_a_full_disk_at_every_step,
@@ -38,9 +43,12 @@ from vesalius.platform.testing.store_interruptions import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    from vesalius.platform.store import RemotePath
 
 
-def check_reads_back_what_was_written(make: StoreFactory, folder: Path) -> None:
+def check_reads_back_what_was_written(make: StoreFactory, folder: Place) -> None:
     """Every array, label and attribute comes back bit for bit, in an opening of its own."""
     path = folder / "store"
     store = make(path)
@@ -59,7 +67,7 @@ def check_reads_back_what_was_written(make: StoreFactory, folder: Path) -> None:
     assert (facts.grid, facts.channels, facts.digest) == (SHAPE, store.channels, store.digest)
 
 
-def check_nothing_shows_before_its_commit(make: StoreFactory, folder: Path) -> None:
+def check_nothing_shows_before_its_commit(make: StoreFactory, folder: Place) -> None:
     """What is written is invisible to readers until the commit, and a commit takes all of its subjects or none."""
     path = folder / "store"
     store = make(path)
@@ -76,7 +84,7 @@ def check_nothing_shows_before_its_commit(make: StoreFactory, folder: Path) -> N
     assert_refused(CohortError, lambda: store.image("sub-01"), "sub-01")
 
 
-def check_the_same_input_gives_the_same_digest(make: StoreFactory, folder: Path) -> None:
+def check_the_same_input_gives_the_same_digest(make: StoreFactory, folder: Place) -> None:
     """The digest knows content only: not order, not the number of commits, not the place, not the notes."""
     forwards, backwards = make(folder / "forwards"), make(folder / "backwards")
     cases = [example_case(number, forwards.channels) for number in range(3)]
@@ -104,18 +112,18 @@ def check_the_same_input_gives_the_same_digest(make: StoreFactory, folder: Path)
         assert other.digest != forwards.digest, f"another {what} gives the same digest"
 
 
-def check_a_second_ingest_adds_and_changes_nothing_else(make: StoreFactory, folder: Path) -> None:
+def check_a_second_ingest_adds_and_changes_nothing_else(make: StoreFactory, folder: Place) -> None:
     """Committed files are never touched again; the same content is a silent no, other content is refused."""
     path = folder / "store"
     store = make(path)
     cases = [example_case(number, store.channels) for number in range(3)]
     add(store, cases[:2])
     before = files_in(path / "subjects")
-    times = {name: (path / "subjects" / name).stat().st_mtime_ns for name in before}
+    times = {name: written_at(path / "subjects" / name) for name in before}
     add(make(path), cases)
     after = files_in(path / "subjects")
     assert {name: after[name] for name in before} == before
-    assert {name: (path / "subjects" / name).stat().st_mtime_ns for name in before} == times
+    assert {name: written_at(path / "subjects" / name) for name in before} == times
     record, arrays = cases[0]
     changed = record.model_copy(update={"split": "test"})
     stale = make(path)
@@ -126,7 +134,7 @@ def check_a_second_ingest_adds_and_changes_nothing_else(make: StoreFactory, fold
         assert_holds(CohortStore.open(path), case)
 
 
-def check_a_second_writer_is_refused_by_name(make: StoreFactory, folder: Path) -> None:
+def check_a_second_writer_is_refused_by_name(make: StoreFactory, folder: Place) -> None:
     """Whoever holds the lock is named; readers are not held up; the lock is free again afterwards."""
     path = folder / "store"
     first, second = make(path), CohortStore.open(path)
@@ -141,20 +149,20 @@ def check_a_second_writer_is_refused_by_name(make: StoreFactory, folder: Path) -
         assert_holds(second, case)
 
 
-def check_ids_cannot_leave_the_store(make: StoreFactory, folder: Path) -> None:
+def check_ids_cannot_leave_the_store(make: StoreFactory, folder: Place) -> None:
     """An id that is no plain folder name is refused before anything is written."""
     store = make(folder / "store")
     record, arrays = example_case(0, store.channels)
-    before = files_in(folder)
+    before = _without_lock(files_in(folder))
     for text in ("../sub", "..", ".", "", "a/b", "a\\b", "/etc", ".hidden", "sub 01", "sub\n", "a" * 129, "süb"):
         # model_copy does not validate: a record may carry anything by the time it is written.
         forged = record.model_copy(update={"subject_id": text})
         assert_refused(CohortError, partial(store.write, forged, arrays), "subject id")
         assert_refused(CohortError, partial(store.commit, [forged]), "subject id")
-    assert files_in(folder) == before
+    assert _without_lock(files_in(folder)) == before
 
 
-def check_damage_is_named(make: StoreFactory, folder: Path) -> None:
+def check_damage_is_named(make: StoreFactory, folder: Place) -> None:
     """A flipped byte anywhere, a missing file and a foreign one are each reported by the file's name."""
     path = folder / "store"
     store = make(path)
@@ -172,7 +180,8 @@ def check_damage_is_named(make: StoreFactory, folder: Path) -> None:
         _assert_named(path, name, f"{name} removed")
         target.write_bytes(content)
         assert store.check() == [], f"{name} is restored and check still complains"
-    for name in ("stray.txt", "subjects/stray.txt", "subjects/sub-00/stray.txt", "subjects/sub-00/image/stray"):
+    inside = f"subjects/{store.folder('sub-00').name}"
+    for name in ("stray.txt", "subjects/stray.txt", f"{inside}/stray.txt", f"{inside}/image/stray"):
         (path / name).write_text("x")
         _assert_named(path, name, f"{name} added")
         (path / name).unlink()
@@ -180,15 +189,15 @@ def check_damage_is_named(make: StoreFactory, folder: Path) -> None:
     _assert_named(path, "sub-02", "a subject that was never committed")
 
 
-def check_repair_makes_way_for_the_same_ingest(make: StoreFactory, folder: Path) -> None:
+def check_repair_makes_way_for_the_same_ingest(make: StoreFactory, folder: Place) -> None:
     """Damaged subjects are forgotten, whole ones stay, and taking the same in again gives the same digest."""
     path = folder / "store"
     store = make(path)
     cases = [example_case(number, store.channels) for number in range(3)]
     add(store, cases)
     digest = store.digest
-    shutil.rmtree(path / "subjects" / "sub-01")
-    (path / "subjects" / "sub-02" / "labels" / "brain" / "zarr.json").write_text("{}")
+    remove(store.folder("sub-01"))
+    (store.folder("sub-02") / "labels" / "brain" / "zarr.json").write_text("{}")
     (path / "zarr.json").unlink()
     assert store.repair() == ["sub-01", "sub-02"]
     assert CohortStore.open(path).check() == []
@@ -205,13 +214,17 @@ def check_repair_makes_way_for_the_same_ingest(make: StoreFactory, folder: Path)
     assert CohortStore.open(path).digest == digest
 
 
-def _assert_named(path: Path, name: str, damage: str) -> None:
+def _without_lock(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if not name.endswith(".lock")}
+
+
+def _assert_named(path: Place, name: str, damage: str) -> None:
     sentences = CohortStore.check(CohortStore.open(path)) if _opens(path) else [p.sentence for p in find_problems(path)]
-    named = Path(name).name if name.endswith(("manifest.json", "stray.txt", "stray")) else name
+    named = name.rpartition("/")[2] if name.endswith(("manifest.json", "stray.txt", "stray")) else name
     assert any(named in sentence for sentence in sentences), f"{damage}: check says {sentences}"
 
 
-def _opens(path: Path) -> bool:
+def _opens(path: Place) -> bool:
     try:
         CohortStore.open(path)
     except StoreError:
@@ -219,7 +232,7 @@ def _opens(path: Path) -> bool:
     return True
 
 
-CHECKS: tuple[Callable[[StoreFactory, Path], None], ...] = (
+CHECKS_ANYWHERE: tuple[Callable[[StoreFactory, Place], None], ...] = (
     check_reads_back_what_was_written,
     check_nothing_shows_before_its_commit,
     check_the_same_input_gives_the_same_digest,
@@ -228,7 +241,22 @@ CHECKS: tuple[Callable[[StoreFactory, Path], None], ...] = (
     check_ids_cannot_leave_the_store,
     check_damage_is_named,
     check_repair_makes_way_for_the_same_ingest,
+)
+"""What every store must hold to, wherever it lies."""
+
+CHECKS_ON_DISK: tuple[Callable[[StoreFactory, Path], None], ...] = (
     check_survives_a_kill_at_every_step,
     check_survives_a_power_cut_at_every_step,
     check_survives_a_full_disk_at_every_step,
 )
+"""What a store in a folder must hold to beyond that: a kill, a power cut and a full disk before every step."""
+
+CHECKS_AT_URL: tuple[Callable[[StoreFactory, RemotePath], None], ...] = (
+    check_survives_a_kill_at_every_request,
+    check_survives_an_outage_at_every_request,
+    check_a_writer_that_lost_its_lock_commits_nothing,
+)
+"""What a store at a URL must hold to beyond that."""
+
+CHECKS: tuple[Callable[[StoreFactory, Path], None], ...] = (*CHECKS_ANYWHERE, *CHECKS_ON_DISK)
+"""All that hold for a store in a folder."""

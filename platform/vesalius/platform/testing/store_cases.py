@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vesalius.platform.store import CohortStore, SourceFacts, SubjectArrays, SubjectRecord
+from vesalius.platform.store import CohortStore, Place, SourceFacts, SubjectArrays, SubjectRecord
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vesalius.platform.errors import InputError
 
-StoreFactory = Callable[[Path], CohortStore]
+StoreFactory = Callable[[Place], CohortStore]
 Case = tuple[SubjectRecord, SubjectArrays]
 SHAPE = (9, 7, 11)
 
@@ -113,8 +113,18 @@ def refusal(kind: type[InputError], work: Callable[[], object]) -> str | None:
     return None
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    """Return what every file under a folder holds, by its path in it."""
+def files_in(folder: Place) -> dict[str, bytes]:
+    """Return what every file under a folder or URL holds, by its path in it."""
+    if not isinstance(folder, Path):
+        return {name: (folder / name).read_bytes() for name in folder.files()}
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def written_at(path: Place) -> str:
+    """Return when a file was last written, as its file system says it."""
+    if isinstance(path, Path):
+        return str(path.stat().st_mtime_ns)
+    facts = path.facts()
+    return str({key: value for key, value in facts.items() if key in ("created", "LastModified", "mtime")})
