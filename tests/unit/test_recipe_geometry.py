@@ -9,11 +9,15 @@ import numpy as np
 from vesalius.datasets.phantom import PhantomSettings, make_phantom
 from vesalius.datasets.prepare import prepare_file
 from vesalius.datasets.recipes import recipe_named
+from vesalius.datasets.registration import Registration, Target
+from vesalius.datasets.steps import world_points
 from vesalius.platform.config import override
 from vesalius.platform.geometry import grid_affine, to_native, write_nifti
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def test_f_anogan_is_the_papers_formula_on_a_ramp(tmp_path: Path) -> None:
@@ -115,3 +119,64 @@ def test_a_bleed_on_the_left_stays_on_the_left(tmp_path: Path) -> None:
     inside = arrays.image[0][arrays.head]
     assert abs(np.median(inside) - 0.5) < 0.03
     assert arrays.image[0][~arrays.head].mean() < 0.05
+
+
+def test_a_head_is_registered_to_a_reference_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bieder et al. choose a volume of their own: a known rigid move of it is found again, and left stays left."""
+    settings = PhantomSettings(
+        shape=(48, 58, 55), box_mm=(192, 232, 220), center_mm=(0, -18, 0), modalities=("CT",), skull_stripped=False
+    )
+    subject = make_phantom(5, settings)
+    # The reference lies off the world's origin, as a scanner's does: its midline is not at x = 0.
+    away = np.eye(4)
+    away[:3, 3] = (40.0, 15.0, -25.0)
+    angle = np.deg2rad(-9)
+    moved = np.eye(4)
+    moved[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    moved[:3, 3] = (-12.0, 20.0, 35.0)
+    write_nifti(tmp_path / "reference.nii.gz", subject.image[0], away @ subject.affine)
+    write_nifti(tmp_path / "scan.nii.gz", subject.image[0], moved @ subject.affine)
+    write_nifti(tmp_path / "brain.nii.gz", subject.brain, moved @ subject.affine)
+
+    def by_centres(image: Any, affine: Any, mask: Any, name: str, target: Target, kind: str) -> Registration:
+        """Stand in for the registrations to MNI152, which are tested where they are."""
+        theirs = target.level(6.0)
+        to_source = np.eye(4)
+        to_source[:3, 3] = world_points(mask, affine).mean(axis=0) - world_points(theirs.mask, theirs.affine).mean(
+            axis=0
+        )
+        return Registration(to_source=to_source, mutual_information=1.0, dice=1.0, share=1.0)
+
+    monkeypatch.setattr("vesalius.datasets.foreground.stripping.register", by_centres)
+    monkeypatch.setattr("vesalius.datasets.reference.register", by_centres)
+    changes = {"reference": str(tmp_path / "reference.nii.gz"), "registration_of": "head", "spacing_mm": 4, "grid": 64}
+    recipe = override(recipe_named("position_regression_2022"), changes)
+    record, arrays = prepare_file(tmp_path / "scan.nii.gz", recipe, tmp_path / "brain.nii.gz")
+    assert record.source is not None
+    assert record.notes["registration"]["template"] == "reference.nii.gz"
+    assert record.notes["registration"]["of"] == "head"
+    truth = moved @ np.linalg.inv(away)
+    corners = np.array([[x, y, z, 1.0] for x in (-60, 60) for y in (-90, 60) for z in (-50, 70)]) @ away.T
+    apart = np.linalg.norm(corners @ (np.array(record.source.to_source) - truth)[:3].T, axis=1)
+    assert apart.max() < 2.0
+    labels, names = arrays.structures, record.structures
+    assert labels is not None
+    for side, x in (("left", -35.0), ("right", 35.0)):
+        index = np.linalg.inv(np.array(record.affine)) @ away @ [x, -20.0, 25.0, 1.0]
+        assert labels[tuple(np.rint(index[:3]).astype(int))] == names[f"{side}_hemisphere"]
+
+
+def test_a_bias_field_is_taken_out_before_scaling(tmp_path: Path) -> None:
+    subject = make_phantom(6, PhantomSettings(shape=(40, 48, 40)))
+    x = np.linspace(-1, 1, 40)[:, None, None]
+    shaded = subject.image[0] * np.exp(0.3 * x).astype(np.float32)
+    write_nifti(tmp_path / "shaded.nii.gz", shaded.astype(np.float32), subject.affine)
+
+    def slope(bias: str) -> float:
+        changes = {"scale": "percentile", "bias": bias, "bias_shrink": 2}
+        _, arrays = prepare_file(tmp_path / "shaded.nii.gz", override(recipe_named("as_is"), changes))
+        inside = arrays.brain
+        return float(np.polyfit(np.broadcast_to(x, inside.shape)[inside], arrays.image[0][inside], 1)[0])
+
+    assert slope("none") > 0.12
+    assert abs(slope("n4")) < 0.4 * slope("none")

@@ -110,7 +110,7 @@ def template_as_ct(seed: int) -> Any:
     return (hounsfield + np.random.default_rng(seed).normal(0, 4, hounsfield.shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", ["rigid", "affine"])
+@pytest.mark.parametrize("kind", ["rigid", pytest.param("affine", marks=pytest.mark.long)])
 def test_a_ct_brain_is_matched_to_the_t1_template(kind: Any) -> None:
     """CT against T1: intensities rise and fall in another order (grey above white), and noise is half the contrast."""
     rigid = rigid_transform((-18, 4, -6), (-12.0, 30.0, 15.0))
@@ -128,6 +128,7 @@ def test_a_ct_brain_is_matched_to_the_t1_template(kind: Any) -> None:
     assert np.linalg.det(found.to_source[:3, :3]) > 0
 
 
+@pytest.mark.long
 def test_a_head_is_matched_by_its_upper_part() -> None:
     """Two scans of one head, one of them with a long neck: the transform is the same as without."""
     template = mni152()
