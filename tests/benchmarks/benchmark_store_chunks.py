@@ -9,6 +9,9 @@ For each cube edge and layout, the same float32 volumes, one process:
 - ``read_ms``: one volume, whole, page cache warm;
 - ``random_ms``: volumes in random order, each evicted from the page cache first, as in a cohort larger than memory;
 - ``patches_per_s``: random 31-cubes straight from the layout, without keeping the volume in memory;
+- ``slice_ms``: one axial slice straight from the layout;
+- ``visit_ms``: one volume, whole, and 256 random 31-cubes cut from it in memory: a step of position regression;
+- ``points_ms``: one volume, whole, and 16,200 random voxels of it: an item of the implicit field's batch;
 - ``write_ms``: one volume, with every file synced to the disk;
 - ``mb`` and ``files``: of one volume;
 - ``ratio``: ``read_ms`` over the bare cost of the same bytes: reading one file and decompressing it chunk by chunk with
@@ -70,6 +73,9 @@ class Row:
     read_ms: float
     random_ms: float
     patches_per_s: int
+    slice_ms: float
+    visit_ms: float
+    points_ms: float
     write_ms: float
     mb: float
     files: int
@@ -192,6 +198,9 @@ def measure(edge: int, num_volumes: int, repeats: int, num_patches: int, folder:
             candidate.time("read", partial(candidate.read, path))
             candidate.evict(path)
             candidate.time("random", partial(candidate.read, path))
+            candidate.time("slice", partial(_slice, candidate, edge, int(draw.integers(edge))))
+            candidate.time("visit", partial(_visit, candidate, path, edge))
+            candidate.time("points", partial(_points, candidate, path))
     for _ in range(max(2, repeats // 4)):
         for candidate in candidates:
             # What pays per chunk gets fewer patches for the same certainty.
@@ -206,6 +215,19 @@ def _cut(array: Any, edge: int, num_patches: int) -> None:
         np.array(array[0, i : i + PATCH, j : j + PATCH, k : k + PATCH])
 
 
+def _slice(candidate: Candidate, edge: int, index: int) -> None:
+    np.array(candidate.opened()[0, :edge, :edge, index])
+
+
+def _visit(candidate: Candidate, path: Path, edge: int) -> None:
+    _cut(candidate.read(path), edge, 256)
+
+
+def _points(candidate: Candidate, path: Path) -> None:
+    volume = candidate.read(path).reshape(-1)
+    _ = volume[np.random.default_rng(1).integers(0, volume.size, 16_200)]
+
+
 def _row(edge: int, candidate: Candidate) -> Row:
     files = candidate.files() if isinstance(candidate, ZarrCandidate) else candidate.files()[:1]
     best = candidate.best
@@ -215,6 +237,9 @@ def _row(edge: int, candidate: Candidate) -> Row:
         read_ms=round(best["read"], 2),
         random_ms=round(best["random"], 2),
         patches_per_s=round(best["per_s"]),
+        slice_ms=round(best["slice"], 2),
+        visit_ms=round(best["visit"], 1),
+        points_ms=round(best["points"], 1),
         write_ms=round(best["write"], 1),
         mb=round(sum(path.stat().st_size for path in files) / 1e6, 3),
         files=len(files),
@@ -242,8 +267,10 @@ def main() -> None:
     if given.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    print("| edge | layout | read ms | random ms | patches/s | write ms | MB | files | x bare |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ["edge", "layout", "read ms", "random ms", "patches/s", "slice ms", "visit ms", "points ms", "write ms"]
+    columns += ["MB", "files", "x bare"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
     for row in rows:
         print("| " + " | ".join("" if value is None else str(value) for value in asdict(row).values()) + " |")
 

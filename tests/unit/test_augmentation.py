@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -108,12 +108,14 @@ def test_magnitudes_of_zero_change_no_bit(view: View, nothing: Augmentation) -> 
     assert torch.equal(plain.brain, again.brain)
 
 
-def _turned(image: NDArray[Any], inverse_mm: NDArray[Any], spacing: Sequence[float], order: int) -> NDArray[Any]:
+def _turned(
+    image: NDArray[Any], inverse_mm: NDArray[Any], spacing: Sequence[float], order: Literal[0, 1]
+) -> NDArray[Any]:
     """Resample about the grid's centre, by SciPy: the matrix maps where to whence, in millimetres."""
     scale = np.diag(spacing)
     matrix = np.linalg.inv(scale) @ inverse_mm @ scale
     centre = (np.array(image.shape) - 1) / 2
-    mode = "nearest" if order else "grid-constant"
+    mode: Literal["nearest", "grid-constant"] = "nearest" if order else "grid-constant"
     out: NDArray[Any] = affine_transform(image, matrix, centre - matrix @ centre, order=order, mode=mode)
     return out
 

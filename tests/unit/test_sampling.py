@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 import tracemalloc
@@ -269,8 +270,9 @@ def test_stopping_early_leaves_no_thread_and_no_reserved_memory() -> None:
     assert cache.used_bytes <= 6 * ONE
 
 
-def _wide_store(path: Path, num: int = 8, edge: int = 80) -> CohortStore:
-    store = CohortStore.create(path, recipe={"name": "wide"}, channels=("T1w",), chunks=ChunkSettings(chunk=40))
+def _wide_store(path: Path, num: int = 8, edge: int = 80, recipe: dict[str, Any] | None = None) -> CohortStore:
+    chunks = ChunkSettings(chunk=40)
+    store = CohortStore.create(path, recipe=recipe or {"name": "wide"}, channels=("T1w",), chunks=chunks)
     with store.lock():
         records = []
         for number in range(num):
@@ -432,6 +434,23 @@ def test_a_small_foreground_is_found_and_an_empty_one_named(view: View) -> None:
         load_batch(cohort.cache(), _stage(view), cohort.facts(), seed=0, step=0)
 
 
+def test_patches_go_on_beyond_the_grid_with_the_recipes_background(tmp_path: Path) -> None:
+    cohort = Cohort(1)
+    facts = cohort.facts().model_copy(update={"background": -3.0})
+    for view, value in ((Patches(size=5, per_volume=40), -3.0), (Patches(size=5, per_volume=40, background=7.5), 7.5)):
+        batch = load_batch(cohort.cache(), _stage(view, batch_size=40), facts, seed=0, step=0)
+        outside = batch.image[batch.image.frac() != 0] if value == 7.5 else batch.image[batch.image < 0]
+        assert (outside == value).all()
+        assert len(outside) > 100
+    recipes: list[tuple[dict[str, Any], float]] = [
+        ({"name": "toy"}, 0.0),
+        ({"scale": "window", "output_range": [-1.0, 1.0]}, -1.0),
+        ({"scale": "none", "output_range": [-1.0, 1.0]}, 0.0),
+    ]
+    for number, (recipe, expected) in enumerate(recipes):
+        assert _wide_store(tmp_path / f"{number}.zarr", num=1, edge=8, recipe=recipe).facts().background == expected
+
+
 def test_groups_cannot_be_discarded_from() -> None:
     with pytest.raises(SettingError, match=r"stage 's' discards items .*group_size"):
         _stage(Patches(size=3, per_volume=4, sampling="discard"), group_size=2)
@@ -525,3 +544,39 @@ def test_a_stage_with_other_sampling_draws_other_items() -> None:
     one = load_batch(cohort.cache(), stage, cohort.facts(), seed=0, step=0)
     other = load_batch(cohort.cache(), replace(stage, name="t"), cohort.facts(), seed=0, step=0)
     assert not torch.equal(one.position, other.position)
+
+
+# ---- the stream itself
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (Points(per_volume=9), "7f5e9329fbb5d612"),
+        (Points(per_volume=9, neighbourhood=3), "71535ff2b3ce0282"),
+        (Slices(axis=1), "23ea82279fd97f26"),
+        (WholeVolumes(), "51985a95fba4b691"),
+    ],
+    ids=str,
+)
+def test_runs_begun_by_version_0_1_go_on_with_the_same_items(view: View, expected: str) -> None:
+    class Numbered:
+        chunk_edge = None
+
+        def stored(self, subject_id: str, role: str, box: Any = None) -> NDArray[Any]:
+            if role == "brain":
+                return np.array(np.arange(7 * 6 * 5).reshape(7, 6, 5) % 3 == 0)
+            return np.arange(2 * 7 * 6 * 5, dtype=np.float32).reshape(2, 7, 6, 5) + 1000 * int(subject_id)
+
+    subjects = [str(number) for number in range(5)]
+    facts = (
+        Cohort(0).facts().model_copy(update={"subjects": tuple(subjects), "grid": (7, 6, 5), "channels": ("a", "b")})
+    )
+    cache, stage = VolumeCache(Numbered(), subjects, 2**20), _stage(view, epochs=3)
+    content = hashlib.blake2b(digest_size=8)
+    for step in range(3):
+        batch = load_batch(cache, stage, facts, seed=5, step=step)
+        for name in ("items", "subjects", "image", "brain", "position"):
+            content.update(getattr(batch, name).contiguous().numpy().tobytes())
+    # Digests of what the single-file loader of version 0.1 gave.
+    assert content.hexdigest() == expected

@@ -82,9 +82,15 @@ class Batch:
         return self._of(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _of(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        fields = ("items", "subjects", "image", "brain", "position")
-        drawn = self.drawn.of(change) if self.drawn is not None else None
-        return replace(self, drawn=drawn, **{name: change(getattr(self, name)) for name in fields})
+        return replace(
+            self,
+            items=change(self.items),
+            subjects=change(self.subjects),
+            image=change(self.image),
+            brain=change(self.brain),
+            position=change(self.position),
+            drawn=self.drawn.of(change) if self.drawn is not None else None,
+        )
 
     def normal(self, name: str, shape: Sequence[int]) -> Tensor:
         """Standard normal noise (B, *shape), per item a function of (seed, stage, step, name, item)."""

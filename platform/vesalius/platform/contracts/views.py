@@ -41,14 +41,14 @@ class Patches:
     Attributes:
         size: edge of the cube in voxels (odd); the volume is padded with ``background`` by (size - 1) / 2.
         per_volume: patches cut from one volume before the next volume's turn; an epoch visits every volume once.
-        background: value outside the grid.
+        background: value outside the grid; None for the cohort's own (:class:`CohortFacts`).
         sampling: the rule.
         foreground: the mask that the rule looks at.
     """
 
     size: int
     per_volume: int
-    background: float = 0.0
+    background: float | None = None
     sampling: Literal["uniform", "discard", "centre", "touching"] = "uniform"
     foreground: Foreground = "brain"
 

@@ -26,6 +26,7 @@ class CohortFacts(Settings):
         affine: voxel indices to millimetres (RAS+) of the cohort's grid.
         channels: modality names, in the order of the channel axis.
         digest: digest of the cohort the method was trained on.
+        background: intensity of what lies outside: the low end of what the recipe scales to, else 0.
     """
 
     subjects: tuple[str, ...]
@@ -34,6 +35,7 @@ class CohortFacts(Settings):
     affine: Matrix4
     channels: tuple[str, ...]
     digest: str
+    background: float = 0.0
 
     @property
     def box_mm(self) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ worker or two, a resumed run or an unbroken one.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -90,8 +91,9 @@ def augmented(batch: Batch) -> Batch:
     if len(rows):
         image, brain = image.clone(), brain.clone()
         at_once = max(1, _POINTS_AT_ONCE // math.prod(brain.shape[1:]))
-        for some in rows.split(at_once):
-            field = positions(drawn.of(lambda tensor, some=some: tensor[some]), brain.shape[1:])
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            field = positions(drawn.of(functools.partial(torch.index_select, dim=0, index=some)), brain.shape[1:])
             image[some] = grid_sample(
                 batch.image[some], field, mode="bilinear", padding_mode="border", align_corners=False
             )

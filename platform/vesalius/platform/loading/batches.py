@@ -51,7 +51,10 @@ def load_batch(
         CohortError: the stage's split holds no subject that the stage may see, or one that does not fit.
         DivergenceError: an intensity is not finite.
     """
-    return _load(_stream(cache, stage, facts, seed, rank, world_size), cache, facts, step, buffers or Buffers(0))
+    stream = _stream(cache, stage, facts, seed, rank, world_size)
+    cutter = Cutter(stage, facts, seed)
+    cache.require(cutter.foreground)
+    return _load(stream, cutter, cache, facts, step, buffers or Buffers(0))
 
 
 def batches(
@@ -88,7 +91,7 @@ def batches(
     cache.require(cutter.foreground)
     # One being made, ``ahead`` made, one with the caller.
     buffers = Buffers(3 * (ahead + 2), pin=pin)
-    load = functools.partial(_load, stream, cache, facts, buffers=buffers)
+    load = functools.partial(_load, stream, cutter, cache, facts, buffers=buffers)
     if num_readers < 1:
         yield from prefetch(load, start, stop, ahead=ahead)
         return
@@ -132,10 +135,8 @@ def _uses(stream: Stream, cutter: Cutter, start: int, stop: int) -> Iterator[Use
             yield Use(subject, functools.partial(cutter.boxes, share.places[rows]))
 
 
-def _load(stream: Stream, cache: VolumeCache, facts: CohortFacts, step: int, buffers: Buffers) -> Batch:
+def _load(stream: Stream, cutter: Cutter, cache: VolumeCache, facts: CohortFacts, step: int, buffers: Buffers) -> Batch:
     stage = stream.stage
-    cutter = Cutter(stage, facts, stream.seed)
-    cache.require(cutter.foreground)
     share = stream.share(step)
     num = len(share.subjects)
     dtypes = (torch.float32, torch.bool, torch.float32)

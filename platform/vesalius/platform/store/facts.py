@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vesalius.platform.errors import CohortError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vesalius.platform.contracts import CohortFacts
     from vesalius.platform.store.place import Place
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def cohort_facts(
-    path: Place, records: Sequence[SubjectRecord], split: str, channels: tuple[str, ...], digest: str
+    path: Place,
+    records: Sequence[SubjectRecord],
+    split: str,
+    channels: tuple[str, ...],
+    digest: str,
+    recipe: Mapping[str, Any],
 ) -> CohortFacts:
     """Return the facts of the healthy subjects of a split; see :meth:`CohortStore.facts`.
 
@@ -44,4 +49,11 @@ def cohort_facts(
         affine=first.affine,
         channels=channels,
         digest=digest,
+        background=_background(recipe),
     )
+
+
+def _background(recipe: Mapping[str, Any]) -> float:
+    if recipe.get("scale", "none") == "none" or "output_range" not in recipe:
+        return 0.0  # a recipe that leaves intensities alone, or one of another making
+    return float(recipe["output_range"][0])

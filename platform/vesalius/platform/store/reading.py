@@ -133,7 +133,9 @@ class CommittedCohort:
             CohortError: there is no such subject, or they do not share one grid.
         """
         healthy = None if split == "train" else True
-        return cohort_facts(self.path, self.subjects(split, healthy=healthy), split, self.channels, self.digest)
+        return cohort_facts(
+            self.path, self.subjects(split, healthy=healthy), split, self.channels, self.digest, self.recipe
+        )
 
     def folder(self, subject_id: str) -> Place:
         """Return where a committed subject's group lies.
