@@ -11,7 +11,8 @@ from vesalius.platform.loading.augmentation import augmented, draw
 from vesalius.platform.loading.batches import batches, load_batch, prefetch
 from vesalius.platform.loading.budget import available_bytes, budget_bytes
 from vesalius.platform.loading.stream import items_per_epoch, num_items, num_steps, share
-from vesalius.platform.loading.volumes import VolumeCache, VolumeReader
+from vesalius.platform.loading.volumes import VolumeCache
+from vesalius.platform.loading.voxels import VolumeReader
 
 __all__ = [
     "VolumeCache",

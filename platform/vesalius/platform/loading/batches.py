@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vesalius.platform.contracts import CohortFacts, Stage
-    from vesalius.platform.loading.volumes import VolumeCache, Voxels
+    from vesalius.platform.loading.volumes import VolumeCache
+    from vesalius.platform.loading.voxels import Voxels
 
 
 def load_batch(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vesalius.platform.contracts import CohortFacts, Stage, View
     from vesalius.platform.loading.stream import Grid
-    from vesalius.platform.loading.volumes import Voxels
+    from vesalius.platform.loading.voxels import Voxels
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Voxels ``[start, stop)`` along D, H, W."""

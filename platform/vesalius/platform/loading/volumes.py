@@ -14,16 +14,18 @@ import threading
 from collections import OrderedDict, defaultdict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from vesalius.platform.loading.voxels import read_parts, read_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from vesalius.platform.loading.cutting import Box
+    from vesalius.platform.loading.voxels import VolumeReader, Voxels
 
 PART_OVERHEAD = 1.5
 """How much more a chunk costs when it is read by itself than as one of a whole volume (benchmark_store_chunks.py)."""
@@ -39,62 +41,6 @@ _DEPTH = 8
 
 _READING = 3
 """Memory of a volume being read, in volumes: the file's content, Zarr's decoded shard, and the array it is put into."""
-
-
-class VolumeReader(Protocol):
-    """What the loader needs of a store: prepared arrays by subject id and role, whole or in part."""
-
-    @property
-    def chunk_edge(self) -> int | None:
-        """Edge in voxels of the cubes that can be read by themselves; None where parts cost as much as the whole."""
-        ...
-
-    def stored(self, subject_id: str, role: str, box: Box | None = None) -> NDArray[Any]:
-        """Return the image (C, D, H, W) or a mask (D, H, W), or the part in ``box``, in the type it is stored in."""
-        ...
-
-
-class Voxels:
-    """A decoded volume, or some parts of it.
-
-    Attributes:
-        subject: id.
-        image: (C, D, H, W) in the store's own type; empty where only parts were read.
-        finite: whether every intensity is.
-        num_bytes: of memory.
-    """
-
-    def __init__(
-        self,
-        subject: str,
-        image: NDArray[Any],
-        masks: Mapping[str, NDArray[np.bool_]],
-        parts: Mapping[Box, tuple[NDArray[Any], Mapping[str, NDArray[np.bool_]]]] | None = None,
-    ) -> None:
-        self.subject = subject
-        self.image = image
-        self.masks = masks
-        self._parts = parts
-        pieces = [(image, masks)] if parts is None else list(parts.values())
-        # Extremes carry NaN and infinity, at a fraction of what asking every voxel costs.
-        self.finite = all(bool(np.isfinite([values.min(), values.max()]).all()) for values, _ in pieces)
-        self.num_bytes = sum(values.nbytes + sum(mask.nbytes for mask in each.values()) for values, each in pieces)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of the volume is here."""
-        return self._parts is None
-
-    def mask(self, role: str) -> NDArray[np.bool_]:
-        """Return a whole (D, H, W) mask."""
-        return self.masks[role]
-
-    def part(self, box: Box) -> tuple[NDArray[Any], Mapping[str, NDArray[np.bool_]]]:
-        """Return image (C, d, h, w) and masks (d, h, w) inside a box; views where the whole volume is here."""
-        if self._parts is not None:
-            return self._parts[box]
-        where = tuple(slice(*side) for side in box)
-        return self.image[(slice(None), *where)], {role: mask[where] for role, mask in self.masks.items()}
 
 
 @dataclass(frozen=True)
@@ -170,6 +116,8 @@ class VolumeCache:
         self._coming: _Coming | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._num_readers = 0
+        self._num_reading_whole = 0
+        self._num_reading_parts = 0
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -228,6 +176,7 @@ class VolumeCache:
                     future.cancel()
         with self._lock:  # every thread has ended
             self._reading.clear()
+            self._num_reading_whole = self._num_reading_parts = 0  # those cancelled in the queue never began
             self._used_bytes = sum(voxels.num_bytes for voxels in self._held.values())
 
     # ---- inside; all but _read and _get under the lock
@@ -278,28 +227,28 @@ class VolumeCache:
             if number - coming.first >= _DEPTH * self._num_readers:
                 return
             if subject not in self._held and subject not in self._reading:
-                on_their_way = sum(not future.done() for future in (*self._reading.values(), *coming.parts.values()))
-                if on_their_way >= self._num_readers or (self._size is None and self._reading):
+                if self._num_reading_whole + self._num_reading_parts >= self._num_readers:
                     return
+                if self._size is None and self._reading:
+                    return  # one, to learn their size
                 boxes = self._parts_of(use)
                 if boxes is not None:
                     size = self._bytes_of(boxes)
                     if self._used_bytes + size > self.limit_bytes and number > coming.first:
                         return
                     self._used_bytes += size
+                    self._num_reading_parts += 1
                     coming.parts[number] = pool.submit(self._read_parts, subject, boxes)
                 else:
                     size = _READING * (self._size or 0)
-                    if self._used_bytes + size > self.limit_bytes and self._is_reading():
+                    if self._used_bytes + size > self.limit_bytes and self._num_reading_whole:
                         return  # what reading takes is soon free again: nothing is dropped for that
                     if not self._make_room(size, needed_at=number):
                         return
                     self._used_bytes += size
+                    self._num_reading_whole += 1
                     self._reading[subject] = pool.submit(self._read_and_hold, subject, size)
             coming.next_to_read += 1
-
-    def _is_reading(self) -> bool:
-        return any(not future.done() for future in self._reading.values())
 
     def _parts_of(self, use: Use) -> Sequence[Box] | None:
         """Return the boxes to read of a subject, or None where it is better read whole."""
@@ -327,9 +276,11 @@ class VolumeCache:
             voxels = self._read(subject)
         except BaseException:
             with self._lock:  # its future stays: whoever uses the subject hears what went wrong
+                self._num_reading_whole -= 1
                 self._used_bytes -= reserved
             raise
         with self._lock:
+            self._num_reading_whole -= 1
             self._used_bytes += voxels.num_bytes - reserved
             self._reading.pop(subject, None)
             if self._used_bytes <= self.limit_bytes:
@@ -341,25 +292,17 @@ class VolumeCache:
 
     def _read(self, subject: int) -> Voxels:
         name = self.subjects[subject]
-        image = np.ascontiguousarray(self._reader.stored(name, "image"))
-        masks = {role: _as_bool(self._reader.stored(name, role)) for role in self._roles}
-        voxels = Voxels(name, image, masks)
+        voxels = read_whole(self._reader, name, self._roles)
         with self._lock:
             self.num_reads += 1
-            self._size, self._shape = voxels.num_bytes, image.shape
+            self._size, self._shape = voxels.num_bytes, voxels.image.shape
         return voxels
 
     def _read_parts(self, subject: int, boxes: Sequence[Box]) -> Voxels:
-        name = self.subjects[subject]
-        parts = {}
-        for box in boxes:
-            masks = {role: _as_bool(self._reader.stored(name, role, box)) for role in self._roles}
-            parts[box] = (self._reader.stored(name, "image", box), masks)
-        voxels = Voxels(name, np.empty(0), {}, parts)
-        with self._lock:
-            self.num_parts += len(boxes)
-        return voxels
-
-
-def _as_bool(mask: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.ascontiguousarray(mask) != 0 if mask.dtype != np.bool_ else np.ascontiguousarray(mask)
+        try:
+            return read_parts(self._reader, self.subjects[subject], self._roles, boxes)
+        finally:
+            with self._lock:
+                self.num_parts += len(boxes)
+                self._num_reading_parts -= 1
+                self._read_ahead()
