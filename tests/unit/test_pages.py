@@ -107,6 +107,14 @@ def test_the_verdict_is_one_sentence(toy_store: CohortStore, subjects: list[Subj
     assert words in " ".join(render(toy_store, report(subjects), {}).split())
 
 
+def test_a_file_keeps_its_name_at_the_head_of_a_sentence(toy_store: CohortStore) -> None:
+    said = ("its brain is cut", "sub-45_T1w.nii.gz does not say where it lies")
+    findings = tuple(Finding(kind="warning", severity="look", sentence=text, advice="look") for text in said)
+    page = render(toy_store, report([invented(1, findings=findings)]), {})
+    assert "</strong> Its brain is cut." in page
+    assert "</strong> sub-45_T1w.nii.gz does not say" in page
+
+
 def test_checksums_are_claimed_only_where_they_were_read(toy_store: CohortStore) -> None:
     assert "not re-read" in render(toy_store, report([]), {})
     assert "every array equals its checksum" in render(toy_store, report([]), {}, problems=[])

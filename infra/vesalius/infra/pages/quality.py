@@ -92,6 +92,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["begun"] = _begun
     style, script = ((_TEMPLATES / name).read_text() for name in ("quality.css", "quality.js"))
     outliers = [card(subject, quality, slices, number) for number, subject in enumerate(quality.outliers)]
     others = [subject for subject in quality.subjects if not subject.findings]
@@ -125,6 +126,12 @@ def render(
         common_outline=common_outline,
         has_lesions=any(one.lesion for one in slices.values()),
     )
+
+
+def _begun(sentence: str) -> str:
+    """Return a clause as the beginning of a sentence; what begins with a file's or a channel's name keeps it."""
+    first = sentence.split(" ", 1)[0]
+    return sentence[:1].upper() + sentence[1:] if first in ("it", "its", "the", "half") else sentence
 
 
 def _hash(text: str) -> str:
