@@ -1,6 +1,6 @@
 # `make demo` or `make test` alone, on a machine with Python 3.11, installs what it needs and does its job.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check benchmarks format clean
+.PHONY: help setup demo test test-all check browser benchmarks format clean
 SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -40,6 +40,10 @@ check: $(INSTALLED) ## Lint, format, types, import floors, layout
 	$(BIN)/mypy $(addsuffix /vesalius,$(SOURCES)) tests
 	$(BIN)/lint-imports
 	$(BIN)/python tests/layout_guard.py
+
+browser: $(INSTALLED) ## Test the pages in Debian's chromium, which is installed where it is missing
+	@command -v chromedriver >/dev/null || apt-get install -y -qq --no-install-recommends chromium chromium-driver
+	$(BIN)/python -m pytest tests/browser
 
 benchmarks: $(INSTALLED) ## Run the benchmarks and print their figures
 	@for file in tests/benchmarks/benchmark_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -21,7 +21,7 @@ import pytest
 
 from vesalius.datasets.ingest import IngestReport, ingest
 from vesalius.datasets.layouts.example import example_affine, example_head
-from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.datasets.layouts.raw import About, RawSubject
 from vesalius.datasets.recipes import centered
 from vesalius.platform.cluster import session
 from vesalius.platform.geometry import write_nifti
@@ -65,6 +65,7 @@ class NotingLayout:
     """Some heads, read by the reader above."""
 
     default_recipe: ClassVar[str] = "as_is"
+    about: ClassVar[About] = About(tree="heads", source="generated", terms="none")
 
     def __init__(self, folder: Path, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder

@@ -16,6 +16,8 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from vesalius.datasets import LAYOUTS
+from vesalius.datasets.recipes import RECIPES
 from vesalius.infra.cli.app import VERBS, app
 from vesalius.infra.console import INTERRUPTED, Terminal, _lines
 from vesalius.methods import METHODS
@@ -234,9 +236,23 @@ def test_a_method_shows_every_setting_with_its_default(name: str) -> None:
 
 def test_datasets_lists_layouts_and_recipes() -> None:
     document = json.loads(call("datasets", "--json").stdout)
-    assert {row["name"] for row in document["layouts"]} == {"bids", "manifest", "phantom"}
+    assert [row["name"] for row in document["layouts"]] == list(LAYOUTS)
     recipe = json.loads(call("datasets", "mni_affine", "--json").stdout)
     assert {row["key"]: row["default"] for row in recipe["settings"]}["spacing_mm"] == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_a_layout_says_what_to_download_and_what_it_gives(name: str) -> None:
+    document = json.loads(call("datasets", name, "--json").stdout)
+    assert document["kind"] == "layout"
+    assert document["default_recipe"] in RECIPES
+    shown = plain(call("datasets", name).stdout)
+    words = "".join(shown.split())
+    for key in ("tree", "source", "terms", "lesion_mask"):
+        assert "".join(document[key].split()) in words, key
+    for label in document["labels"]:
+        assert label in shown
+    assert f"vesalius ingest {name} ROOT STORE" in shown
 
 
 @pytest.mark.parametrize(
@@ -314,3 +330,9 @@ def test_check_names_what_is_damaged(toy_store: CohortStore, tmp_path: Path) -> 
     repaired = json.loads(call("check", copy, "--repair", "--json").stdout)
     assert repaired["dropped"] == ["test-00"]
     assert repaired["num_subjects"] == 17
+
+
+def test_a_recipe_after_a_paper_is_told_step_by_step() -> None:
+    paper = json.loads(call("datasets", "f_anogan_3d_2020", "--json").stdout)
+    assert any("[-20, 100] HU" in step["paper"] and "section 2" in step["section"] for step in paper["steps"])
+    assert "soft tissue windowing" in plain(call("datasets", "f_anogan_3d_2020").stdout)

@@ -186,6 +186,24 @@ def test_a_map_goes_home_to_the_file(untouched: CohortStore, tmp_path: Path) -> 
         export_volumes(untouched, ["sub-00"], ["restoration"], tmp_path / "out", scores_of=lambda _: scores)
 
 
+def test_the_verb_finds_the_maps_of_a_run(untouched: CohortStore, tmp_path: Path) -> None:
+    from vesalius.platform.runs import RunSpec, create_run
+
+    spec = RunSpec(
+        run_id="r1", method="m", settings={}, store=str(untouched.path), cohort_digest=untouched.digest, created="now"
+    )
+    run = create_run(tmp_path / "home", spec)
+    arguments = ("export", untouched.path, "sub-00", "--run", "r1", "--home", tmp_path / "home", "--out", tmp_path)
+    missing = call(*arguments)
+    assert missing.exit_code == 2
+    assert "vesalius score r1 --split test" in " ".join(missing.stderr.split())
+    scored(run.scores("test"), untouched, "sub-00")
+    done = call(*arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [Path(file["path"]).name for file in json.loads(done.stdout)["files"]] == ["sub-00_map.nii.gz"]
+    assert load(tmp_path / "sub-00_map.nii.gz")[0].shape == SHAPE
+
+
 # ---- what is refused
 
 

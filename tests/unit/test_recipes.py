@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from vesalius.datasets.dicom import read_series
+from vesalius.datasets.layouts.dicom import DicomLayout
 from vesalius.datasets.layouts.example import example_affine, example_head
 from vesalius.datasets.prepare import prepare_file
 from vesalius.datasets.recipes import RECIPES, Recipe, as_is, mni_affine, recipe_named, recipe_of, steps_of
@@ -17,9 +20,6 @@ from vesalius.datasets.reference import FOLDER_VARIABLE, pinned
 from vesalius.platform.config import digest, override
 from vesalius.platform.errors import SettingError, VolumeError
 from vesalius.platform.geometry import write_nifti
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PAPERS = [name for name in RECIPES if re.search(r"\d{4}", name)]
 
@@ -151,3 +151,18 @@ def test_a_reference_that_is_gone_or_another_is_said_in_one_sentence(
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
     record, _ = prepare_file(scan, override(recipe, {"spacing_mm": 8}))
     assert record.notes["registration"]["template"] == "atlas.nii.gz"
+
+
+def test_a_folder_with_a_dicom_study_is_prepared_like_a_file(tmp_path: Path) -> None:
+    """The same voxels as a NIfTI file: a CT is scored from the folder that the archive gives."""
+    root = DicomLayout().write_example(tmp_path / "raw")
+    folder = Path(DicomLayout().discover(root, ("CT",))[0].series["CT"][0]).parent
+    volume = read_series(sorted(folder.iterdir()))
+    write_nifti(tmp_path / "same.nii.gz", volume.array, volume.affine)
+    _, from_folder = prepare_file(folder, as_is())
+    record, from_file = prepare_file(tmp_path / "same.nii.gz", as_is())
+    np.testing.assert_array_equal(from_folder.image, from_file.image)
+    assert record.channels == ("image",)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VolumeError, match=r"empty holds no series"):
+        prepare_file(tmp_path / "empty", as_is())

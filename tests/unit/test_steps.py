@@ -171,6 +171,18 @@ def test_dice_is_the_f1_score(a: np.ndarray[Any, np.dtype[np.bool_]], b: np.ndar
         assert steps.dice(a, b) == pytest.approx(f1_score(a.ravel(), b.ravel(), zero_division=0.0))
 
 
+@given(MASKS, st.tuples(*[st.floats(-1, 1)] * 3))
+@settings(max_examples=40, deadline=None)
+def test_row_ends_hold_the_extremes_in_any_direction(
+    mask: np.ndarray[Any, np.dtype[np.bool_]], direction: tuple[float, float, float]
+) -> None:
+    ends = steps.row_ends(mask)
+    assert not (ends & ~mask).any()
+    if mask.any():
+        far, all_far = (np.argwhere(each) @ direction for each in (ends, mask))
+        assert (far.min(), far.max()) == (all_far.min(), all_far.max())
+
+
 def test_world_points_are_the_affines() -> None:
     affine = np.array([[2.0, 0, 0, -5], [0, 0, 3, 1], [0, -1, 0, 4], [0, 0, 0, 1]])
     mask = np.zeros((4, 4, 4), bool)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from vesalius.datasets import LAYOUTS
-from vesalius.datasets.admission import DRAWN, admit, check_ids, choose_modalities
+from vesalius.datasets.admission import DRAWN, admit, check_ids, choose_modalities, confine
 from vesalius.datasets.layouts.raw import RawSubject
 from vesalius.datasets.prepare import prepare
 from vesalius.datasets.reading import Inspection, inspect
@@ -24,6 +24,7 @@ from vesalius.platform.errors import (
     CohortError,
     DiskSpaceError,
     PartialIngestError,
+    SettingError,
     VesaliusError,
     VolumeError,
     WorkerLostError,
@@ -91,6 +92,7 @@ def ingest(
     splits: SplitSettings | None = None,
     num_workers: int = 0,
     allow_anomalous_training: bool = False,
+    within: Path | None = None,
     name: str = "",
     progress: Progress = silent,
 ) -> IngestReport:
@@ -106,6 +108,8 @@ def ingest(
         num_workers: Ray tasks at once; 0 works in this process, without Ray.
         allow_anomalous_training: anomalous subjects that are given the training split are taken into it and trained
             on; without it they are refused.
+        within: the folder that every file must lie in, with links followed; None takes ``root``, or the folder that
+            holds it where it is a file.
         name: what the cohort is called.
         progress: called with subjects done, subjects in all and the last one's id; with none done while sources are
             hashed.
@@ -126,8 +130,11 @@ def ingest(
     chosen = recipe_named(named) if isinstance(named, str) else recipe_of(named)
     if not root.exists():
         raise CohortError(f"{root}: there is no such file or folder")
+    if within is not None and not within.is_dir():
+        raise SettingError(f"--within {within}: there is no such folder")
     channels = choose_modalities(found.modalities(root), modalities, root)
     subjects = check_ids(found.discover(root, channels), root)
+    subjects = confine(subjects, within or (root if root.is_dir() else root.parent))
     plain = chosen.model_dump(mode="json")
     # An existing store is opened first: that it is of another recipe should be said before an hour of hashing.
     is_new = not store_path.exists() or (store_path.is_dir() and not any(True for _ in store_path.iterdir()))

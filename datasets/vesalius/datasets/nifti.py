@@ -114,8 +114,8 @@ def read_nifti(path: Path) -> RawVolume:
     if not content:
         raise VolumeError(f"{path} is empty: expected a .nii or .nii.gz file")
     header = _header(_inflated(content, 1024, path), path)
-    shape = _shape(header, path)
-    dtype = _dtype(header, path)
+    shape = volume_shape(header, path)
+    dtype = voxel_type(header, path)
     start = _offset(header, path)
     expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     data = _inflated(content, expected, path)
@@ -195,7 +195,9 @@ def _header(start: bytes, path: Path) -> Any:
     if magic in (b"ni1\0", b"ni2\0"):
         raise VolumeError(f"{path} is the header of a .hdr/.img pair: convert it to one .nii file")
     if magic not in (b"n+1\0", b"n+2\0"):
-        raise VolumeError(f"{path} is not a NIfTI file (an Analyze header, perhaps): convert it to .nii")
+        raise VolumeError(
+            f"{path} is not a NIfTI file (an Analyze header, perhaps): name it .hdr, with its .img beside it"
+        )
     try:
         header = kind.from_fileobj(BytesIO(start), check=False)
         header.check_fix(logger=_QUIET, error_level=45)
@@ -204,7 +206,12 @@ def _header(start: bytes, path: Path) -> Any:
     return header
 
 
-def _shape(header: Any, path: Path) -> tuple[int, int, int]:
+def volume_shape(header: Any, path: Path) -> tuple[int, int, int]:
+    """Return the three sizes that a nibabel header promises, without trailing axes of length one.
+
+    Raises:
+        VolumeError: there are not three, or one is below 2.
+    """
     shape = tuple(int(size) for size in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -228,13 +235,18 @@ def _offset(header: Any, path: Path) -> int:
     return int(header.get_data_offset())
 
 
-def _dtype(header: Any, path: Path) -> np.dtype[Any]:
+def voxel_type(header: Any, path: Path) -> np.dtype[Any]:
+    """Return the type and byte order of the voxels that a nibabel header promises.
+
+    Raises:
+        VolumeError: the header's code is none, or stands for what is no real number.
+    """
     from nibabel.spatialimages import HeaderDataError
 
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
     except (HeaderDataError, ValueError, KeyError) as error:
-        raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None
+        raise VolumeError(f"{path}: its header is damaged ({_clause(error)}): repair or convert it") from None
     if dtype.kind not in "iuf" or dtype.itemsize == 0:
         raise VolumeError(f"{path} holds {dtype} voxels: expected real numbers: convert it first")
     return dtype

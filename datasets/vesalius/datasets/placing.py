@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vesalius.datasets import steps
+from vesalius.datasets.recipes.settings import MNI152
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.geometry import canonical, grid_affine, resample, spacing_of
 
@@ -124,7 +125,7 @@ def placement_of(
     if shape is None:
         return _own_extent(image, recipe.spacing_mm)
     if center is None:
-        points = steps.world_points(masks.brain, image.affine)
+        points = steps.world_points(steps.row_ends(masks.brain), image.affine)
         to_source[:3, 3] = (points.min(axis=0) + points.max(axis=0)) / 2
         center = (0.0, 0.0, 0.0)
     affine = grid_affine(shape, recipe.spacing_mm, center)
@@ -148,7 +149,7 @@ def check_inside(
             f"{image.name}: its brain lies outside the grid: register it, or set recipe.center_mm to where it lies"
         )
     to_index = np.linalg.inv(grid.to_source @ grid.affine) @ image.affine
-    index = steps.world_points(_surface(brain), to_index)
+    index = steps.world_points(steps.row_ends(brain), to_index)
     extent = index.max(axis=0) - index.min(axis=0)
     asked = np.array(grid.shape) >= _SLAB * extent
     limits = np.array(grid.shape) - 0.5
@@ -162,23 +163,12 @@ def check_inside(
         )
 
 
-def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the first and last voxel of every row, which hold the extremes in every direction."""
-    surface = np.zeros_like(mask)
-    any_row = mask.any(axis=2)
-    i, j = np.nonzero(any_row)
-    rows = mask[i, j]
-    surface[i, j, rows.argmax(axis=1)] = True
-    surface[i, j, mask.shape[2] - 1 - rows[:, ::-1].argmax(axis=1)] = True
-    return surface
-
-
 def _register(
     image: Canonical, masks: Masks, recipe: Recipe, notes: dict[str, Any], warnings: list[str]
 ) -> tuple[Affine, tuple[float, float, float]]:
     """Return the transform from the reference's mm to the source's, and the centre of the grid."""
     from vesalius.datasets.reference import reference_of, seen_by_registration
-    from vesalius.datasets.registration import GOOD_DICE, register
+    from vesalius.datasets.registration import GOOD_DICE, GOOD_SHARE, register
 
     kind, part = recipe.registration, recipe.registration_of
     mask = masks.brain if part == "brain" else masks.head
@@ -193,14 +183,17 @@ def _register(
         "template": reference.name,
         "mutual_information": round(found.mutual_information, 6),
         "dice": round(found.dice, 6),
+        "share": round(found.share, 6),
     }
-    good = GOOD_DICE[kind, part]
-    if found.dice < good:
-        name = "MNI152" if reference.name == "mni152" else reference.name
-        warnings.append(
-            f"{image.name} overlaps the {name} {part} with a Dice of {found.dice:.3f} only (expected at least "
-            f"{good:g}): look at its registration and its {part} mask"
-        )
+    name = "MNI152" if reference.name == MNI152 else reference.name
+    if kind == "affine" and found.dice < GOOD_DICE:
+        doubt = f"overlaps the {name} {part} with a Dice of {found.dice:.3f} only (expected at least {GOOD_DICE:g})"
+    elif kind == "rigid" and found.share < GOOD_SHARE:
+        doubt = f"shares {found.share:.3f} of its {part} with that of {name} only (expected at least {GOOD_SHARE:g})"
+    else:
+        doubt = ""
+    if doubt:
+        warnings.append(f"{image.name} {doubt}: look at its registration and its {part} mask")
     return found.to_source, recipe.center_mm or reference.center_mm
 
 
@@ -209,7 +202,7 @@ def _stretched(
 ) -> Affine:
     """Return the transform that takes the whole grid's box to the brain's bounding box, in the same world's mm."""
     to_world = np.linalg.inv(to_source) @ image.affine
-    points = steps.world_points(brain, to_world)
+    points = steps.world_points(steps.row_ends(brain), to_world)
     half = np.abs(to_world[:3, :3]).sum(axis=1) / 2
     low, high = points.min(axis=0) - half, points.max(axis=0) + half
     spacing = np.array(spacing_of(affine))

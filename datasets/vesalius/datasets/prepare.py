@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vesalius.datasets.channels import channel_of, clipped
+from vesalius.datasets.dicom import series_in
 from vesalius.datasets.foreground import CT_STRUCTURES, check_hounsfield, ct_structures, find_brain, find_head
 from vesalius.datasets.layouts.raw import RawSubject
 from vesalius.datasets.placing import (
@@ -132,7 +133,7 @@ def prepare_file(
     """Prepare a single volume as ingest would: for scoring a file.
 
     Args:
-        path: a NIfTI file, or one by channel in the order of the channels.
+        path: a NIfTI file or a folder that holds one DICOM study, or one by channel in the order of the channels.
         recipe: the model's recipe, as settings or as the JSON kept with it.
         brain_mask: mask on the first file's grid.
         channel: the channel's name where ``path`` is one file.
@@ -143,11 +144,14 @@ def prepare_file(
     """
     files = dict(path) if isinstance(path, Mapping) else {channel: path}
     first = next(iter(files.values()))
+    series = {name: series_in(file.absolute()) for name, file in files.items() if file.is_dir()}
     raw = RawSubject(
         subject_id=_id_of(first),
-        images={name: str(file) for name, file in files.items()},
+        images={name: str(file) for name, file in files.items() if name not in series},
+        series={name: tuple(str(file) for file in found.files) for name, found in series.items()},
         brain_mask=None if brain_mask is None else str(brain_mask),
         origin=str(first),
+        warnings=tuple(sentence for found in series.values() for sentence in found.warnings),
     )
     return prepare(raw, recipe_of(recipe), tuple(files))
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vesalius.datasets.analyze import analyze_sha256, is_analyze, read_analyze
 from vesalius.datasets.dicom import read_series, series_sha256
+from vesalius.datasets.masks import check_mask_values, check_not_mirrored, check_on_grid
 from vesalius.datasets.nifti import RawVolume, check_finite, file_sha256, read_nifti
 from vesalius.platform.config import Settings, digest
 from vesalius.platform.errors import VolumeError
-from vesalius.platform.geometry import canonical, check_affine, spacing_of
+from vesalius.platform.geometry import check_affine, spacing_of
 from vesalius.platform.tables import resolve
 
 if TYPE_CHECKING:
@@ -86,11 +88,11 @@ def inspect(raw: RawSubject, modalities: Sequence[str]) -> Inspection:
     anomalous = raw.labels.get("anomalous") is True
     for role, path in raw.files().items():
         if role == "lesion_mask":
-            mask = read_nifti(Path(path))
+            mask = read_volume(Path(path))
             sha256[role] = mask.sha256
             anomalous = anomalous or bool((mask.array > 0.5).any())
         else:
-            sha256[role] = file_sha256(Path(path))
+            sha256[role] = analyze_sha256(Path(path)) if is_analyze(Path(path)) else file_sha256(Path(path))
     for modality in modalities:
         if modality in raw.series:
             sha256[modality] = series_sha256([Path(path) for path in raw.series[modality]])
@@ -116,10 +118,14 @@ def load(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
     first = next(iter(volumes.images.values()))
     for role in ("brain", "head", "lesion", "structures"):
         mask: RawVolume | None = getattr(volumes, role)
-        if mask is not None:
-            check_on_grid(mask, first)
-    if volumes.structures is not None:
-        _check_labels(volumes.structures)
+        if mask is None:
+            continue
+        check_on_grid(mask, first)
+        if role == "structures":
+            _check_labels(mask)
+        else:
+            check_mask_values(mask, raw.lesion_labels if role == "lesion" else ())
+        check_not_mirrored(mask, first, role)
     return volumes
 
 
@@ -128,7 +134,7 @@ def read_subject(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
     _require_modalities(raw, modalities)
     images = {modality: _read_image(raw, modality) for modality in modalities}
     masks = {
-        role: read_nifti(Path(path)) if path is not None else None
+        role: read_volume(Path(path)) if path is not None else None
         for role, path in (
             ("brain_mask", raw.brain_mask),
             ("head_mask", raw.head_mask),
@@ -158,34 +164,19 @@ def _notes(images: Mapping[str, RawVolume]) -> dict[str, dict[str, Any]]:
     return notes
 
 
-def _read_image(raw: RawSubject, modality: str) -> RawVolume:
-    if modality in raw.images:
-        return read_nifti(Path(raw.images[modality]))
-    return read_series([Path(path) for path in raw.series[modality]])
-
-
-def check_on_grid(mask: RawVolume, image: RawVolume) -> None:
-    """Check that a mask lies voxel on voxel on its image, whichever way its axes are stored.
+def read_volume(path: Path) -> RawVolume:
+    """Read a NIfTI file, or an Analyze pair where the name ends in .hdr or .img.
 
     Raises:
-        VolumeError: its shape is another, or some voxel lies more than half a voxel away from the image's.
+        VolumeError: as :func:`read_nifti` and :func:`vesalius.datasets.analyze.read_analyze`.
     """
-    flat_mask, mask_affine = canonical(mask.array, mask.affine)
-    flat_image, image_affine = canonical(image.array, image.affine)
-    if flat_mask.shape != flat_image.shape:
-        raise VolumeError(
-            f"{mask.name} has shape {mask.shape} and its image {image.name} has {image.shape}: "
-            "give a mask drawn on that image"
-        )
-    corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)]).T
-    corners[:3] *= (np.array(flat_mask.shape) - 1)[:, None]
-    # In voxels of the image, so that the bound means the same along a thick axis.
-    apart = (np.linalg.inv(image_affine) @ mask_affine @ corners - corners)[:3]
-    if np.abs(apart).max() > 0.5:
-        raise VolumeError(
-            f"{mask.name} lies up to {np.abs(apart).max():.1f} voxels away from its image {image.name} "
-            "by their affines: give a mask drawn on that image"
-        )
+    return read_analyze(path) if is_analyze(path) else read_nifti(path)
+
+
+def _read_image(raw: RawSubject, modality: str) -> RawVolume:
+    if modality in raw.images:
+        return read_volume(Path(raw.images[modality]))
+    return read_series([Path(path) for path in raw.series[modality]])
 
 
 def _require_modalities(raw: RawSubject, modalities: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from vesalius.datasets.foreground.stripping import BRAIN_HU
 from vesalius.datasets.nifti import file_sha256, read_nifti
 from vesalius.datasets.recipes.settings import MNI152, TEMPLATE_CENTER_MM, Recipe
 from vesalius.datasets.registration import Target, mni152_target, register
-from vesalius.datasets.steps import world_points
+from vesalius.datasets.steps import row_ends, world_points
 from vesalius.platform.errors import SettingError, VolumeError
 from vesalius.platform.geometry import canonical, check_affine
 
@@ -104,7 +104,7 @@ def _from_file(text: str, sha256: str, *, hounsfield: bool, head: str) -> Refere
         mask = find_head(image, affine, None, how, name)
         assert mask is not None  # "none" is another branch
         target = Target(seen_by_registration(image, "head", hounsfield=hounsfield), affine, mask, name, "head")
-    points = world_points(brain, affine)
+    points = world_points(row_ends(brain), affine)
     x, y, z = (points.min(axis=0) + points.max(axis=0)) / 2
     return Reference(name=name, target=target, center_mm=(float(x), float(y), float(z)))
 

@@ -198,6 +198,16 @@ def outside_to(image: NDArray[np.float32], brain: NDArray[np.bool_], value: floa
     return np.where(brain, image, np.float32(value))
 
 
+def row_ends(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the first and last voxel of every row: they hold a mask's extremes in whatever direction."""
+    ends = np.zeros_like(mask)
+    i, j = np.nonzero(mask.any(axis=2))
+    rows = mask[i, j]
+    ends[i, j, rows.argmax(axis=1)] = True
+    ends[i, j, mask.shape[2] - 1 - rows[:, ::-1].argmax(axis=1)] = True
+    return ends
+
+
 def world_points(mask: NDArray[np.bool_], affine: ArrayLike) -> NDArray[np.float64]:
     """Return (N, 3) world coordinates in mm of a mask's voxel centres."""
     matrix: NDArray[Any] = np.asarray(affine, dtype=np.float64)

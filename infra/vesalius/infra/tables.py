@@ -297,3 +297,15 @@ def exported(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         spacing = " x ".join(f"{step:.3g}" for step in row["spacing_mm"])
         table.add_row(row["subject_id"], f"{row['what']}{channel}", voxels, spacing, row["dtype"], row["path"])
     return table
+
+
+def findings(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what stands out, a line a finding."""
+    table = plain(title="what stands out", title_style="bold")
+    table.add_column("subject", style="cyan", overflow="fold")
+    table.add_column("")
+    table.add_column("why", overflow="fold")
+    for row in rows:
+        style = "bold red" if row["severity"] == "alarm" else "yellow"
+        table.add_row(row["subject_id"], Text(row["severity"], style=style), Text(row["sentence"]))
+    return table

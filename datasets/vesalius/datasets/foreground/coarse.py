@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vesalius.datasets.steps import smooth_for, solid, world_grid
+from vesalius.datasets.registration import single_thread
+from vesalius.datasets.steps import bounding_box, smooth_for, solid, world_grid
 from vesalius.platform.geometry import resample, spacing_of
 
 if TYPE_CHECKING:
@@ -46,22 +47,40 @@ def fine(
     return placed
 
 
+def distance_mm(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the distance of every voxel at 2 mm to the nearest one of a mask, 0 inside (Maurer et al. 2003).
+
+    ITK's is five times as fast as SciPy's, and exact as well.
+    """
+    with single_thread() as sitk:
+        # The axes' order does not matter: voxels are cubes.
+        image = sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8))
+        signed = sitk.SignedMaurerDistanceMap(image, False, False, False)
+        values: NDArray[np.float32] = sitk.GetArrayFromImage(signed)
+    return np.maximum(values, 0) * np.float32(COARSE_MM)
+
+
 def dilated(mask: NDArray[np.bool_], mm: float) -> NDArray[np.bool_]:
     """Return the voxels within ``mm`` of a mask at 2 mm."""
-    from scipy.ndimage import distance_transform_edt
-
-    if not mask.any():
-        return mask
-    grown: NDArray[np.bool_] = distance_transform_edt(~mask, sampling=COARSE_MM) <= mm
+    grown = np.zeros_like(mask)
+    if mask.any():
+        box = bounding_box(mask, margin=int(mm / COARSE_MM) + 1)
+        grown[box] = distance_mm(mask[box]) <= mm
     return grown
 
 
-def eroded(mask: NDArray[np.bool_], mm: float) -> NDArray[np.bool_]:
-    """Return the voxels of a mask at 2 mm that are more than ``mm`` inside; beyond the array nothing is inside."""
-    from scipy.ndimage import distance_transform_edt
+def depth_mm(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return how far inside a mask at 2 mm each voxel is, 0 outside; beyond the array nothing is inside."""
+    depth = np.zeros(mask.shape, dtype=np.float32)
+    if mask.any():
+        box = bounding_box(mask)
+        depth[box] = distance_mm(np.pad(~mask[box], 1, constant_values=True))[1:-1, 1:-1, 1:-1]
+    return depth
 
-    padded = np.pad(mask, 1)
-    shrunk: NDArray[np.bool_] = distance_transform_edt(padded, sampling=COARSE_MM)[1:-1, 1:-1, 1:-1] > mm
+
+def eroded(mask: NDArray[np.bool_], mm: float) -> NDArray[np.bool_]:
+    """Return the voxels of a mask at 2 mm that are more than ``mm`` inside."""
+    shrunk: NDArray[np.bool_] = depth_mm(mask) > mm
     return shrunk
 
 

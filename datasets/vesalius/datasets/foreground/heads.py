@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vesalius.datasets.foreground.coarse import closed, coarse, dilated, eroded, fine
+from vesalius.datasets.foreground.coarse import Coarse, closed, coarse, dilated, eroded, fine
 from vesalius.datasets.steps import solid
 
 if TYPE_CHECKING:
@@ -25,13 +25,23 @@ def head_ct(image: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[
     it. Sinuses and ear canals open to the outside by less than 12 mm are closed.
     """
     low = coarse(image, affine, AIR_HU)
-    return fine(_opened(low.image > _SKIN_HU), low.affine, image.shape, affine)
+    return fine(coarse_head_ct(low), low.affine, image.shape, affine)
 
 
 def head_mr(image: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return the head in MR: above a tenth of the way from the 2nd to the 98th percentile (as BET, Smith 2002)."""
     low = coarse(image, affine, float(image.min()))
-    return fine(_opened(low.image > head_threshold(image)), low.affine, image.shape, affine)
+    return fine(coarse_head_mr(low, head_threshold(image)), low.affine, image.shape, affine)
+
+
+def coarse_head_ct(low: Coarse) -> NDArray[np.bool_]:
+    """Return :func:`head_ct` at 2 mm."""
+    return _opened(low.image > _SKIN_HU)
+
+
+def coarse_head_mr(low: Coarse, threshold: float) -> NDArray[np.bool_]:
+    """Return :func:`head_mr` at 2 mm, for a threshold taken from the volume itself."""
+    return _opened(low.image > threshold)
 
 
 def head_threshold(image: NDArray[np.float32]) -> float:

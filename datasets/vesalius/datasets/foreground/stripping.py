@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vesalius.datasets.foreground.coarse import COARSE_MM, Coarse, closed, coarse, dilated, eroded, fine, litres
-from vesalius.datasets.foreground.heads import AIR_HU, head_ct, head_mr
+from vesalius.datasets.foreground.coarse import Coarse, closed, coarse, depth_mm, dilated, eroded, fine, litres
+from vesalius.datasets.foreground.heads import AIR_HU, coarse_head_ct, coarse_head_mr, head_threshold
 from vesalius.datasets.registration import mni152_target, register
 from vesalius.datasets.steps import solid
 from vesalius.datasets.template import mni152
@@ -55,7 +55,7 @@ def strip_mr(image: NDArray[np.float32], affine: NDArray[np.float64], name: str)
         VolumeError: no brain falls apart from the scalp, or it does not fit the MNI brain.
     """
     low = coarse(image, affine, float(image.min()))
-    head = resample(head_mr(image, affine).astype(np.float32), affine, low.image.shape, low.affine) > 0.5
+    head = coarse_head_mr(low, head_threshold(image))
     deep = eroded(head, _DEEP_MM)
     if not deep.any():
         raise VolumeError(
@@ -83,7 +83,7 @@ def strip_ct(image: NDArray[np.float32], affine: NDArray[np.float64], name: str)
     from scipy.ndimage import gaussian_filter
 
     low = coarse(image, affine, AIR_HU)
-    head = resample(head_ct(image, affine).astype(np.float32), affine, low.image.shape, low.affine) > 0.5
+    head = coarse_head_ct(low)
     if not head.any():
         raise VolumeError(f"{name}: nothing in it is denser than air: expected a head in Hounsfield units")
     smooth = gaussian_filter(low.image, 0.5)
@@ -106,11 +106,10 @@ def solid_bone(low: Coarse) -> NDArray[np.bool_]:
 
 def _deepest(tissue: NDArray[np.bool_], head: NDArray[np.bool_], low: Coarse, name: str) -> NDArray[np.bool_]:
     """Return the piece of tissue that holds the most depth, once it has fallen apart from the rest."""
-    from scipy.ndimage import distance_transform_edt, label
+    from scipy.ndimage import label
 
     tissue = tissue & head
-    depth = distance_transform_edt(head)
-    within = distance_transform_edt(tissue, sampling=COARSE_MM)
+    depth, within = depth_mm(head), depth_mm(tissue)
     leaky = None
     for opening_mm in _OPENINGS_MM:
         pieces, count = label(within > opening_mm)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, ClassVar
 
-from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.datasets.layouts.raw import About, RawSubject
 from vesalius.datasets.layouts.tabular import known, labels_of, read_table, value_of
 from vesalius.platform.errors import CohortError
 
@@ -27,6 +27,20 @@ class BidsLayout:
     """A BIDS tree. A subject with sessions gives one scan a session, ``sub-XX_ses-YY``, all in one split."""
 
     default_recipe: ClassVar[str] = "mni_affine"
+    about: ClassVar[About] = About(
+        tree="""\
+ROOT/
+  participants.tsv                                    optional: participant_id, group, split, label:<name>, ...
+  sub-01[/ses-a]/anat/sub-01[_ses-a]_T1w.nii.gz       or any other suffix: T2w, FLAIR, ...
+  derivatives/<pipeline>/sub-01/anat/
+    sub-01_desc-brain_mask.nii.gz                     optional
+    sub-01_label-lesion_mask.nii.gz                   optional
+    sub-01_dseg.nii.gz                                optional""",
+        source="any BIDS data set, such as those of https://openneuro.org",
+        terms="each data set's own: see its dataset_description.json",
+        lesion_mask="what the derivative *_label-lesion_mask marks",
+        own_labels=True,
+    )
 
     def modalities(self, root: Path) -> tuple[str, ...]:
         """Return the suffixes of all images in ``anat`` folders.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vesalius.datasets.dicom import best_series, find_series
 from vesalius.datasets.dicom.headers import looks_like_dicom
-from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.datasets.layouts.raw import About, RawSubject
 from vesalius.platform.errors import CohortError
 
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ class DicomLayout:
     """
 
     default_recipe: ClassVar[str] = "centered"
+    about: ClassVar[About] = About(
+        tree="""\
+ROOT/
+  patient-1/study/series/IM0001.dcm                   any names and depth: what belongs together is in the tags""",
+        source="an archive's or a scanner's export of head CT or MR",
+        terms="those of the data: DICOM files name people unless they were de-identified",
+    )
 
     def modalities(self, root: Path) -> tuple[str, ...]:
         """Return the modalities of the series that make a volume: of ``CT`` and ``MR``.

@@ -37,7 +37,8 @@ def example_affine(*, flipped: bool = False, degrees: float = 0.0) -> NDArray[np
     return affine
 
 
-def _blob(center: tuple[int, int, int], radius: int = 2) -> NDArray[np.uint8]:
+def example_blob(center: tuple[int, int, int], radius: int = 2) -> NDArray[np.uint8]:
+    """Return (22, 26, 20) uint8: a cube of ones about a voxel of :func:`example_head`."""
     mask = np.zeros(_SHAPE, np.uint8)
     mask[tuple(slice(c - radius, c + radius) for c in center)] = 1
     return mask
@@ -56,7 +57,7 @@ def write_bids_example(root: Path) -> Path:
     derived = root / "derivatives/masks/sub-04/anat"
     write_nifti(derived / "sub-04_desc-brain_mask.nii.gz", (head > 0).astype(np.uint8), oblique)
     write_nifti(derived / "sub-04_space-MNI152_desc-brain_mask.nii.gz", np.ones((4, 4, 4), np.uint8), np.eye(4))
-    write_nifti(derived / "sub-04_label-lesion_mask.nii.gz", _blob((11, 13, 10)), oblique)
+    write_nifti(derived / "sub-04_label-lesion_mask.nii.gz", example_blob((11, 13, 10)), oblique)
     # Windows line ends, an unknown age, a decimal, a participant without a scan, and one without a row.
     rows = ["participant_id\tage\tsex\tgroup", "sub-01\t50\tm\tcontrol", "sub-02\tn/a\tf\tpatient", "sub-04\t33.5\tf\t"]
     (root / "participants.tsv").write_bytes("\r\n".join([*rows, "sub-99\t20\tm\tcontrol", ""]).encode())
@@ -75,7 +76,7 @@ def write_manifest_example(root: Path) -> Path:
         mask = lesion = ""
         if split == "test":
             write_nifti(root / "scans/brain.nii.gz", (example_head(10 + index) > 0).astype(np.float32) * 0.999, affine)
-            write_nifti(root / "scans/lesion.nii.gz", _blob((11, 13, 10)).astype(np.int16) * 4, affine)
+            write_nifti(root / "scans/lesion.nii.gz", example_blob((11, 13, 10)).astype(np.int16) * 4, affine)
             mask, lesion = "scans/brain.nii.gz", "scans/lesion.nii.gz"
         age = "n/a" if index == 1 else str(40 + index)
         files = f"scans/{index}_t1.nii.gz,scans/{index}_flair.nii.gz,{mask},{lesion}"

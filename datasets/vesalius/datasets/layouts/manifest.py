@@ -2,7 +2,12 @@
 
 One row a subject. Columns: ``subject_id``; ``image``, or one column a modality (any column that names .nii files);
 and, each optional, ``person``, ``brain_mask``, ``head_mask``, ``lesion_mask``, ``structures``, ``split``, ``group``,
-``label:<name>``. Every other column is demographics. Paths are relative to the CSV file.
+``lesion_labels`` (the values that mark lesion, such as ``1 2 4``; every value above 0.5 where it is left out),
+``label:<name>``. Every other column is demographics. Delimiters are commas, semicolons or tabs; a byte-order mark does
+no harm.
+
+Paths are relative to the CSV file. They must lie in its folder, with every link on the way followed, or in the folder
+that ``--within`` names: a table from elsewhere cannot reach what nobody meant to show it.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import csv
 import difflib
 from typing import TYPE_CHECKING, ClassVar
 
-from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.datasets.layouts.raw import About, RawSubject
 from vesalius.datasets.layouts.tabular import Row, known, labels_of, read_table, value_of
 from vesalius.platform.errors import CohortError
 
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FILES = ("brain_mask", "head_mask", "lesion_mask", "structures")
-_RESERVED = ("subject_id", "person", "split", "group", *_FILES)
+_RESERVED = ("subject_id", "person", "split", "group", "lesion_labels", *_FILES)
 _ENDINGS = (".nii", ".nii.gz")
 
 
@@ -28,6 +33,17 @@ class ManifestLayout:
     """A CSV file; see the module's head for its columns."""
 
     default_recipe: ClassVar[str] = "mni_affine"
+    about: ClassVar[About] = About(
+        tree="""\
+cohort.csv, one row a subject:
+  subject_id,T1w,FLAIR,lesion_mask,split,group,age,label:fracture
+  case-1,scans/1_t1.nii.gz,scans/1_flair.nii.gz,,train,control,61,false
+  case-2,scans/2_t1.nii.gz,scans/2_flair.nii.gz,scans/2_seg.nii.gz,test,patient,,true""",
+        source="write it for data that no other layout fits: in-house scans, CENTER-TBI, BraTS 2015, ...",
+        terms="those of the data it lists",
+        lesion_mask="what the column lesion_mask names: values above 0.5, or those in the column lesion_labels",
+        own_labels=True,
+    )
 
     def modalities(self, root: Path) -> tuple[str, ...]:
         """Return the columns that name images: ``image``, and any other whose cells end in .nii or .nii.gz.
@@ -105,12 +121,22 @@ def _subject(root: Path, row: Row, modalities: Sequence[str], available: Sequenc
         head_mask=masks["head_mask"],
         lesion_mask=masks["lesion_mask"],
         structures=masks["structures"],
+        lesion_labels=_values(cells.get("lesion_labels", ""), root, row),
         split=known(cells.get("split", "")),
         group=known(cells.get("group", "")),
         demographics=demographics,
         labels=labels_of(cells),
         origin=f"{root} line {row.line}",
     )
+
+
+def _values(text: str, root: Path, row: Row) -> tuple[int, ...]:
+    words = (known(text) or "").replace(",", " ").split()
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise CohortError(
+            f"{root} line {row.line}: lesion_labels is '{text}': expected whole numbers above 0, such as 1 2 4"
+        )
+    return tuple(sorted({int(word) for word in words}))
 
 
 def _path(root: Path, text: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.datasets.layouts.raw import About, RawSubject
 from vesalius.datasets.nifti import RawVolume
 from vesalius.datasets.phantom import STRUCTURES, CohortSettings, LesionSettings, PhantomSettings, make_phantom
 from vesalius.datasets.phantom.cohort import phantom_cohort
@@ -32,6 +32,18 @@ class PhantomLayout:
     """
 
     default_recipe: ClassVar[str] = "as_is"
+    about: ClassVar[About] = About(
+        tree='phantom.json, or ROOT/phantom.json: {"num_train": 16, "num_test": 9, "phantom": {"shape": [64, 64, 64]}}',
+        source="generated: needs no download",
+        terms="none: no person was scanned",
+        labels={
+            "anomalous": "a lesion was planted",
+            "lesion_left": "a lesion lies in the left hemisphere",
+            "lesion_right": "a lesion lies in the right hemisphere",
+            "lesion_type": "its kind, or none",
+        },
+        lesion_mask="the lesions that were planted, voxel by voxel",
+    )
 
     def modalities(self, root: Path) -> tuple[str, ...]:
         """Return the modalities that the file asks for, sorted."""

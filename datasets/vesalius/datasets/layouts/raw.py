@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -10,7 +11,28 @@ from pydantic import Field
 from vesalius.platform.config import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a person should know of a layout before the first download.
+
+    Attributes:
+        tree: what the folder must look like, a line a file or folder.
+        source: where the archive is got.
+        terms: its licence or terms of use, and what to cite.
+        labels: what each subject-level label says, by name. Names are stable: studies select by them.
+        lesion_mask: what the lesion mask marks; empty where there is none.
+        own_labels: subjects may also have labels that the user named (columns ``label:<name>``).
+    """
+
+    tree: str
+    source: str
+    terms: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    lesion_mask: str = ""
+    own_labels: bool = False
 
 
 class RawSubject(Settings):
@@ -26,6 +48,8 @@ class RawSubject(Settings):
         brain_mask: file whose voxels above 0.5 are brain.
         head_mask: likewise for the head.
         lesion_mask: file whose voxels above 0.5 are lesion; a file without any says that the subject is healthy.
+        lesion_labels: the values that mark lesion in ``lesion_mask``; any other but 0 is refused. Without them every
+            value above 0.5 does.
         structures: file of whole numbers, one a structure, 0 for none.
         structure_names: label value by structure name.
         split: ``train``, ``validation``, ``gate`` or ``test`` where the data set gives it; None has it drawn.
@@ -47,6 +71,7 @@ class RawSubject(Settings):
     brain_mask: str | None = None
     head_mask: str | None = None
     lesion_mask: str | None = None
+    lesion_labels: tuple[int, ...] = ()
     structures: str | None = None
     structure_names: dict[str, int] = Field(default_factory=dict)
     split: str | None = None
@@ -82,9 +107,11 @@ class Layout(Protocol):
 
     Attributes:
         default_recipe: name of the recipe (:data:`vesalius.datasets.recipes.RECIPES`) that suits it.
+        about: what to download and what it gives.
     """
 
     default_recipe: ClassVar[str]
+    about: ClassVar[About]
 
     def modalities(self, root: Path) -> tuple[str, ...]:
         """Return the modalities that ``root`` offers, sorted.

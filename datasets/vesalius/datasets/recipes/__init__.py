@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vesalius.datasets.recipes.general import as_is, centered, mni_affine, mni_positive, mni_space
+from vesalius.datasets.recipes.general import as_is, centered, mni_affine, mni_positive, mni_space, mni_stripped
 from vesalius.datasets.recipes.settings import MNI152, TEMPLATE_BOX_MM, TEMPLATE_CENTER_MM, PaperStep, Recipe
 from vesalius.platform.config import validate
 from vesalius.platform.tables import TableEntry, lookup
@@ -29,6 +29,7 @@ __all__ = [
     "mni_affine",
     "mni_positive",
     "mni_space",
+    "mni_stripped",
     "recipe_named",
     "recipe_of",
     "steps_of",
@@ -38,6 +39,10 @@ RECIPES: dict[str, TableEntry] = {
     "mni_affine": TableEntry(
         path="vesalius.datasets.recipes.general:mni_affine",
         summary="affine registration to MNI152, 2 mm, 98th-percentile clip, [0, 1] over the brain",
+    ),
+    "mni_stripped": TableEntry(
+        path="vesalius.datasets.recipes.general:mni_stripped",
+        summary="mni_affine for whole MR heads: the brain is extracted first",
     ),
     "mni_space": TableEntry(
         path="vesalius.datasets.recipes.general:mni_space",

@@ -15,6 +15,11 @@ def mni_affine(spacing: float = 2.0) -> Recipe:
     )
 
 
+def mni_stripped(spacing: float = 2.0) -> Recipe:
+    """The same for whole MR heads, which are stripped first where no brain mask is given."""
+    return mni_affine(spacing).model_copy(update={"brain": "mr"})
+
+
 def mni_space(spacing: float = 2.0) -> Recipe:
     """The same box without registration: volumes that already lie in MNI space."""
     return mni_affine(spacing).model_copy(update={"registration": "none"})

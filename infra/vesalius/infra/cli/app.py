@@ -26,7 +26,7 @@ PREPARE, LEARN, LOOK_UP = "Prepare a cohort", "Learn and judge", "Look up and tr
 VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (ingest.ingest, PREPARE, "vesalius ingest bids data/ds002748 cohort --modality T1w --set recipe.spacing_mm=2"),
     (lesions.lesions, PREPARE, "vesalius lesions cohort cohort-lesions --masks masks --contrast -0.4 --seed 1"),
-    (check.check, PREPARE, "vesalius check cohort"),
+    (check.check, PREPARE, "vesalius check cohort --html cohort.html"),
     (export.export, PREPARE, "vesalius export cohort sub-01 --what lesion --out exported"),
     (train.train, LEARN, "vesalius train implicit_field cohort --set method.latent_dim=64 --workers 2"),
     (score.score, LEARN, "vesalius score models:/brain@champion patient_T1w.nii.gz --out patient"),

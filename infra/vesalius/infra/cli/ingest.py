@@ -43,6 +43,13 @@ def ingest(
             help="Subjects with lesions that are given the training split are taken into it and trained on.",
         ),
     ] = False,
+    within: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that every file must lie in, with links followed (default: ROOT, or the folder of ROOT).",
+            show_default=False,
+        ),
+    ] = None,
     montage: Annotated[Path | None, typer.Option(help="Draw every subject on one PNG, to look at.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,6 +74,7 @@ def ingest(
                 splits=splits,
                 num_workers=workers,
                 allow_anomalous_training=allow_anomalous_training,
+                within=None if within is None else absolute(within),
                 progress=progress,
             )
         document: dict[str, Any] = report.model_dump(mode="json")

@@ -79,30 +79,53 @@ def datasets(
 
 
 def _show_layout(terminal: Terminal, name: str) -> None:
-    import inspect
-
     from vesalius.datasets import LAYOUTS
     from vesalius.infra import tables
-    from vesalius.platform.tables import lookup, resolve
 
-    kind = lookup(LAYOUTS, name, "layout")
-    module = resolve(f"{kind.__module__}:__doc__") or ""
-    description = inspect.cleandoc(module)
-    document = {
-        "name": name,
-        "kind": "layout",
-        "summary": LAYOUTS[name].summary,
-        "default_recipe": kind.default_recipe,
-        "description": description,
-    }
+    document = {"name": name, "kind": "layout", "summary": LAYOUTS[name].summary, **describe_layout(name)}
+    recipe = document["default_recipe"]
+    labels = [{"name": key, "summary": text} for key, text in document["labels"].items()]
+    if document["own_labels"]:
+        labels.append({"name": "...", "summary": "what columns label:<name> say"})
+    facts: list[tuple[str, object]] = [
+        ("from", document["source"]),
+        ("terms", document["terms"]),
+        ("lesion mask", document["lesion_mask"] or "none"),
+        ("recipe", f"{recipe}   (more: vesalius datasets {recipe})"),
+        ("command", f"vesalius ingest {name} ROOT STORE"),
+    ]
     terminal.result(
         document,
         tables.heading(name, LAYOUTS[name].summary),
         "",
-        tables.plain_text(description),
+        tables.plain_text(document["tree"]),
         "",
-        f"default recipe: {kind.default_recipe}   (vesalius datasets {kind.default_recipe})",
+        tables.key_values(facts),
+        *([tables.listing(labels, "Label")] if labels else []),
+        "",
+        tables.plain_text(document["description"]),
     )
+
+
+def describe_layout(name: str) -> dict[str, Any]:
+    """Return what a person should know of a layout before the first download, and what it gives."""
+    import inspect
+
+    from vesalius.datasets import LAYOUTS
+    from vesalius.platform.tables import lookup, resolve
+
+    kind = lookup(LAYOUTS, name, "layout")
+    about = kind.about
+    return {
+        "default_recipe": kind.default_recipe,
+        "tree": about.tree,
+        "source": about.source,
+        "terms": about.terms,
+        "labels": dict(about.labels),
+        "own_labels": about.own_labels,
+        "lesion_mask": about.lesion_mask,
+        "description": inspect.cleandoc(resolve(f"{kind.__module__}:__doc__") or ""),
+    }
 
 
 def _show_recipe(terminal: Terminal, name: str) -> None:

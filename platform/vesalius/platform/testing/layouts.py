@@ -29,8 +29,47 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "gate", "test")
 
 
+class AboutUnderTest(Protocol):
+    """What the suite asks of what a layout says of itself."""
+
+    @property
+    def tree(self) -> str:
+        """What the folder must look like."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where the archive is got."""
+        ...
+
+    @property
+    def terms(self) -> str:
+        """Licence or terms of use."""
+        ...
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What each subject-level label says."""
+        ...
+
+    @property
+    def lesion_mask(self) -> str:
+        """What the lesion mask marks; empty where there is none."""
+        ...
+
+    @property
+    def own_labels(self) -> bool:
+        """Whether the user may name labels."""
+        ...
+
+
 class LayoutUnderTest(Protocol):
     """What the suite asks of a layout."""
+
+    @property
+    def about(self) -> AboutUnderTest:
+        """What a person should know of it."""
+        ...
 
     def modalities(self, root: Path) -> Sequence[str]:
         """Return the modalities that ``root`` offers."""
@@ -106,6 +145,28 @@ def check_discovery(layout: LayoutUnderTest, ingest: Ingest, folder: Path) -> No
     assert all(set(raw.images) <= set(available[:1]) for raw in one), "modalities not asked for were returned"
 
 
+def check_about(layout: LayoutUnderTest, ingest: Ingest, folder: Path) -> None:
+    """A layout says what to download and what it gives; its subjects have the labels and masks that it names."""
+    about = layout.about
+    for name in ("tree", "source", "terms"):
+        text = getattr(about, name)
+        assert text.strip(), f"about.{name} is empty"
+        # A terminal's width: what wraps is no drawing of a tree.
+        assert all(len(line) <= 120 for line in text.splitlines()), f"about.{name} has a line of over 120 characters"
+    root = layout.write_example(folder / "raw")
+    subjects = layout.discover(root, layout.modalities(root))
+    given = {name for raw in subjects for name in raw.labels}
+    if not about.own_labels:
+        assert given <= set(about.labels), f"labels that about does not name: {sorted(given - set(about.labels))}"
+    assert set(about.labels) <= given, f"the example never gives {sorted(set(about.labels) - given)}"
+    for name in given:
+        values = {raw.labels[name] for raw in subjects if name in raw.labels}
+        kinds = {isinstance(value, str) for value in values}
+        assert len(kinds) == 1, f"the label {name} is now text and now a number: {values}"
+    has_masks = any(raw.lesion_mask is not None or raw.parameters for raw in subjects)
+    assert has_masks == bool(about.lesion_mask), "about.lesion_mask and the example's masks contradict each other"
+
+
 def check_travel(layout: LayoutUnderTest, ingest: Ingest, folder: Path) -> None:
     """A subject survives JSON, so that it reaches workers; it holds nothing of this process."""
     root = layout.write_example(folder / "raw")
@@ -139,7 +200,20 @@ def check_store(layout: LayoutUnderTest, ingest: Ingest, folder: Path) -> None:
     store = CohortStore.open(folder / "store")
     assert store.check() == [], "the store does not pass its own check"
     assert store.channels == modalities
+    found = {raw.subject_id: raw for raw in layout.discover(root, modalities)}
     for record in store.subjects():
+        raw = found[record.subject_id]
+        assert dict(record.labels) == dict(raw.labels), f"{record.subject_id} has other labels than were found"
+        assert dict(record.demographics) == dict(raw.demographics), f"{record.subject_id} lost its demographics"
+        assert record.group == raw.group
+        if raw.labels.get("anomalous") is True:
+            assert record.has_lesion, f"{record.subject_id} is anomalous by its labels and not in the store"
+        if raw.lesion_labels:
+            lesion = store.mask(record.subject_id, "lesion")
+            assert lesion is not None, f"{record.subject_id} lost its lesion mask"
+            if lesion.any():
+                share = (lesion & store.brain(record.subject_id)).sum() / lesion.sum()
+                assert share > 0.5, f"{record.subject_id}: {1 - share:.0%} of its lesion lies outside its brain"
         image, brain = store.image(record.subject_id), store.brain(record.subject_id)
         assert image.shape == (len(modalities), *record.shape)
         assert brain.any(), f"{record.subject_id} has no brain"
@@ -167,12 +241,51 @@ def check_refusals(layout: LayoutUnderTest, ingest: Ingest, folder: Path) -> Non
     assert not (folder / "store").exists(), "a refused ingest left a store behind"
 
 
+def check_broken_subjects(layout: LayoutUnderTest, ingest: Ingest, folder: Path) -> None:
+    """A file cut in half and a link that leads out of the tree cost their own subjects alone, and are named."""
+    root = layout.write_example(folder / "raw")
+    modalities = tuple(layout.modalities(root))[:1]
+    subjects = [raw for raw in layout.discover(root, modalities) if raw.images or raw.series]
+    if not subjects:
+        return  # generated: there is no file to break
+    outside = folder / "elsewhere.bin"
+    cut, moved = (_heart_of(raw, modalities[0]) for raw in subjects[:2])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    moved.rename(outside)
+    moved.symlink_to(outside)
+    broken = {subjects[0].subject_id: "cut", subjects[1].subject_id: "link"}
+    report = ingest(layout, root, folder / "store", modalities=modalities)
+    whole = {raw.subject_id for raw in subjects} - set(broken)
+    assert set(report.added) == whole, f"{sorted(whole)} are whole and {report.added} were taken in: {report.failed}"
+    for subject_id, how in broken.items():
+        # What cannot be read may also not be found: then nothing may be said of it, nor stored.
+        message = report.failed.get(subject_id, "")
+        assert "unexpectedly" not in message, message
+        assert "\n" not in message, f"the message is more than a sentence: {message}"
+        if how == "link" and message:
+            assert "outside" in message, f"the message does not say that a file leads out of the tree: {message}"
+    assert report.failed, "broken files went without a word"
+    if whole:
+        assert CohortStore.open(folder / "store").check() == []
+
+
+def _heart_of(raw: Any, modality: str) -> Path:
+    """Return the file that holds a subject's voxels, or the middle one of its series."""
+    if modality in raw.images:
+        path = Path(raw.images[modality])
+        return path.with_suffix(".img") if path.suffix == ".hdr" else path
+    files = raw.series[modality]
+    return Path(files[len(files) // 2])
+
+
 CHECKS: tuple[Callable[[Any, Any, Path], None], ...] = (
     check_discovery,
+    check_about,
     check_travel,
     check_ingest,
     check_store,
     check_refusals,
+    check_broken_subjects,
 )
 """Every check of the suite."""
 
