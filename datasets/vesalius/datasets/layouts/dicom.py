@@ -32,7 +32,8 @@ class DicomLayout:
     :func:`vesalius.datasets.dicom.best_series` prefers is taken; every other one is named in the subject's warnings.
     """
 
-    default_recipe: ClassVar[str] = "centered"
+    # Of CT, which most such trees are; MR is refused by it by name and takes another with --recipe.
+    default_recipe: ClassVar[str] = "f_anogan_3d_2020"
     about: ClassVar[About] = About(
         tree="""\
 ROOT/
