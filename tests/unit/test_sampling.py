@@ -472,7 +472,11 @@ class _Together:
         return total
 
     def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
-        raise NotImplementedError
+        self._table[self.rank] = value
+        self._meeting.wait(20)
+        gathered = [self._table[rank] for rank in range(self.world_size)]
+        self._meeting.wait(20)
+        return gathered
 
 
 def test_unequal_counts_after_discarding_are_weighted_right() -> None:

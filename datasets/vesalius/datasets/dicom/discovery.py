@@ -363,10 +363,6 @@ def _check_alike(headers: Sequence[SliceHeader]) -> None:
             raise _NoVolumeError(f"{first.path.name} and {header.path.name} are of different series")
 
 
-def _identity(header: SliceHeader) -> tuple[str, ...]:
-    return (header.series_uid, header.sop_class, header.modality)
-
-
 def _check_places(stack: Stack, ordered: Sequence[SliceHeader]) -> None:
     gaps = stack.gaps_mm
     same = np.flatnonzero(gaps < SAME_PLACE_MM)

@@ -274,7 +274,7 @@ class VolumeCache:
     def _read_and_hold(self, subject: int, reserved: int) -> Voxels:
         try:
             voxels = self._read(subject)
-        except BaseException:
+        except BaseException:  # raised again; an interrupt too must give its memory back
             with self._lock:  # its future stays: whoever uses the subject hears what went wrong
                 self._num_reading_whole -= 1
                 self._used_bytes -= reserved
