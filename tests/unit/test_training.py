@@ -207,6 +207,8 @@ class Regressor(Toy):
     def __init__(self, settings: MethodSettings, cohort: CohortFacts) -> None:
         super().__init__(settings, cohort)
         self.net = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3))
+        self.shift: Tensor
+        self.register_buffer("shift", torch.zeros(()))  # what was observed, kept: ranks must agree on it
 
     def stages(self) -> Sequence[Stage]:
         return [
@@ -217,14 +219,22 @@ class Regressor(Toy):
                 epochs=4,
                 trains=[self.net],
                 optimizers={"net": torch.optim.Adam(self.net.parameters(), self.lr / 4)},
-                step=lambda batch, update: {"loss": update("net", self._loss, batch)},
+                step=self._step,
+                observes=("never", "shift"),
             )
         ]
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Batch, update: Update) -> Metrics:
+        loss = update("net", self._loss, batch)
+        self.shift += update.observed["shift"]
+        return {"loss": loss}
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         keep = batch.brain[:, 2, 2, 2]
-        error = (self.net(batch.image) - batch.position).norm(dim=1)
-        return (error * keep).sum(), keep.sum()
+        answer = self.net(batch.image)
+        error = (answer - batch.position).norm(dim=1)
+        shift = (answer - batch.position).mean(dim=1)
+        return (error * keep).sum(), keep.sum(), {"shift": (shift * keep).sum()}
 
 
 TOYS = [AutoDecoder, Adversarial, Moments, Regressor]
@@ -298,11 +308,22 @@ def test_micro_batches_weight_unequal_counts_right(toy_store: CohortStore, micro
     assert 0 < int(keep.sum()) < len(keep), "the case needs discarded patches"
     reference = (method.net(batch.image) - batch.position).norm(dim=1)[keep].mean()
     expected = torch.autograd.grad(reference, list(method.net.parameters()))
+    shift = (method.net(batch.image) - batch.position)[keep].mean()
     update = Updater(stage, Alone(), TrainingSettings(micro_batch_size=micro, precision="fp32"), CPU)
     assert update("net", method._loss, batch) == pytest.approx(reference.item(), rel=1e-5)
+    assert update.observed == {"shift": pytest.approx(shift.item(), rel=1e-4)}
     for parameter, gradient in zip(method.net.parameters(), expected, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_stage_does_not_observe_may_not_be_reported(toy_store: CohortStore) -> None:
+    method = contract.build(Regressor, ToySettings(), toy_store)
+    assert isinstance(method, Regressor)
+    stage, batch = _first(toy_store, method)
+    update = Updater(replace(stage, observes=()), Alone(), TrainingSettings(precision="fp32"), CPU)
+    with pytest.raises(SettingError, match="'regress' reports 'shift'"):
+        update("net", method._loss, batch)
 
 
 def test_clipping_bounds_the_norm(toy_store: CohortStore) -> None:
@@ -323,7 +344,7 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_optimiser(toy_store: Coh
     before = [p.clone() for p in method.net.parameters()]
 
     def loss(micro: Batch) -> tuple[Tensor, Tensor]:
-        total, count = method._loss(micro)
+        total, count, _ = method._loss(micro)
         return total * bad, count
 
     with pytest.raises(DivergenceError, match=r"'net' is not finite at step 0 of stage 'regress'"):
