@@ -129,7 +129,17 @@ BAD: dict[str, tuple[Callable[[list[Path]], Any], str]] = {
     "odd bits": (all_of(BitsAllocated=12), "12 bits a pixel"),
     "no pixels": (fifth(PixelData=None), "004.dcm has no pixels"),
     "pixels cut off": (lambda files: cut(files, files[0].stat().st_size - 30), "000.dcm is truncated"),
-    "JPEG": (all_of(TransferSyntaxUID="1.2.840.10008.1.2.4.70"), "compressed as JPEG Lossless"),
+    "lossy pixels": (
+        all_of(TransferSyntaxUID="1.2.840.10008.1.2.4.50"),
+        "compressed as JPEG Baseline (Process 1), which loses what was measured",
+    ),
+    "an encoding without a decoder": (
+        all_of(TransferSyntaxUID="1.2.840.10008.1.2.4.201"),
+        "which cannot be decoded here: decompress them first",
+    ),
+    "values in high bits": (all_of(BitsStored=12, HighBit=15), "keeps its values in bits 4 to 15"),
+    "no stored bits": (fifth(BitsStored=None), "004.dcm says that None of 16 bits are its values'"),
+    "more stored bits than there are": (fifth(BitsStored=17, HighBit=16), "004.dcm says that 17 of 16 bits"),
     "an unknown encoding": (all_of(TransferSyntaxUID="1.2.3.4"), "compressed as an unknown encoding"),
     "two patients": (fifth(PatientID="somebody else"), "are of different patients"),
     "no series": (all_of(SeriesInstanceUID=None), "no SeriesInstanceUID"),

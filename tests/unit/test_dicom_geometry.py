@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vesalius.datasets.dicom import find_series, read_series
-from vesalius.datasets.dicom.geometry import missing_slices
+from vesalius.datasets.dicom.gaps import missing_slices
 from vesalius.datasets.dicom.writing import SeriesPlan, write_series
 from vesalius.platform.geometry import canonical
 
@@ -391,11 +391,11 @@ def test_a_slice_taken_from_the_real_series_is_missed(real_data: Path, tmp_path:
 
 def test_memory_and_size_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A series that is small as stored may not grow beyond the bound: a tilt asks for more than its own voxels."""
-    from vesalius.datasets.dicom import geometry
+    from vesalius.datasets.dicom import resampling
 
     plan = plan_of(AXIAL, np.arange(30) * 3.0, size=(10, 10)).tilted(40.0)
     write_series(tmp_path, plan, waves)
-    monkeypatch.setattr(geometry, "MAX_VOXELS", 5000)
+    monkeypatch.setattr(resampling, "MAX_VOXELS", 5000)
     (series,) = find_series(tmp_path)
     assert series.problem is not None
     assert "more than 5,000" in series.problem

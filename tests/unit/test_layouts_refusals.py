@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vesalius.datasets.admission import confine
+from vesalius.datasets.confinement import confine
 from vesalius.datasets.layouts.example import example_affine, example_blob, example_head, write_bids_example
 from vesalius.datasets.layouts.example_ct import write_cq500_example, write_ct_ich_example, write_reads
 from vesalius.datasets.layouts.example_mr import write_brats_example, write_ixi_example, write_oasis1_example

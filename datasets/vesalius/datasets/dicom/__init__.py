@@ -6,7 +6,8 @@ into Hounsfield units on a rectangular grid. What is no volume is named and left
 """
 
 from vesalius.datasets.dicom.choice import best_series, series_in
-from vesalius.datasets.dicom.discovery import Series, find_series
+from vesalius.datasets.dicom.discovery import find_series
 from vesalius.datasets.dicom.reading import read_series, series_sha256
+from vesalius.datasets.dicom.series import Series
 
 __all__ = ["Series", "best_series", "find_series", "read_series", "series_in", "series_sha256"]

@@ -6,13 +6,15 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vesalius.datasets.dicom.discovery import Series, find_series
+from vesalius.datasets.dicom.discovery import find_series
 from vesalius.datasets.dicom.geometry import stack_of
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from vesalius.datasets.dicom.series import Series
 
 _SHOWN = 4
 _SHARP = re.compile(r"bone|lung|edge|sharp|ear\b|\b[bhu][rfcs]?[5-9]\d[a-z]?\b", re.IGNORECASE)
