@@ -253,7 +253,7 @@ def test_a_decoder_that_does_not_come_to_an_end_is_ended(
 
 
 def test_a_promise_of_a_huge_image_asks_for_no_memory(compressed: list[Path]) -> None:
-    """The stream says 65,535 squared, the tags 37 by 30: the other process is refused it, and this one asks for none."""
+    """The stream says 65,535 squared, the tags 37 by 30: the other process is refused it, and this asks for none."""
     import tracemalloc
 
     content = compressed[0].read_bytes()

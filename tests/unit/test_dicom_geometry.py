@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from hypothesis import given
@@ -330,6 +331,22 @@ def test_a_slice_missing_from_an_even_series_is_found(
     (found,) = missing_slices(*merged(gaps, thickness, missing))
     assert found[0] == missing - 1
     assert found[1] == pytest.approx(gap, rel=0.2)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.04, 0.06, 0.31])
+@pytest.mark.parametrize("gap", [0.6, 0.625, 1.25, 4.8])
+@pytest.mark.parametrize("axes", [AXIAL, SAGITTAL], ids=["axial", "sagittal"])
+def test_positions_rounded_to_a_tenth_are_even(tmp_path: Path, axes: Any, start: float, gap: float) -> None:
+    """As some scanners write them: nothing is resampled for it."""
+    plan = plan_of(axes, start + gap * np.arange(24), thickness_mm=gap, pixel_mm=(0.45, 0.45))
+    files = write_series(tmp_path, plan, waves)
+    for path in files:
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient = [round(float(part), 1) for part in dataset.ImagePositionPatient]
+        dataset.save_as(path)
+    volume = read_series(files)
+    assert volume.notes["dicom"]["resampled"] == []
+    assert volume.shape == (*plan.size, 24)
 
 
 @pytest.mark.parametrize("missing", range(1, 27))

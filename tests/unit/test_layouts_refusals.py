@@ -140,6 +140,17 @@ def test_half_of_an_analyze_pair_elsewhere(tmp_path: Path) -> None:
     refused(done, "1 of 4 subjects", "OAS1_0001_MR1", "masked_gfc.img", "outside")
 
 
+@pytest.mark.parametrize(("named", "linked"), [("x.hdr", "x.img"), ("x.img", "x.hdr"), ("X.HDR", "X.IMG")])
+def test_either_half_of_an_analyze_pair_is_held_to_the_folder(named: str, linked: str, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / linked).write_bytes(b"secret")
+    (tmp_path / "home" / named).write_bytes(b"")
+    (tmp_path / "home" / linked).symlink_to(tmp_path / linked)
+    raw = RawSubject(subject_id="a", images={"image": str(tmp_path / "home" / named)})
+    (kept,) = confine([raw], tmp_path / "home")
+    assert f"it leads to {tmp_path / linked}" in str(kept.problem)
+
+
 def test_a_file_that_nobody_can_follow_is_a_problem_and_no_crash(tmp_path: Path) -> None:
     bad = RawSubject(subject_id="a", images={"image": str(tmp_path / "x\0y.nii")}, origin="line 2")
     good = RawSubject(subject_id="b", images={"image": str(tmp_path / "b.nii")})

@@ -30,6 +30,7 @@ MAX_VOXELS = 1 << 30
 
 _FURTHEST_OFFSET = 1 << 30
 _SAME_PLACE_MM = 1.0
+_OTHER_UNITS = {1: "metres", 3: "micrometres"}
 _QUIET = logging.getLogger("vesalius.nifti")
 _QUIET.addHandler(logging.NullHandler())
 _QUIET.propagate = False
@@ -71,7 +72,7 @@ def read_nifti(path: Path) -> RawVolume:
 
     Raises:
         VolumeError: missing, empty, not NIfTI, truncated or damaged, not three-dimensional, not real numbers, holding
-            NaN or infinite voxels, or with an affine that cannot be inverted.
+            NaN or infinite voxels, with an affine that cannot be inverted, or with lengths in metres or micrometres.
     """
     content = read_bytes(path)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -91,6 +92,7 @@ def read_nifti(path: Path) -> RawVolume:
     stored = np.frombuffer(data, dtype=dtype, count=int(np.prod(shape)), offset=start).reshape(shape, order="F")
     array = _scaled(stored, header, path)
     check_finite(array, str(path))
+    _check_units(header, path)
     affine, oriented = _affine(header, path)
     return RawVolume(
         array=array,
@@ -201,6 +203,17 @@ def _scaled(stored: NDArray[Any], header: Any, path: Path) -> NDArray[np.float32
             return stored.astype(np.float32)
         scaled: NDArray[np.float32] = (stored.astype(np.float64) * slope + inter).astype(np.float32)
         return scaled
+
+
+def _check_units(header: Any, path: Path) -> None:
+    """Check that lengths are in millimetres, or in units that the file does not tell.
+
+    Raises:
+        VolumeError: they are not: nobody converts them, neither here nor in the libraries that read such files.
+    """
+    unit = _OTHER_UNITS.get(int(header["xyzt_units"]) & 7)
+    if unit is not None:
+        raise VolumeError(f"{path} says that its lengths are in {unit}: expected millimetres: convert its header first")
 
 
 def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], bool]:

@@ -60,7 +60,9 @@ def checked(headers: Sequence[SliceHeader]) -> tuple[Stack, tuple[str, ...]]:
     """
     _check_kind(headers)
     if len(headers) < MIN_SLICES:
-        raise VolumeError(f"it holds {len(headers)} images: expected {MIN_SLICES} slices at least")
+        raise VolumeError(
+            f"it holds {len(headers)} images: expected {MIN_SLICES} slices at least: export the whole series"
+        )
     _check_alike(headers)
     for header in headers:
         problem = pixel_problem(header)
@@ -73,7 +75,9 @@ def checked(headers: Sequence[SliceHeader]) -> tuple[Stack, tuple[str, ...]]:
     ordered = [headers[index] for index in stack.order]
     _check_places(stack, ordered)
     if stack.tilt_degrees > _MAX_TILT_DEGREES:
-        raise VolumeError(f"its slices drift sideways by {stack.tilt_degrees:.1f} degrees: their positions are damaged")
+        raise VolumeError(
+            f"its slices drift sideways by {stack.tilt_degrees:.1f} degrees by their positions: export it again"
+        )
     warnings = _check_tilt(stack, ordered)
     grid_of(stack)
     return stack, warnings
@@ -82,7 +86,7 @@ def checked(headers: Sequence[SliceHeader]) -> tuple[Stack, tuple[str, ...]]:
 def _check_kind(headers: Sequence[SliceHeader]) -> None:
     first = headers[0]
     if not first.series_uid:
-        raise VolumeError(f"{first.path.name} has no SeriesInstanceUID")
+        raise VolumeError(f"{first.path.name} has no SeriesInstanceUID: export it again")
     if first.sop_class not in (_CT, _MR):
         kind = _CLASSES.get(first.sop_class) or uid_name(first.sop_class) or "of an unknown class"
         raise VolumeError(f"it is {kind}")
@@ -112,7 +116,7 @@ def _check_alike(headers: Sequence[SliceHeader]) -> None:
                 f"{header.path.name} {header.pixel_spacing}"
             )
         if header.patient != first.patient:
-            raise VolumeError(f"{first.path.name} and {header.path.name} are of different patients")
+            raise VolumeError(f"{first.path.name} and {header.path.name} are of different patients: give each a folder")
         # What find_series has taken apart, and read_series may be given together.
         if not same_numbers(header.orientation, first.orientation, SAME_DIRECTION):
             raise VolumeError(f"{first.path.name} and {header.path.name} have different orientations")
@@ -129,14 +133,16 @@ def _check_places(stack: Stack, ordered: Sequence[SliceHeader]) -> None:
     same = np.flatnonzero(gaps < SAME_PLACE_MM)
     if len(same):
         one, other = ordered[same[0]].path.name, ordered[same[0] + 1].path.name
-        raise VolumeError(f"{one} and {other} show different images of one place ({len(same)} such pairs)")
+        raise VolumeError(
+            f"{one} and {other} show different images of one place ({len(same)} such pairs): keep one of each"
+        )
     holes = missing_slices(gaps, stack.thickness_mm)
     if holes:
         index, expected = holes[0]
         more = f" (the first of {len(holes)} such gaps)" if len(holes) > 1 else ""
         raise VolumeError(
             f"a slice is missing between {ordered[index].path.name} and {ordered[index + 1].path.name}: "
-            f"{gaps[index]:.2f} mm apart where {expected:.2f} mm were expected{more}"
+            f"{gaps[index]:.2f} mm apart where {expected:.2f} mm were expected{more}: export the series again"
         )
 
 

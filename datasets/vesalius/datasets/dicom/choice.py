@@ -34,7 +34,12 @@ def best_series(series: Sequence[Series]) -> Series:
     Args:
         series: one or more, none of them with a problem.
     """
-    return min(series, key=_rank)
+    return by_preference(series)[0]
+
+
+def by_preference(series: Sequence[Series]) -> list[Series]:
+    """Return series, none of them with a problem, in the order of :func:`best_series`."""
+    return sorted(series, key=_rank)
 
 
 def series_in(folder: Path) -> Series:

@@ -87,8 +87,8 @@ class Stack:
 
     @property
     def is_sheared(self) -> bool:
-        """Whether some slice lies off the place above the first by more than a tenth of a pixel and than rounding."""
-        return bool((np.abs(self.shifts_mm) > np.maximum(EVEN_MM + 1e-6, 0.1 * np.array(self.pixel_mm))).any())
+        """Whether some slice lies more than a tenth of a pixel off the place above the first one."""
+        return bool((np.abs(self.shifts_mm) > 0.1 * np.array(self.pixel_mm)).any())
 
     @property
     def is_even(self) -> bool:
@@ -103,13 +103,13 @@ def axes_of(header: SliceHeader) -> tuple[Floats, Floats, Floats]:
         VolumeError: the orientation is missing, or its vectors are not perpendicular unit vectors.
     """
     if header.orientation is None:
-        raise VolumeError(f"{header.path.name} has no usable ImageOrientationPatient")
+        raise VolumeError(f"{header.path.name} has no usable ImageOrientationPatient: export it again")
     row, column = (_TO_RAS * np.array(part) for part in (header.orientation[:3], header.orientation[3:]))
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if max(abs(length - 1) for length in lengths) > 1e-2 or abs(row @ column) > 1e-3:
         raise VolumeError(
             f"{header.path.name}: its orientation {[round(part, 4) for part in header.orientation]} is not two "
-            "perpendicular unit vectors"
+            "perpendicular unit vectors: export it again"
         )
     row = row / lengths[0]
     column = column - (column @ row) * row
@@ -126,12 +126,14 @@ def stack_of(headers: Sequence[SliceHeader]) -> Stack:
     row, column, normal = axes_of(headers[0])
     for header in headers:
         if header.position is None:
-            raise VolumeError(f"{header.path.name} has no usable ImagePositionPatient")
+            raise VolumeError(f"{header.path.name} has no usable ImagePositionPatient: export it again")
         if max(map(abs, header.position)) > MAX_POSITION_MM:
-            raise VolumeError(f"{header.path.name} lies {max(map(abs, header.position)):g} mm away by its position")
+            raise VolumeError(
+                f"{header.path.name} lies {max(map(abs, header.position)):g} mm away by its position: export it again"
+            )
     spacing = headers[0].pixel_spacing
     if spacing is None or not all(1e-3 <= step <= 100 for step in spacing):
-        raise VolumeError(f"{headers[0].path.name} has no usable PixelSpacing")
+        raise VolumeError(f"{headers[0].path.name} has no usable PixelSpacing: export it again")
     if not headers[0].rows or not headers[0].columns or min(headers[0].rows, headers[0].columns) < 2:
         raise VolumeError(f"{headers[0].path.name} has {headers[0].rows} rows and {headers[0].columns} columns")
     points = _TO_RAS * np.array([header.position for header in headers])

@@ -74,18 +74,21 @@ def pixel_problem(header: SliceHeader) -> str | None:
             "lowest ones: export it again"
         )
     if header.modality == "CT" and (header.slope is None or header.intercept is None):
-        return "has no usable RescaleSlope and RescaleIntercept, so its Hounsfield units are unknown"
+        return "has no usable RescaleSlope and RescaleIntercept, so its Hounsfield units are unknown: export it again"
     if header.slope == 0:
-        return "has a RescaleSlope of 0"
+        return "has a RescaleSlope of 0: export it again"
     if header.modality == "CT" and header.rescale_type not in ("", "HU", "US"):
         return f"is scaled to {header.rescale_type} and not to Hounsfield units"
     expected = header.rows * header.columns * header.bits // 8
     if not header.pixel_bytes:
-        return "has no pixels"
+        return "has no pixels: export it again"
     if not is_compressed(header.transfer_syntax) and header.pixel_bytes < expected:
-        return f"is truncated: its tags promise {expected:,} bytes of pixels and {header.pixel_bytes:,} are left"
+        return (
+            f"is truncated: its tags promise {expected:,} bytes of pixels and {header.pixel_bytes:,} are left: "
+            "copy it again"
+        )
     if is_compressed(header.transfer_syntax) and header.pixel_bytes > 2 * expected + _SLACK_BYTES:
-        return f"holds {header.pixel_bytes:,} compressed bytes for an image of {expected:,}"
+        return f"holds {header.pixel_bytes:,} compressed bytes for an image of {expected:,}: export it again"
     return syntax_problem(header.transfer_syntax)
 
 
