@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vesalius.datasets.dicom.headers import SliceHeader
 
 SECONDS = 60.0
-"""For one slice: a thousand times what one takes."""
+"""For one slice: far more than the largest takes on a busy machine."""
 
 _PROGRAM = Path(__file__).with_name("gdcm_process.py")
 _LONGEST_LINE = 4096
