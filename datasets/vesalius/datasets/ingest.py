@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from vesalius.datasets import LAYOUTS
-from vesalius.datasets.admission import DRAWN, admit, check_ids, choose_modalities, confine
+from vesalius.datasets.admission import DRAWN, admit, check_ids, choose_modalities
+from vesalius.datasets.confinement import confine
 from vesalius.datasets.layouts.raw import RawSubject
 from vesalius.datasets.prepare import prepare
 from vesalius.datasets.reading import Inspection, inspect
