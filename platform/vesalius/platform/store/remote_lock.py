@@ -192,6 +192,7 @@ def _acquire(path: RemotePath) -> tuple[LockState, str]:
             except Conflict:
                 continue
         if not path.honours_conditions(content):
+            path.write_bytes(_content(ours.model_copy(update={"state": "free"})))
             raise StoreError(
                 f"{path.parent}: the server takes no conditional writes (If-None-Match, If-Match), without which two "
                 "ingests would overwrite each other: use one that does"
