@@ -62,7 +62,11 @@ def make(path: Place) -> CohortStore:
     "check",
     [
         pytest.param(
-            check, marks=[pytest.mark.long] if "digest" in check.__name__ or "repair" in check.__name__ else []
+            # The longest, in requests: in memory they run each time, by the same code.
+            check,
+            marks=[pytest.mark.long]
+            if any(word in check.__name__ for word in ("digest", "repair", "second_ingest"))
+            else [],
         )
         for check in CHECKS_ANYWHERE
         if "damage" not in check.__name__
