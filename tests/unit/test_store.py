@@ -38,7 +38,7 @@ from vesalius.platform.store import (
     writing,
 )
 from vesalius.platform.store.arrays import array_facts, read_array, write_array
-from vesalius.platform.store.files import write_files
+from vesalius.platform.store.files import remove, write_files
 from vesalius.platform.testing.faults import faults, memory_folder
 from vesalius.platform.testing.store import check_a_second_ingest_adds_and_changes_nothing_else, check_damage_is_named
 from vesalius.platform.testing.store_cases import add, assert_holds, example_case
@@ -615,7 +615,7 @@ def test_a_store_that_was_removed_is_one_sentence_to_its_writer(store: CohortSto
 
 def test_abandoning_takes_nothing_from_whoever_comes_next(store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock goes last: from then on another writer may make its own store there."""
-    genuine = cohort.remove
+    genuine = remove
 
     def removed(path: Path) -> None:
         genuine(path)

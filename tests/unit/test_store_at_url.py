@@ -13,7 +13,7 @@ from vesalius.platform.store import CohortStore, RemotePath, connection, place_o
 from vesalius.platform.store.checking import uncommitted_folders
 from vesalius.platform.store.manifest import read_manifest
 from vesalius.platform.testing.store_at_url import requests
-from vesalius.platform.testing.store_cases import add, assert_holds, example_case
+from vesalius.platform.testing.store_cases import add, assert_holds, example_case, files_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,12 @@ def store(request: pytest.FixtureRequest) -> CohortStore:
 
 def uncommitted(store: CohortStore) -> list[str]:
     return [entry.name for entry in uncommitted_folders(store.path, read_manifest(store.path))]
+
+
+def lock_of(store: CohortStore) -> RemotePath:
+    lock = store.path / ".lock"
+    assert isinstance(lock, RemotePath)
+    return lock
 
 
 class Counting:
@@ -53,12 +59,12 @@ class Counting:
 
 def test_check_fetches_every_file_of_a_subject_once(store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
     add(store, CASES)
+    num_files = sum(len(files_in(store.folder(record.subject_id))) for record in store.subjects())
     fetched: Counter[str] = Counter()
     genuine = connection.file_system
     monkeypatch.setattr(connection, "file_system", lambda path: Counting(genuine(path), fetched))
     assert store.check() == []
     of_subjects = {name: num for name, num in fetched.items() if "@" in name}
-    num_files = sum(len(store.folder(record.subject_id).files()) for record in store.subjects())
     assert len(of_subjects) == num_files
     assert set(of_subjects.values()) == {1}
 
@@ -137,7 +143,7 @@ def test_a_renewal_whose_answer_was_lost_does_not_cost_the_lock(
         overtaken(monkeypatch, RemotePath, "replace", lost, before=False)
         with pytest.raises(UnreachableError):
             store.forget(["sub-00"])
-    state = remote_lock.read_lock(store.path / ".lock")
+    state = remote_lock.read_lock(lock_of(store))
     assert state is not None
     assert state.state == "free"
     assert_holds(CohortStore.open(store.path), CASES[0])
@@ -147,7 +153,7 @@ def test_a_dead_holder_whose_clock_was_ahead_is_forgotten_as_soon(
     store: CohortStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign = remote_lock.this_process().model_copy(update={"machine": "another", "renewed": time.time() + 3600})
-    lock = store.path / ".lock"
+    lock = lock_of(store)
     lock.replace(foreign.model_dump_json().encode(), lock.read_versioned()[1])
     waited: list[float] = []
     monkeypatch.setattr("vesalius.platform.store.remote_lock.time.sleep", waited.append)
