@@ -49,9 +49,11 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _toy_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+def _toy_methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.syspath_prepend(str(HERE))
+    yield
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "a test left its tracking store to those that come after"
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +119,12 @@ def _remake(
 def _mlflow(uri: str) -> Iterator[Any]:
     import mlflow
 
-    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
+    # By the environment alone: ``mlflow.set_tracking_uri`` writes into it for good, and the tests that come after
+    # would track in whatever folder they stand in.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("MLFLOW_REGISTRY_URI", uri)
         yield mlflow
-    finally:
-        mlflow.set_tracking_uri(tracking)
-        mlflow.set_registry_uri(registry)
 
 
 def _pooled_ap(model: Path, store: CohortStore) -> float:

@@ -4,6 +4,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -43,7 +44,16 @@ def home_folder(home: Path | None) -> Path:
 
 
 def absolute(path: Path) -> Path:
-    """Return ``path`` resolved from the folder the command was typed in; ``~`` is the user's home."""
+    """Return ``path`` resolved from the folder the command was typed in; ``~`` is the user's home.
+
+    Raises:
+        SettingError: it is a URL.
+    """
+    was_a_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]", str(path))
+    if was_a_url and not path.exists():
+        # A folder of that name would be made, and whoever gave it would look for the files elsewhere.
+        scheme = str(path).partition(":")[0]
+        raise SettingError(f"{scheme}://... is a URL, and only stores lie at URLs: give a file or folder here")
     return Path(os.path.abspath(path.expanduser()))
 
 

@@ -127,7 +127,7 @@ def _groups(records: Sequence[SubjectRecord], size: int) -> list[list[SubjectRec
 def _num_bytes(record: SubjectRecord) -> int:
     """Return the room for a map and a restoration, uncompressed."""
     d, h, w = record.shape
-    return 2 * d * h * w * (1 + len(record.channels))
+    return 4 * d * h * w * (1 + len(record.channels))
 
 
 def _score_record(record: SubjectRecord, image_score: float, seconds: float) -> ScoreRecord:
