@@ -20,6 +20,7 @@ from vesalius.platform.store.files import write_file
 from vesalius.platform.store.ngff import AXES
 from vesalius.platform.store.records import ArrayFacts, SubjectArrays, SubjectRecord
 from vesalius.platform.store.remote import RemotePath
+from vesalius.platform.store.shards import read_shard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,9 +139,13 @@ def read_array(path: Place, box: Sequence[tuple[int, int]] | None = None) -> NDA
     store: LocalStore | MemoryStore
     if isinstance(path, RemotePath):
         files = path.read_many(path.files())
+        if box is None and (whole := read_shard(files.__getitem__)) is not None:
+            return whole
         make = default_buffer_prototype().buffer.from_bytes
         store = MemoryStore({name: make(content) for name, content in files.items()}, read_only=True)
     else:
+        if box is None and (whole := read_shard(lambda name: (path / name).read_bytes())) is not None:
+            return whole
         store = LocalStore(path, read_only=True)
     array = zarr.open_array(store, mode="r")
     if box is None:
