@@ -17,8 +17,8 @@ How each was set up, after its own documentation:
   ``DataLoader`` with 0, 1 and 2 workers (1 and 2: ``persistent_workers``).
 - monai persistent: the same with ``PersistentDataset``, whose files the page cache holds.
 
-MONAI does not track metadata here (``set_track_meta(False)``, as its guide to fast training advises): nothing uses them.
-Patches in both peers lie wholly inside the volume; ours are centred anywhere and padded, which costs us a little.
+MONAI does not track metadata here (``set_track_meta(False)``, as its guide to fast training advises): nothing uses
+them. Patches in both peers lie wholly inside the volume; ours are centred anywhere and padded, which costs us a little.
 
 ``points``: batches of volumes x points drawn uniformly, with their positions. Neither peer has such a view. So
 each runs twice: with its own crops, of one voxel (1,024 of them, and the time scaled up in proportion), and with a
@@ -27,9 +27,9 @@ twice as well: ``memmap`` draws, gathers and works out the positions in plain Nu
 alone`` has its points and positions beforehand.
 
 ``stream``: the cohort does not fit. Each step takes 256 patches of one volume, its reading included: ours with memory
-for half of the volumes, MONAI with a ``CacheDataset`` of half of them (the same memory) and from ``PersistentDataset``'s
-files, TorchIO from uncompressed NIfTI files, the peers with 0, 1 and 2 workers; beside it, what a small network (three
-unpadded 3D convolutions of 16 channels) needs for a step on those patches. Compressed or not, the page cache has it all.
+for half of the volumes, MONAI with a ``CacheDataset`` of half of them (the same memory) and from the files of a
+``PersistentDataset``, TorchIO from uncompressed NIfTI files, the peers with 0, 1 and 2 workers; beside it, what a small
+network (three unpadded 3D convolutions of 16 channels) needs for a step on those patches. The page cache has all files.
 
 ``volumes``: image and mask of a whole volume out of our store, against Blosc alone on the same chunks, which lie in
 memory already and are put nowhere; one thread each.
