@@ -152,7 +152,7 @@ def _without_fluid(
     low: Coarse,
     name: str,
 ) -> NDArray[np.bool_]:
-    """Return the guess without the bright fluid around the brain; as it is where none is, or where too little is left."""
+    """Return the guess without bright fluid around the brain; as it is where there is none or too little is left."""
     rim = wide & (depth_mm(wide) <= _RIM_MM)
     if np.count_nonzero(bright & rim) < _FLUID_SHARE * np.count_nonzero(rim):
         return wide
