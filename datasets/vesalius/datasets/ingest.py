@@ -16,6 +16,7 @@ from vesalius.datasets import LAYOUTS
 from vesalius.datasets.admission import DRAWN, Admission, admit, check_ids, choose_modalities
 from vesalius.datasets.confinement import confine
 from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.datasets.outcome import IngestReport
 from vesalius.datasets.prepare import prepare
 from vesalius.datasets.reading import Inspection, inspect
 from vesalius.datasets.recipes import Recipe, recipe_named, recipe_of
@@ -24,7 +25,6 @@ from vesalius.platform.config import Settings
 from vesalius.platform.errors import (
     CohortError,
     DiskSpaceError,
-    PartialIngestError,
     SettingError,
     VesaliusError,
     VolumeError,
@@ -42,45 +42,10 @@ if TYPE_CHECKING:
     from vesalius.platform.progress import Progress
     from vesalius.platform.store import Place, SubjectRecord
 
+__all__ = ["IngestReport", "ingest"]
+
 _COMMIT_SECONDS = 1.0
 """Subjects that are prepared faster than this share a commit: the manifest is rewritten whole each time."""
-
-
-class IngestReport(Settings):
-    """What an ingest did.
-
-    Attributes:
-        store: the store's folder or URL.
-        added: ids committed by this ingest, sorted.
-        unchanged: ids that were there already with the same source and recipe, sorted.
-        failed: reason by id, for every subject that was not taken in.
-        warnings: what a person should look at, by id.
-        splits: number of subjects by split, of the whole store.
-        channels: modalities, in the order of the images' first axis.
-        digest: the cohort's digest afterwards.
-        seconds: wall-clock time.
-    """
-
-    store: str
-    added: tuple[str, ...]
-    unchanged: tuple[str, ...]
-    failed: dict[str, str]
-    warnings: dict[str, tuple[str, ...]]
-    splits: dict[str, int]
-    channels: tuple[str, ...]
-    digest: str
-    seconds: float
-
-    def raise_for_failures(self) -> None:
-        """Raise where anything failed.
-
-        Raises:
-            PartialIngestError: its message lists every subject and reason; the others are committed.
-        """
-        if self.failed:
-            total = len(self.added) + len(self.unchanged) + len(self.failed)
-            reasons = "; ".join(self.failed.values())
-            raise PartialIngestError(f"{len(self.failed)} of {total} subjects could not be taken in: {reasons}")
 
 
 def ingest(
