@@ -194,4 +194,4 @@ def device_name(device: str) -> str:
     """
     if device not in ("auto", "cpu", "cuda"):
         raise SettingError(f"--device is '{device}': expected cpu, cuda or auto")
-    return choose_device(device).type
+    return choose_device(device, "--device").type

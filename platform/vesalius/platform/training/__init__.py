@@ -5,7 +5,8 @@ Plain PyTorch; :mod:`vesalius.platform.cluster` runs it on Ray.
 
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State
 from vesalius.platform.training.collective import Alone, Distributed, backend_for, collective
-from vesalius.platform.training.loop import TrainingResult, choose_device, train
+from vesalius.platform.training.devices import choose_device
+from vesalius.platform.training.loop import TrainingResult, train
 from vesalius.platform.training.settings import TrainingSettings
 from vesalius.platform.training.update import Updater
 from vesalius.platform.training.watching import Unwatched, Watcher
