@@ -115,8 +115,9 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> No
                 # A worker's own word, where it left one, says more than the controller's.
                 if (run.path / "failure.json").is_file():
                     raise _failure(run.path / "failure.json") from None
+                said = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
                 raise RunError(
-                    f"training of '{run.run_id}' failed on the cluster: {str(error).strip().splitlines()[-1][:300]}; "
+                    f"training of '{run.run_id}' failed on the cluster: {said}; "
                     f"go on with `vesalius train --resume {run.run_id}`"
                 ) from error
 
