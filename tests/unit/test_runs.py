@@ -39,7 +39,7 @@ def test_a_missing_run_names_the_nearest(tmp_path: Path) -> None:
     assert [run.run_id for run in list_runs(tmp_path)] == ["implicit-1", "atlas-2"]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a b"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a b", "a\n"])
 def test_a_run_id_is_a_plain_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(RunError):
         create_run(tmp_path, _spec(name))

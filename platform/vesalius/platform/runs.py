@@ -32,7 +32,7 @@ from vesalius.platform.store.space import space_errors
 from vesalius.platform.training.settings import TrainingSettings
 
 RunState = Literal["created", "training", "finished", "interrupted", "failed"]
-_RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def home(path: Path | None = None) -> Path:
@@ -54,7 +54,8 @@ class RunSpec(Settings):
         num_workers: Ray Train workers; 0 trains in the calling process, without Ray.
         start_from: ``RUN@STAGE`` where training starts after another run's finished stage.
         experiment: name of the experiment it is tracked under.
-        mlflow_tracking_uri: where it is tracked, or None where it is not.
+        mlflow_tracking_uri: where it is tracked, without a password (see ``tracking.with_password``), or None where it
+            is not.
         mlflow_run_id: the tracked run; a resumed run goes on in the same one.
         created: time of creation, UTC, ISO 8601.
     """
@@ -217,8 +218,8 @@ def check_new_run(home: Path, run_id: str) -> None:
     Raises:
         RunError: the id is not a plain name, or a run of that id exists.
     """
-    if not _RUN_ID.match(run_id):
-        raise RunError(f"'{run_id}' cannot name a run: use letters, digits, '.', '_' and '-' only")
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunError(f"{run_id!r} cannot name a run: use letters, digits, '.', '_' and '-' only")
     if (home / "runs" / run_id).exists():
         raise RunError(
             f"a run '{run_id}' exists already: go on with `vesalius train --resume {run_id}`, or choose another name"
@@ -259,7 +260,7 @@ def find_run(home: Path, run_id: str) -> RunFolder:
         RunError: there is none; names the nearest one.
     """
     folder = RunFolder(home / "runs" / run_id)
-    if _RUN_ID.match(run_id) and (folder.path / "run.json").is_file():
+    if _RUN_ID.fullmatch(run_id) and (folder.path / "run.json").is_file():
         return folder
     names = [run.run_id for run in list_runs(home)]
     near = difflib.get_close_matches(run_id, names, n=1, cutoff=0.5)
