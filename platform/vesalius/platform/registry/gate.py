@@ -55,14 +55,22 @@ def gate_subjects(store: CohortStore) -> list[SubjectRecord]:
         )
     _check_disjoint(store, records)
     countable = [record for record in records if not record.has_lesion or "lesion" in record.arrays]
-    num_lesions = sum(record.has_lesion for record in countable)
+    require_lesions(store, sum(record.has_lesion for record in countable), "with an annotated lesion")
+    return countable
+
+
+def require_lesions(store: CohortStore, num_lesions: int, which: str) -> None:
+    """Refuse a gate on which resamples would not vary.
+
+    Raises:
+        CohortError: fewer than two of its subjects have a lesion; ``which`` says what is counted.
+    """
     if num_lesions < _FEWEST_LESIONS:
         found = "no subject" if num_lesions == 0 else "one subject"
         raise CohortError(
-            f"the split 'gate' of {store.path} holds {found} with an annotated lesion and a comparison needs at least "
+            f"the split 'gate' of {store.path} holds {found} {which} and a comparison needs at least "
             f"{_FEWEST_LESIONS}: add annotated subjects to it"
         )
-    return countable
 
 
 def _check_disjoint(store: CohortStore, gate: Iterable[SubjectRecord]) -> None:
