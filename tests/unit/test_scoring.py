@@ -173,6 +173,10 @@ def test_capacity_limits_a_call(tmp_path: Path, toy_store: CohortStore, toy: Toy
     toy.most = 2
     score_store(toy, toy_store, "test", tmp_path / "s", info=INFO, batch_volumes=16)
     assert [len(call) for call in toy.calls] == [2, 2]
+    toy.calls.clear()
+    toy.most = 3
+    score_store(toy, toy_store, "test", tmp_path / "own", info=INFO)
+    assert [len(call) for call in toy.calls] == [3, 1], "a method that says how many it takes gets as many"
     with pytest.raises(SettingError, match="batch_volumes is 0"):
         score_store(toy, toy_store, "test", tmp_path / "t", info=INFO, batch_volumes=0)
 
