@@ -79,7 +79,7 @@ def _check_disjoint(store: CohortStore, gate: Iterable[SubjectRecord]) -> None:
     for record in store.subjects():
         if record.split != GATE:
             ids[record.subject_id] = record
-            contents.update(dict.fromkeys(_contents(record), record))
+            contents.update(dict.fromkeys(image_contents(record), record))
     for record in gate:
         twin = ids.get(record.subject_id)
         if twin is not None:
@@ -87,7 +87,7 @@ def _check_disjoint(store: CohortStore, gate: Iterable[SubjectRecord]) -> None:
                 f"{store.path}: gate subject '{record.subject_id}' is also in the split '{twin.split}': "
                 "a subject belongs to one split"
             )
-        twin = next((contents[content] for content in _contents(record) if content in contents), None)
+        twin = next((contents[content] for content in image_contents(record) if content in contents), None)
         if twin is not None:
             raise CohortError(
                 f"{store.path}: gate subject '{record.subject_id}' is the same image as '{twin.subject_id}' of the "
@@ -95,7 +95,8 @@ def _check_disjoint(store: CohortStore, gate: Iterable[SubjectRecord]) -> None:
             )
 
 
-def _contents(record: SubjectRecord) -> set[str]:
+def image_contents(record: SubjectRecord) -> set[str]:
+    """Return the SHA-256 of a subject's source images and of its prepared one: equal ones mean the same image."""
     # Images only: an empty lesion mask, or the brain mask of a template, may well be that of many subjects.
     files = record.source.sha256 if record.source is not None else {}
     images = {files[channel] for channel in record.channels if channel in files}
