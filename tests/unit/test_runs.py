@@ -55,6 +55,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
         _ = find_run(tmp_path, "r").spec
     (run.path / "state.json").write_text("{")
     assert run.state == "created"
+    create_run(tmp_path, _spec("whole"))
+    with pytest.raises(RunError, match="no run 'x' in .*: the latest is 'whole'"):
+        find_run(tmp_path, "x")
+    (run.path / "run.json").write_text('{"run_id": 1}')
+    assert [one.run_id for one in list_runs(tmp_path)] == ["whole"]
 
 
 def test_flat_settings_have_dotted_keys() -> None:

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import difflib
 import json
@@ -26,7 +27,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vesalius.platform.config import Settings, flatten, validate
-from vesalius.platform.errors import RunError
+from vesalius.platform.errors import RunError, SettingError
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.training.settings import TrainingSettings
@@ -245,12 +246,15 @@ def create_run(home: Path, spec: RunSpec) -> RunFolder:
 
 
 def list_runs(home: Path) -> list[RunFolder]:
-    """Return the runs of a home, oldest first."""
+    """Return the runs of a home, oldest first; one that cannot be read is left out, and named where it is asked for."""
     folder = home / "runs"
     if not folder.is_dir():
         return []
-    found = [RunFolder(path) for path in folder.iterdir() if (path / "run.json").is_file()]
-    return sorted(found, key=lambda run: run.spec.created)
+    found: list[tuple[str, str]] = []
+    for path in folder.iterdir():
+        with contextlib.suppress(RunError, SettingError):
+            found.append((RunFolder(path).spec.created, path.name))
+    return [RunFolder(folder / name) for _, name in sorted(found)]
 
 
 def find_run(home: Path, run_id: str) -> RunFolder:

@@ -49,9 +49,9 @@ def train(
 
 def _train(run: RunFolder, method_type: type[Method], progress: Progress, watch_every_seconds: float) -> RunFolder:
     failure = run.path / "failure.json"
-    failure.unlink(missing_ok=True)
     check_store(run.spec)
     attempt = run.begin_attempt()
+    failure.unlink(missing_ok=True)  # after the attempt has begun: a worker left behind writes none from now on
     run.set_state("training")
     try:
         with _watching(run, progress, watch_every_seconds):
