@@ -56,7 +56,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (run.path / "state.json").write_text("{")
     assert run.state == "created"
     create_run(tmp_path, _spec("whole"))
-    with pytest.raises(RunError, match="no run 'x' in .*: the latest is 'whole'"):
+    with pytest.raises(RunError, match=r"no run 'x' in .*: the latest is 'whole'"):
         find_run(tmp_path, "x")
     (run.path / "run.json").write_text('{"run_id": 1}')
     assert [one.run_id for one in list_runs(tmp_path)] == ["whole"]
