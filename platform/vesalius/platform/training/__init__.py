@@ -1,6 +1,17 @@
 """Training: stages, updates, checkpoints, exact resume.
 
 Plain PyTorch; :mod:`vesalius.platform.cluster` runs it on Ray.
+
+::
+
+    plan.py        the stages of a run, whom each learns from, how many steps it takes
+    loop.py        stage by stage, from the last checkpoint to the end
+    update.py      one optimiser step on the global batch
+    selection.py   the small validation pass that chooses the best
+    checkpoint.py  what is kept, and how it is committed
+    collective.py  the other ranks
+    devices.py     where and how exactly is computed
+    watching.py    who is told
 """
 
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State
