@@ -281,6 +281,13 @@ def _unmarked(record: SubjectRecord, arrays: SubjectArrays) -> tuple[SubjectReco
     return record, arrays
 
 
+def _outside_the_brain(record: SubjectRecord, arrays: SubjectArrays) -> tuple[SubjectRecord, SubjectArrays]:
+    """One gate subject's lesion lies outside its brain mask: inside the brain one subject's lesion is left."""
+    if record.subject_id == "gate-02" and arrays.lesion is not None:
+        arrays = SubjectArrays(image=arrays.image, brain=arrays.brain & ~arrays.lesion, lesion=arrays.lesion)
+    return record, arrays
+
+
 def _twin_of(other: str) -> Callable[[SubjectRecord, SubjectArrays], tuple[SubjectRecord, SubjectArrays]]:
     """One gate subject comes from the same source file as another subject; every subject shares one brain mask file."""
 
@@ -317,6 +324,18 @@ def test_a_gate_that_cannot_decide_is_refused(
         _promote(home, name, _model(tmp_path / "model", store, 0.6), store)
     with pytest.raises(ModelError, match="no version of"):
         history(name, home=home)
+
+
+def test_lesions_outside_the_voxels_that_count_decide_nothing(
+    home: Path, name: str, toy_store: CohortStore, tmp_path: Path
+) -> None:
+    store = _remake(toy_store, tmp_path / "store", _outside_the_brain)
+    model = _model(tmp_path / "model", store, 0.6)
+    with pytest.raises(CohortError, match=r"one subject with a lesion voxel \(brain voxels\) and a comparison needs"):
+        _promote(home, name, model, store, settings=PromotionSettings(voxel_set="brain"))
+    with pytest.raises(ModelError, match="no version of"):
+        history(name, home=home)
+    assert _promote(home, name, model, store).num_lesions == 2
 
 
 def test_a_shared_mask_file_is_no_leak(home: Path, name: str, toy_store: CohortStore, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from scipy import ndimage
 
 from vesalius.platform.contracts import CohortFacts, Effort, Method, MethodSettings, Score, Volume
 from vesalius.platform.errors import CohortError, DivergenceError, ModelError, SettingError, StoreError
+from vesalius.platform.evaluation import Threshold
 from vesalius.platform.geometry import as_matrix, canonical, grid_affine, resample
+from vesalius.platform.models import ModelCard
 from vesalius.platform.scoring import (
     ScoreInfo,
     ScoreStore,
@@ -174,6 +176,10 @@ def test_capacity_limits_a_call(tmp_path: Path, toy_store: CohortStore, toy: Toy
     toy.most = 2
     score_store(toy, toy_store, "test", tmp_path / "s", info=INFO, batch_volumes=16)
     assert [len(call) for call in toy.calls] == [2, 2]
+    toy.calls.clear()
+    toy.most = 3
+    score_store(toy, toy_store, "test", tmp_path / "own", info=INFO)
+    assert [len(call) for call in toy.calls] == [3, 1], "a method that says how many it takes gets as many"
     with pytest.raises(SettingError, match="batch_volumes is 0"):
         score_store(toy, toy_store, "test", tmp_path / "t", info=INFO, batch_volumes=0)
 
@@ -397,6 +403,21 @@ def test_another_shape_or_number_of_scores_is_refused(toy_store: CohortStore, to
     toy.score = lambda volumes, effort: []  # type: ignore[method-assign, assignment, misc]  # breaking it is the test
     with pytest.raises(ModelError, match="0 scores for 1 volumes"):
         score_volume(toy, volume)
+
+
+def test_millilitres_are_counted_on_the_map_as_it_would_be_kept(toy_store: CohortStore) -> None:
+    from vesalius.infra.application import Answer
+
+    record = toy_store.subjects("test")[0]
+    arrays = SubjectArrays(image=toy_store.image(record.subject_id), brain=toy_store.brain(record.subject_id))
+    score_map = torch.zeros(record.shape)
+    score_map[0, 0, :3] = torch.tensor([0.49999, 0.5, 0.4])  # the first is 0.5 in float16
+    threshold = Threshold(value=0.5, policy="best_dice", split="validation", voxel_set="all")
+    card = ModelCard(
+        method="toy", settings={}, cohort=toy_store.facts(), recipe=toy_store.recipe, thresholds={"all": threshold}
+    )
+    answer = Answer(record=record, arrays=arrays, score=Score(map=score_map, image_score=0.5), seconds=0.0, card=card)
+    assert answer.anomalous_ml == pytest.approx(2 * 8 / 1000)
 
 
 def test_no_room_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_store: CohortStore, toy: Toy) -> None:

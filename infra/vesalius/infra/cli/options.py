@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -67,6 +67,24 @@ def place(store: str) -> "Place":
 
     found = place_of(store)
     return absolute(found) if isinstance(found, Path) else found
+
+
+def changes(assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``--set`` and a verb's own flags (by the setting they stand for, None where not given) change.
+
+    Raises:
+        SettingError: a text is no assignment, or a setting is given both ways.
+    """
+    from vesalius.platform.config import parse_assignments
+
+    values: dict[str, Any] = dict(parse_assignments(assignments or []))
+    for key, value in flags.items():
+        if value is None:
+            continue
+        if key in values:
+            raise SettingError(f"'{key}' is set twice, by --set and by --{key.rpartition('.')[2]}: give it once")
+        values[key] = value
+    return values
 
 
 def one_of(value: str, known: list[str], kind: str) -> str:
