@@ -15,7 +15,10 @@ For each cube edge and layout, the same float32 volumes, one process:
 - ``write_ms``: one volume, with every file synced to the disk;
 - ``mb`` and ``files``: of one volume;
 - ``ratio``: ``read_ms`` over the bare cost of the same bytes: reading one file and decompressing it chunk by chunk with
-  the same codec in one thread, without Zarr.
+  the same codec, without Zarr. Blosc has one thread everywhere (in a main thread it would take all cores).
+
+The four views of the loader are in it: volumes (``read_ms``, ``random_ms``), points (``points_ms``), patches
+(``visit_ms``, and ``patches_per_s`` one by one), slices (``slice_ms``).
 
 Layouts take turns, read by read, and the least time of each counts: on a shared machine a layout would otherwise be
 measured against its neighbours' load.
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
 PATCH = 31
 DEFAULT = ChunkSettings()
+numcodecs.blosc.use_threads = False
 LAYOUTS: dict[str, ChunkSettings] = {
     "32-chunks, a file each, zstd-3": ChunkSettings(chunk=32, shard=False),
     "64-chunks, a file each, zstd-3": ChunkSettings(chunk=64, shard=False),
@@ -259,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 160, 256], help="cube edges in voxels")
     parser.add_argument("--volumes", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args()

@@ -19,6 +19,7 @@ from vesalius.methods import METHODS
 from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
 from vesalius.platform.testing.methods import build, free_port, training_settings
+from vesalius.platform.testing.training_runs import BreakAt, Broken
 from vesalius.platform.training import Distributed, train
 
 if TYPE_CHECKING:
@@ -50,6 +51,19 @@ def test_bf16_learns_too(phantom_store: CohortStore) -> None:
     method_type = lookup(METHODS, "implicit_field", "method")
     weights = _trained(method_type, phantom_store, "cuda", precision="bf16")
     assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
+
+
+def test_a_run_in_deterministic_mode_resumes_to_the_same_weights(phantom_store: CohortStore, tmp_path: Path) -> None:
+    method_type = lookup(METHODS, "implicit_field", "method")
+    settings = training_settings(device="cuda", deterministic=True)
+    whole = _trained(method_type, phantom_store, "cuda", deterministic=True)
+    broken = build(method_type, method_type.presets()["tiny"], phantom_store)
+    with pytest.raises(Broken):
+        train(broken, phantom_store, settings, tmp_path, device=torch.device("cuda"), watcher=BreakAt(8, "step"))
+    resumed = build(method_type, method_type.presets()["tiny"], phantom_store)
+    train(resumed, phantom_store, settings, tmp_path, device=torch.device("cuda"))
+    for key, value in whole.items():
+        assert torch.equal(resumed.state_dict()[key].cpu(), value), f"{key} differs after the break"
 
 
 def _one_of_two(rank: int, port: int, store_path: str, folder: str) -> None:

@@ -161,6 +161,21 @@ def test_a_worker_that_an_earlier_driver_left_behind_stops(toy_store: CohortStor
     assert not Checkpoints(run.checkpoints).names()
 
 
+def test_a_worker_left_behind_does_not_fail_the_run_that_took_over(toy_store: CohortStore, tmp_path: Path) -> None:
+    run = _run(tmp_path, "taken", "healthy_atlas", toy_store, 1)
+    run.begin_attempt()
+    method_type = lookup(METHODS, "healthy_atlas", "method")
+    # As a worker on Ray stands there: in a process group.
+    meeting = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        with pytest.raises(RunError, match="taken over by another driver"):
+            work({"run": str(run.path), "method": method_type, "attempt": "an earlier one"})
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not (run.path / "failure.json").exists(), "the new driver would take this for its own workers' failure"
+
+
 def test_a_full_disk_in_mid_training_is_one_sentence(
     toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

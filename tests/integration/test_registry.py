@@ -49,9 +49,11 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _toy_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+def _toy_methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.syspath_prepend(str(HERE))
+    yield
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "a test left its tracking store to those that come after"
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +119,12 @@ def _remake(
 def _mlflow(uri: str) -> Iterator[Any]:
     import mlflow
 
-    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
+    # By the environment alone: ``mlflow.set_tracking_uri`` writes into it for good, and the tests that come after
+    # would track in whatever folder they stand in.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("MLFLOW_REGISTRY_URI", uri)
         yield mlflow
-    finally:
-        mlflow.set_tracking_uri(tracking)
-        mlflow.set_registry_uri(registry)
 
 
 def _pooled_ap(model: Path, store: CohortStore) -> float:
@@ -281,6 +281,13 @@ def _unmarked(record: SubjectRecord, arrays: SubjectArrays) -> tuple[SubjectReco
     return record, arrays
 
 
+def _outside_the_brain(record: SubjectRecord, arrays: SubjectArrays) -> tuple[SubjectRecord, SubjectArrays]:
+    """One gate subject's lesion lies outside its brain mask: inside the brain one subject's lesion is left."""
+    if record.subject_id == "gate-02" and arrays.lesion is not None:
+        arrays = SubjectArrays(image=arrays.image, brain=arrays.brain & ~arrays.lesion, lesion=arrays.lesion)
+    return record, arrays
+
+
 def _twin_of(other: str) -> Callable[[SubjectRecord, SubjectArrays], tuple[SubjectRecord, SubjectArrays]]:
     """One gate subject comes from the same source file as another subject; every subject shares one brain mask file."""
 
@@ -317,6 +324,18 @@ def test_a_gate_that_cannot_decide_is_refused(
         _promote(home, name, _model(tmp_path / "model", store, 0.6), store)
     with pytest.raises(ModelError, match="no version of"):
         history(name, home=home)
+
+
+def test_lesions_outside_the_voxels_that_count_decide_nothing(
+    home: Path, name: str, toy_store: CohortStore, tmp_path: Path
+) -> None:
+    store = _remake(toy_store, tmp_path / "store", _outside_the_brain)
+    model = _model(tmp_path / "model", store, 0.6)
+    with pytest.raises(CohortError, match=r"one subject with a lesion voxel \(brain voxels\) and a comparison needs"):
+        _promote(home, name, model, store, settings=PromotionSettings(voxel_set="brain"))
+    with pytest.raises(ModelError, match="no version of"):
+        history(name, home=home)
+    assert _promote(home, name, model, store).num_lesions == 2
 
 
 def test_a_shared_mask_file_is_no_leak(home: Path, name: str, toy_store: CohortStore, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_a_run_starts_after_anothers_finished_stage(toy_store: CohortStore, tmp_
         _start(tmp_path, toy_store, "x", epochs=2, latent_dim=4, start_from="first@intensity_classes")
     with pytest.raises(RunError, match="no finished stage 'decodr'"):
         _start(tmp_path, toy_store, "x", epochs=2, start_from="first@decodr")
+    with pytest.raises(RunError, match="'decoder' is the last stage of implicit_field: nothing is left to train"):
+        _start(tmp_path, toy_store, "x", epochs=2, start_from="first@decoder")
     with pytest.raises(RunError, match="did you mean 'first'"):
         _start(tmp_path, toy_store, "x", epochs=2, start_from="frist@decoder")
     with pytest.raises(RunError, match="trained implicit_field, not healthy_atlas"):

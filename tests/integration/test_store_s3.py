@@ -8,14 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nibabel
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
 from vesalius.platform.errors import StoreError
-from vesalius.platform.store import CohortStore, RemotePath, connection, place_of, remote_lock
+from vesalius.platform.geometry import write_nifti
+from vesalius.platform.store import CohortStore, RemotePath, SubjectArrays, connection, place_of, remote_lock
 from vesalius.platform.testing.s3 import BUCKET, environment, s3_server
 from vesalius.platform.testing.store import CHECKS_ANYWHERE
 from vesalius.platform.testing.store_at_url import (
@@ -27,9 +31,9 @@ from vesalius.platform.testing.store_cases import add, assert_holds, example_cas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from vesalius.platform.store import Place
+    from vesalius.platform.testing.store_cases import Case
 
 CHANNELS = ("T1w",)
 
@@ -58,7 +62,11 @@ def make(path: Place) -> CohortStore:
     "check",
     [
         pytest.param(
-            check, marks=[pytest.mark.long] if "digest" in check.__name__ or "repair" in check.__name__ else []
+            # The longest, in requests: in memory they run each time, by the same code.
+            check,
+            marks=[pytest.mark.long]
+            if any(word in check.__name__ for word in ("digest", "repair", "second_ingest"))
+            else [],
         )
         for check in CHECKS_ANYWHERE
         if "damage" not in check.__name__
@@ -199,7 +207,11 @@ def test_a_server_without_conditional_writes_is_refused(s3: RemotePath, monkeypa
     with pytest.raises(StoreError, match="takes no conditional writes"):
         add(store, [example_case(0, CHANNELS)])
     monkeypatch.setattr(RemotePath, "_create", real)
-    assert store.check() == []
+    # One that creates as asked and replaces whatever is there.
+    monkeypatch.setattr(RemotePath, "_put_if", lambda self, content, version: careless(self, content))
+    with pytest.raises(StoreError, match="takes no conditional writes"):
+        add(store, [example_case(0, CHANNELS)])
+    monkeypatch.undo()
 
 
 # ---- bad addresses: one sentence, exit code 2, bounded time
@@ -292,6 +304,95 @@ def test_urls_that_name_no_store(s3: RemotePath, url: str, words: str) -> None:
 
 
 # ---- the verbs
+
+
+def called(*arguments: object) -> Any:
+    """Call a verb in this process and return its document."""
+    done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    return json.loads(done.stdout)
+
+
+def healthy_case(number: int) -> Case:
+    """Return a held-out subject with positive intensities and no lesion."""
+    record, arrays = example_case(number, CHANNELS, all_roles=False)
+    image = np.random.default_rng(number).uniform(1, 2, arrays.image.shape).astype(np.float32)
+    changed = record.model_copy(update={"split": "test", "labels": {}})
+    return changed, SubjectArrays(image=image, brain=np.ones(record.shape, dtype=np.bool_))
+
+
+def test_export_and_lesions_take_urls(s3: RemotePath, tmp_path: Path) -> None:
+    """From one URL to another, and the files are those of a store in a folder."""
+    cases = [healthy_case(number) for number in range(3)]
+    add(make(s3 / "healthy"), cases)
+    add(make(tmp_path / "healthy"), cases)
+    mask = np.zeros(cases[0][0].shape, dtype=np.uint8)
+    mask[3:7, 2:5, 4:8] = 1
+    write_nifti(tmp_path / "masks" / "one.nii.gz", mask, cases[0][0].affine)
+    for place in (s3, tmp_path):
+        planted = called(
+            "lesions", f"{place}/healthy", f"{place}/planted", "--masks", tmp_path / "masks", "--set",
+            "lesions.min_voxels=10",
+        )  # fmt: skip
+        assert (len(planted["planted"]), len(planted["healthy"])) == (2, 1)
+    here, there = CohortStore.open(tmp_path / "planted"), CohortStore.open(s3 / "planted")
+    assert there.digest == here.digest
+    assert there.check() == []
+    assert "is the store that the lesions are for" in refused(
+        "lesions", f"{s3}/healthy", f"{s3}/healthy/", "--masks", str(tmp_path / "masks")
+    )
+    exported = []
+    for place, out in ((s3, tmp_path / "a"), (tmp_path, tmp_path / "b")):
+        arguments = ("--all", "--what", "image", "--what", "lesion", "--out", out)
+        document = called("export", f"{place}/planted", *arguments)
+        assert document["store"] == f"{place}/planted"
+        exported.append({Path(file["path"]).name: file for file in document["files"]})
+    assert sorted(exported[0]) == sorted(exported[1])
+    assert len(exported[0]) == 5
+    for name, file in exported[0].items():
+        one, other = nibabel.load(file["path"]), nibabel.load(exported[1][name]["path"])
+        assert isinstance(one, nibabel.Nifti1Image)
+        assert isinstance(other, nibabel.Nifti1Image)
+        assert np.array_equal(one.affine, other.affine)
+        assert np.array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+    sentence = refused("export", f"{s3}/planted", "--all", "--out", f"{s3}/files")
+    assert "s3://... is a URL, and only stores lie at URLs" in sentence
+    assert not (s3 / "files").exists()
+
+
+@pytest.mark.long
+def test_two_ingests_at_once_into_one_store(s3: RemotePath, raw: Path) -> None:
+    """By the command line: one is refused by name, or both end well; nothing is lost and nothing there twice."""
+    program = "from vesalius.infra.cli import main; main()"
+    arguments = ["ingest", "bids", str(raw), str(s3), "--modality", "T1w", "--recipe", "as_is"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *arguments, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
+    ended = [(process.communicate(timeout=300), process) for process in started]
+    documents = []
+    for (said, complained), process in ended:
+        if process.returncode == 0:
+            documents.append(json.loads(said))
+        else:
+            assert process.returncode == 2, complained
+            assert "is being written by process" in complained
+            assert "Traceback" not in complained
+    assert documents, "at least one of them ends well"
+    store = CohortStore.open(s3)
+    ids = [record.subject_id for record in store.subjects()]
+    assert sorted(name for document in documents for name in document["added"]) == ids
+    assert all(document["digest"] == store.digest for document in documents)
+    assert store.check() == []
+    folders = [entry.name.partition("@")[0] for entry in (s3 / "subjects").iterdir() if "@" in entry.name]
+    assert folders == ids
+    assert called(*arguments)["unchanged"] == ids
 
 
 @pytest.mark.long

@@ -24,8 +24,10 @@ from vesalius.platform.tracking import (
     log_metrics,
     metric_key,
     resume_run,
+    shown,
     start_run,
     tracking_uri,
+    with_password,
 )
 
 
@@ -77,6 +79,32 @@ def test_a_run_keeps_settings_environment_and_digest(uri: str) -> None:
     assert run.data.tags["cohort_digest"] == "abc"
     assert run.data.tags["env.python"] == ".".join(map(str, sys.version_info[:3]))
     assert set(environment()) >= {"torch", "mlflow", "ray", "platform", "cpu_count"}
+
+
+@pytest.mark.parametrize(
+    ("whole", "kept"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
+        ("https://me:s3cr@t@host:5000", "https://me:***@host:5000"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_a_password_is_kept_in_the_environment_alone(whole: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(whole) == kept
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
+    assert with_password(kept) == whole
+    assert with_password(whole) == whole, "a run of an earlier version kept it whole"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    if whole == kept:
+        assert with_password(kept) == whole
+    else:
+        with pytest.raises(RunError, match="set MLFLOW_TRACKING_URI to the whole address"):
+            with_password(kept)
+
+
+def test_the_environment_tells_no_path_of_this_machine() -> None:
+    assert not any(str(Path.home()) in value or sys.prefix in value for value in environment().values())
 
 
 def test_files_of_runs_lie_beside_the_database(uri: str, run_id: str) -> None:

@@ -277,6 +277,44 @@ def test_did_you_mean(arguments: list[str], words: str, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--resume", "r", "--workers", "0"], "leave out --workers"),
+        (["train", "--resume", "r", "--preset", "demo"], "leave out --preset"),
+        (["train", "--resume", "r", "--experiment", "x"], "leave out --experiment"),
+        (["score", "r", "a.nii.gz", "--store", "s"], "--store goes with --split"),
+        (["score", "r", "--split", "test", "--brain-mask", "m.nii.gz"], "--brain-mask goes with a file"),
+        (["promote", "--rollback", "--name", "n", "--store", "s"], "--store goes with a run to promote"),
+        (
+            ["lesions", "s", "o", "--masks", "m", "--seed", "1", "--set", "lesions.seed=2"],
+            "'lesions.seed' is set twice, by --set and by --seed",
+        ),
+        (
+            ["ingest", "bids", "r", "s", "--test", ".2", "--set", "splits.test=.3"],
+            "'splits.test' is set twice, by --set and by --test",
+        ),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
+    homeless = arguments[0] in ("lesions", "ingest")
+    done = call(*arguments, *([] if homeless else ["--home", tmp_path]))
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_device_is_named_by_what_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    from vesalius.infra.pipeline import device_name
+    from vesalius.platform.training import choose_device
+
+    with pytest.raises(SettingError, match="--device is 'cuda' and this machine has no usable CUDA device"):
+        device_name("cuda")
+    with pytest.raises(SettingError, match=r"training\.device is 'cuda'"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(
     ("assignment", "words"),
     [
         ("method.latent_dmi=64", "did you mean 'method.latent_dim'?"),

@@ -69,6 +69,12 @@ def test_a_value_of_the_wrong_kind_is_named(key: str, value: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("values", [{"method": "5", "method.sigma": "1"}, {"method.sigma": "1", "method": "{}"}])
+def test_a_setting_and_one_of_its_own_settings_are_not_both_set(values: dict[str, str]) -> None:
+    with pytest.raises(SettingError, match=r"'method' and 'method\.sigma' are both set: give one of them"):
+        override(Outer(), values)
+
+
 @pytest.mark.parametrize("text", ["latent_dim", "=3", ""])
 def test_an_assignment_needs_a_key_and_a_value(text: str) -> None:
     with pytest.raises(SettingError, match="key=value"):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pydicom
 import pytest
 
-from vesalius.datasets.dicom import best_series, find_series, read_series, series_in
+from vesalius.datasets.dicom import best_series, discovery, find_series, read_series, series_in
+from vesalius.datasets.dicom.headers import SliceHeader, read_header
 from vesalius.datasets.dicom.writing import SeriesPlan, write_series
 from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.dicom import DicomLayout
@@ -21,7 +23,6 @@ from vesalius.platform.errors import CohortError, VolumeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -129,7 +130,17 @@ BAD: dict[str, tuple[Callable[[list[Path]], Any], str]] = {
     "odd bits": (all_of(BitsAllocated=12), "12 bits a pixel"),
     "no pixels": (fifth(PixelData=None), "004.dcm has no pixels"),
     "pixels cut off": (lambda files: cut(files, files[0].stat().st_size - 30), "000.dcm is truncated"),
-    "JPEG": (all_of(TransferSyntaxUID="1.2.840.10008.1.2.4.70"), "compressed as JPEG Lossless"),
+    "lossy pixels": (
+        all_of(TransferSyntaxUID="1.2.840.10008.1.2.4.50"),
+        "compressed as JPEG Baseline (Process 1), which loses what was measured",
+    ),
+    "an encoding without a decoder": (
+        all_of(TransferSyntaxUID="1.2.840.10008.1.2.4.201"),
+        "which cannot be decoded here: decompress them first",
+    ),
+    "values in high bits": (all_of(BitsStored=12, HighBit=15), "keeps its values in bits 4 to 15"),
+    "no stored bits": (fifth(BitsStored=None), "004.dcm says that None of 16 bits are its values'"),
+    "more stored bits than there are": (fifth(BitsStored=17, HighBit=16), "004.dcm says that 17 of 16 bits"),
     "an unknown encoding": (all_of(TransferSyntaxUID="1.2.3.4"), "compressed as an unknown encoding"),
     "two patients": (fifth(PatientID="somebody else"), "are of different patients"),
     "no series": (all_of(SeriesInstanceUID=None), "no SeriesInstanceUID"),
@@ -274,6 +285,40 @@ def test_a_folder_of_files_is_one_subject_and_a_folder_of_folders_many(tmp_path:
     assert "'BONE' (19 files) was not taken" in warnings
     assert "'Dose Report' (1 file) is left out: it is a secondary capture" in warnings
     assert "IM90004 of IM00004" in warnings
+
+
+def test_an_ingests_questions_read_every_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = DicomLayout().write_example(tmp_path / "raw")
+    expected = DicomLayout().discover(root, ["CT"])
+    read: list[Path] = []
+
+    def counted(path: Path) -> SliceHeader:
+        read.append(path)
+        return read_header(path)
+
+    monkeypatch.setattr(discovery, "read_header", counted)
+    layout = DicomLayout()
+    assert layout.modalities(root) == ("CT",)
+    assert layout.discover(root, ["CT"]) == expected
+    assert len(read) == len(set(read)) == len([path for path in root.rglob("*") if path.is_file()]) - 1  # a README
+    # What changes is looked at anew, and nothing else is.
+    read.clear()
+    (gone,) = (raw for raw in expected if raw.subject_id == "patient-4")
+    Path(gone.series["CT"][3]).unlink()
+    again = {raw.subject_id: raw for raw in layout.discover(root, ["CT"])}
+    assert "a slice is missing" in str(again["patient-4"].problem)
+    assert {path.relative_to(root).parts[0] for path in read} == {"patient-4"}
+    assert [raw for raw in expected if raw is not gone] == [again[r.subject_id] for r in expected if r is not gone]
+
+
+def test_what_a_disc_and_a_mac_leave_beside_the_images_is_passed_over(tmp_path: Path) -> None:
+    """An index at the root does not make one subject of all folders, nor a file's shadow a damaged neighbour."""
+    for patient in ("a", "b"):
+        for path in write_series(tmp_path / patient, plan(study=patient), values):
+            path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07" + bytes(200))
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    found = DicomLayout().discover(tmp_path, ["CT"])
+    assert [(raw.subject_id, raw.problem, len(raw.series["CT"])) for raw in found] == [("a", None, 13), ("b", None, 13)]
 
 
 def test_scans_of_one_person_stay_together(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vesalius.datasets.dicom import find_series, read_series
-from vesalius.datasets.dicom.geometry import missing_slices
+from vesalius.datasets.dicom.gaps import missing_slices
 from vesalius.datasets.dicom.writing import SeriesPlan, write_series
 from vesalius.platform.geometry import canonical
 
@@ -332,6 +333,22 @@ def test_a_slice_missing_from_an_even_series_is_found(
     assert found[1] == pytest.approx(gap, rel=0.2)
 
 
+@pytest.mark.parametrize("start", [0.0, 0.04, 0.06, 0.31])
+@pytest.mark.parametrize("gap", [0.6, 0.625, 1.25, 4.8])
+@pytest.mark.parametrize("axes", [AXIAL, SAGITTAL], ids=["axial", "sagittal"])
+def test_positions_rounded_to_a_tenth_are_even(tmp_path: Path, axes: Any, start: float, gap: float) -> None:
+    """As some scanners write them: nothing is resampled for it."""
+    plan = plan_of(axes, start + gap * np.arange(24), thickness_mm=gap, pixel_mm=(0.45, 0.45))
+    files = write_series(tmp_path, plan, waves)
+    for path in files:
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient = [round(float(part), 1) for part in dataset.ImagePositionPatient]
+        dataset.save_as(path)
+    volume = read_series(files)
+    assert volume.notes["dicom"]["resampled"] == []
+    assert volume.shape == (*plan.size, 24)
+
+
 @pytest.mark.parametrize("missing", range(1, 27))
 def test_any_slice_missing_from_the_real_pattern_is_found(missing: int) -> None:
     holes = missing_slices(*merged(GE_GAPS, GE_THICKNESS, missing))
@@ -391,11 +408,11 @@ def test_a_slice_taken_from_the_real_series_is_missed(real_data: Path, tmp_path:
 
 def test_memory_and_size_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A series that is small as stored may not grow beyond the bound: a tilt asks for more than its own voxels."""
-    from vesalius.datasets.dicom import geometry
+    from vesalius.datasets.dicom import resampling
 
     plan = plan_of(AXIAL, np.arange(30) * 3.0, size=(10, 10)).tilted(40.0)
     write_series(tmp_path, plan, waves)
-    monkeypatch.setattr(geometry, "MAX_VOXELS", 5000)
+    monkeypatch.setattr(resampling, "MAX_VOXELS", 5000)
     (series,) = find_series(tmp_path)
     assert series.problem is not None
     assert "more than 5,000" in series.problem

@@ -160,6 +160,32 @@ def test_pictures_are_written_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["comparison.png", "montage.png", "overlay.png"]
 
 
+@pytest.mark.parametrize("num_tiles", [1, 2, 7])
+def test_a_montage_cuts_no_words_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_tiles: int) -> None:
+    """Every text lies within the sheet and no two of them on each other, for one subject with a long name too."""
+    boxes: list[Any] = []
+
+    def measured(figure: Any, path: Path, dots_per_inch: int = 150) -> Path:
+        boxes.extend(text.get_window_extent(figure.canvas.get_renderer()) for text in figure.texts)
+        sheet = figure.bbox
+        assert all(sheet.x0 <= box.x0 and box.x1 <= sheet.x1 for box in boxes)
+        assert all(sheet.y0 <= box.y0 and box.y1 <= sheet.y1 for box in boxes)
+        return path
+
+    monkeypatch.setattr(style, "save", measured)
+    name = "sub-" + "0123456789" * 12
+    draw_montage(
+        [Tile(label=f"{name}  validation", planes=middle_planes(case().image), overlap=0.9)] * num_tiles,
+        common_brain([case().brain]),
+        tmp_path / "montage.png",
+        spacing_mm=(2.0, 2.0, 3.0),
+        title=f"{num_tiles} prepared subjects of {'a-cohort-with-a-long-name ' * 4}(T1w, T2w, FLAIR, T1post)",
+        reference_name="the brain that at least half of the subjects share",
+    )
+    assert len(boxes) == num_tiles + 2
+    assert not any(a.overlaps(b) for number, a in enumerate(boxes) for b in boxes[:number])
+
+
 def test_the_line_is_drawn_where_the_map_crosses_its_threshold() -> None:
     ramp = np.tile(np.arange(6.0), (5, 1))  # value = column, so the line x = level
     with style.new_figure(2, 2) as figure:

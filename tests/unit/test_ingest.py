@@ -32,7 +32,7 @@ from vesalius.platform.errors import (
     VolumeError,
 )
 from vesalius.platform.geometry import to_native
-from vesalius.platform.store import CohortStore
+from vesalius.platform.store import CohortStore, RemotePath
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -415,6 +415,53 @@ def test_a_second_ingest_into_a_store_in_use_is_refused_and_takes_nothing_away(
         assert (store / "manifest.json").is_file(), "it is the other's"
     monkeypatch.setattr(ingest_module, "_inspect_all", genuine)
     assert len(take_in(path, store).added) == 3
+
+
+def test_what_another_ingest_commits_meanwhile_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While sources are hashed, another ingest takes in the other scan of a person: into another split."""
+    _, rows = cohort(tmp_path, 3)
+    mine, theirs = tmp_path / "mine.csv", tmp_path / "theirs.csv"
+    write_manifest(mine, [{**row, "person": "p", "split": "test"} for row in rows[:1]] + [rows[2] | {"split": "test"}])
+    write_manifest(theirs, [{**row, "person": "p", "split": "train"} for row in rows[1:2]])
+    genuine = ingest_module._inspect_all
+
+    def overtaken(*given: Any) -> Any:
+        monkeypatch.setattr(ingest_module, "_inspect_all", genuine)
+        assert take_in(theirs, tmp_path / "store").added == ("good1",)
+        return genuine(*given)
+
+    monkeypatch.setattr(ingest_module, "_inspect_all", overtaken)
+    report = take_in(mine, tmp_path / "store")
+    assert report.added == ("good2",)
+    assert "all scans of a person belong in one split" in report.failed["good0"]
+    assert CohortStore.open(tmp_path / "store").check() == []
+
+
+def test_two_ingests_of_the_same_report_each_subject_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = cohort(tmp_path, 2)
+    genuine = ingest_module._inspect_all
+    reports: list[IngestReport] = []
+
+    def overtaken(*given: Any) -> Any:
+        monkeypatch.setattr(ingest_module, "_inspect_all", genuine)
+        reports.append(take_in(path, tmp_path / "store"))
+        return genuine(*given)
+
+    monkeypatch.setattr(ingest_module, "_inspect_all", overtaken)
+    second = take_in(path, tmp_path / "store")
+    assert reports[0].added == second.unchanged == ("good0", "good1")
+    assert (second.added, second.failed, second.digest) == ((), {}, reports[0].digest)
+
+
+def test_a_store_in_memory_is_not_for_workers_and_nothing_stays_of_an_ingest_in_vain(tmp_path: Path) -> None:
+    path, _ = cohort(tmp_path, 1)
+    place = RemotePath("memory", "ingest/in-vain")
+    with pytest.raises(SettingError, match="lies in this process, which workers do not see"):
+        ingest("manifest", path, place, recipe=RECIPE, num_workers=2)
+    truncate(tmp_path / "good0.nii.gz")
+    for _ in range(2):
+        assert list(ingest("manifest", path, place, recipe=RECIPE).failed) == ["good0"]
+        assert [name for name in place.files() if name != ".lock"] == []
 
 
 def test_an_interrupted_ingest_keeps_what_was_prepared_and_goes_on(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +18,6 @@ from vesalius.datasets.layouts.tabular import value_of
 from vesalius.datasets.recipes import RECIPES, recipe_named
 from vesalius.platform.config import override
 from vesalius.platform.errors import CohortError, SettingError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def touch(root: Path, *names: str) -> None:
@@ -94,6 +91,25 @@ def test_two_images_of_one_modality_are_a_problem_by_name(tmp_path: Path) -> Non
     assert "run-2" in raw.problem
 
 
+def test_two_derivatives_of_one_kind_are_a_problem_by_name(tmp_path: Path) -> None:
+    """Which of two pipelines' masks is right nobody can know here; a Mac's shadow of a file is none."""
+    touch(
+        tmp_path,
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/._sub-01_T1w.nii.gz",
+        "derivatives/a/sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+        "derivatives/a/sub-01/anat/._sub-01_desc-brain_mask.nii.gz",
+    )
+    (raw,) = BidsLayout().discover(tmp_path, ["T1w"])
+    assert (raw.problem, Path(raw.images["T1w"]).name) == (None, "sub-01_T1w.nii.gz")
+    assert raw.brain_mask == str(tmp_path / "derivatives/a/sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    touch(tmp_path, "derivatives/b/sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    (raw,) = BidsLayout().discover(tmp_path, ["T1w"])
+    assert raw.problem is not None
+    assert "sub-01 has 2 files of its brain_mask (derivatives/a/sub-01" in raw.problem
+    assert "derivatives/b/sub-01" in raw.problem
+
+
 def test_what_is_no_bids_tree_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="not a BIDS tree"):
         BidsLayout().modalities(tmp_path)
@@ -133,6 +149,13 @@ def test_manifest_columns(tmp_path: Path) -> None:
     assert (a.labels, b.labels) == ({"fracture": True}, {"fracture": False})
     assert b.origin == f"{path} line 2"
     assert a.origin == f"{path} line 4"
+
+
+def test_a_column_of_analyze_pairs_is_a_modality(tmp_path: Path) -> None:
+    root = manifest(tmp_path, "subject_id,T1w,T2w,note\na,a.nii,b.HDR,c\nb,b.nii.gz,b.img,d\n")
+    assert ManifestLayout().modalities(root) == ("T1w", "T2w")
+    (one, _) = ManifestLayout().discover(root, ["T2w"])
+    assert one.demographics == {"note": "c"}
 
 
 def test_a_spreadsheets_semicolons_are_understood(tmp_path: Path) -> None:

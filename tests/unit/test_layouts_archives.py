@@ -293,6 +293,20 @@ def test_cq500_series_reads_and_folders(tmp_path: Path) -> None:
     assert all(set(FINDINGS.values()) <= set(raw.labels) for raw in scans.values())
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("CQ500CT20,CT 5mm\n", r"series\.csv line 2 names 'CQ500CT20': expected a name as reads\.csv has it"),
+        ("CQ500-CT-20,CT 5mm\nCQ500-CT-20,CT C\n", r"series\.csv line 3 names CQ500-CT-20 a second time"),
+    ],
+)
+def test_cq500_a_choice_that_would_choose_nothing(rows: str, words: str, tmp_path: Path) -> None:
+    root = write_cq500_example(tmp_path)
+    (root / "series.csv").write_text(f"name,series\n{rows}")
+    with pytest.raises(CohortError, match=words):
+        found(Cq500Layout(), root)
+
+
 def test_cq500_what_is_not_known_is_said(tmp_path: Path) -> None:
     root = write_cq500_example(tmp_path)
     (root / "series.csv").write_text("name,series\nCQ500-CT-20,CT Plain\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vesalius.datasets.admission import confine
+from vesalius.datasets.confinement import confine
 from vesalius.datasets.layouts.example import example_affine, example_blob, example_head, write_bids_example
 from vesalius.datasets.layouts.example_ct import write_cq500_example, write_ct_ich_example, write_reads
 from vesalius.datasets.layouts.example_mr import write_brats_example, write_ixi_example, write_oasis1_example
@@ -138,6 +138,17 @@ def test_half_of_an_analyze_pair_elsewhere(tmp_path: Path) -> None:
     image.symlink_to(tmp_path / "elsewhere.img")
     done = call("ingest", "oasis1", root, tmp_path / "store", *COARSE)
     refused(done, "1 of 4 subjects", "OAS1_0001_MR1", "masked_gfc.img", "outside")
+
+
+@pytest.mark.parametrize(("named", "linked"), [("x.hdr", "x.img"), ("x.img", "x.hdr"), ("X.HDR", "X.IMG")])
+def test_either_half_of_an_analyze_pair_is_held_to_the_folder(named: str, linked: str, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / linked).write_bytes(b"secret")
+    (tmp_path / "home" / named).write_bytes(b"")
+    (tmp_path / "home" / linked).symlink_to(tmp_path / linked)
+    raw = RawSubject(subject_id="a", images={"image": str(tmp_path / "home" / named)})
+    (kept,) = confine([raw], tmp_path / "home")
+    assert f"it leads to {tmp_path / linked}" in str(kept.problem)
 
 
 def test_a_file_that_nobody_can_follow_is_a_problem_and_no_crash(tmp_path: Path) -> None:

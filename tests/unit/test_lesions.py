@@ -159,6 +159,19 @@ def test_training_stays_healthy_and_so_does_the_share_asked_for(
     assert not everyone.healthy
 
 
+def test_a_split_named_twice_counts_once(store: CohortStore, masks: Path, tmp_path: Path) -> None:
+    once = plant_lesions(store, tmp_path / "once", masks, seed=1, splits=("test",))
+    twice = plant_lesions(store, tmp_path / "twice", masks, seed=1, splits=("test", "test"))
+    assert (twice.planted, twice.healthy, twice.digest) == (once.planted, once.healthy, once.digest)
+
+
+def test_a_store_without_held_out_subjects_is_refused(masks: Path, tmp_path: Path) -> None:
+    learnt_from = _fill(tmp_path / "train", [("train", "s1")])
+    with pytest.raises(CohortError, match="holds no healthy subject in the splits gate, test"):
+        plant_lesions(learnt_from, tmp_path / "out", masks, splits=("gate", "test"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_lesion_depends_on_seed_and_subject_alone(store: CohortStore, masks: Path, tmp_path: Path) -> None:
     whole = plant_lesions(store, tmp_path / "whole", masks, seed=3, healthy_fraction=0)
     again = plant_lesions(store, tmp_path / "again", masks, seed=3, healthy_fraction=0)
@@ -248,8 +261,9 @@ def test_profile_rises_linearly_across_a_plane() -> None:
         ({"masks": "empty"}, SettingError, "holds no .nii"),
         ({"masks": "broken"}, VolumeError, "broken.nii.gz"),
         ({"masks": "far"}, CohortError, "none of the 1 masks has 50 voxels in the brain"),
-        ({"splits": ("train", "nonsense")}, None, ""),
-        ({"splits": ("nonsense",)}, CohortError, "holds no healthy subject in the splits nonsense"),
+        ({"splits": ("test", "validaton")}, SettingError, "splits.1: input should be 'validation', 'gate' or 'test'"),
+        ({"splits": ("train",)}, SettingError, "splits.0: input should be 'validation', 'gate' or 'test'"),
+        ({"splits": ()}, SettingError, "splits"),
         ({"contrast": float("nan")}, SettingError, "contrast"),
         ({"contrast": -1.5}, SettingError, "contrast"),
         ({"softness_mm": -1}, SettingError, "softness_mm"),
@@ -257,7 +271,7 @@ def test_profile_rises_linearly_across_a_plane() -> None:
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(
-    store: CohortStore, masks: Path, tmp_path: Path, change: dict[str, object], error: type[Exception] | None, says: str
+    store: CohortStore, masks: Path, tmp_path: Path, change: dict[str, object], error: type[Exception], says: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
@@ -270,9 +284,6 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     arguments = {"masks": masks, **change}
     if isinstance(arguments["masks"], str):
         arguments["masks"] = tmp_path / arguments["masks"]
-    if error is None:
-        plant_lesions(store, tmp_path / "out", **arguments)  # type: ignore[arg-type]  # arguments of several types by name
-        return
     with pytest.raises(error, match=says) as caught:
         plant_lesions(store, tmp_path / "out", **arguments)  # type: ignore[arg-type]  # arguments of several types by name
     assert "\n" not in str(caught.value)

@@ -177,12 +177,12 @@ def test_prefetch_keeps_order_and_stops_early() -> None:
 
 def test_the_cache_is_bounded(toy_store: CohortStore) -> None:
     one = toy_store.image("train-00").nbytes + toy_store.brain("train-00").nbytes
-    cache = VolumeCache(toy_store, toy_store.facts().subjects, 2 * one)
+    cache = VolumeCache(toy_store, toy_store.facts().subjects, 3 * one)
     for index in range(len(cache)):
         image, _ = cache[index]
         assert np.array_equal(image, toy_store.image(cache.subjects[index]))
-        assert cache.used_bytes <= 2 * one
-    assert len(cache._held) == 2
+        assert cache.used_bytes <= 3 * one
+    assert len(cache._held) == 2, "reading one takes the room of two"
 
 
 def test_an_empty_split_is_refused_by_name(toy_store: CohortStore) -> None:

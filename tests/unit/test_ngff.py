@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from ome_zarr_models.v05.image import Image
+from pydantic import ValidationError
 
-from vesalius.platform.errors import StoreError, VolumeError
+from vesalius.platform.contracts import Score
+from vesalius.platform.errors import ModelError, StoreError, VolumeError
+from vesalius.platform.scoring import ScoreInfo, ScoreRecord, ScoreStore
 from vesalius.platform.store import ChunkSettings, CohortStore, SubjectArrays, SubjectRecord
 from vesalius.platform.store.arrays import write_array, write_group
 from vesalius.platform.store.files import folder_digests
 from vesalius.platform.store.manifest import write_manifest
+from vesalius.platform.store.records import IDENTITY
 from vesalius.platform.testing.store_cases import SHAPE, add, example_case
 
 if TYPE_CHECKING:
@@ -196,6 +201,99 @@ def test_labels_without_names_have_colours_all_the_same(tmp_path: Path) -> None:
         legend = legend_of(group, "structures")
         assert [color["label-value"] for color in legend["colors"]] == values
         assert "properties" not in legend
+
+
+# ---- maps of a run
+
+
+def scored(folder: Path, **changes: Any) -> zarr.Group:
+    """Write the scores of the example subject and open its group as any Zarr reader would."""
+    record, _ = example_case(1, CHANNELS)
+    kept = {name: getattr(record, name) for name in ("channels", "shape", "spacing_mm", "affine", "source")}
+    score_record = ScoreRecord(
+        subject_id="sub-01", image_score=1.0, seconds=0.1, has_lesion=True, **{**kept, **changes}
+    )
+    random = torch.Generator().manual_seed(0)
+    values = torch.rand(SHAPE, generator=random)
+    values[MARKED] = 7.0
+    restoration = torch.rand((2, *SHAPE), generator=random)
+    restoration[(1, *MARKED)] = 7.0
+    spread = torch.zeros(SHAPE)
+    spread[MARKED] = 7.0
+    info = ScoreInfo(method="m", model_digest="0", cohort_digest="0", store="", split="test")
+    score = Score(map=values, image_score=1.0, restoration=restoration, extras={"spread": spread})
+    with ScoreStore.writing(folder / "scores", info) as scores:
+        scores.write(score_record, score)
+        scores.finish()
+    return zarr.open_group(folder / "scores" / "subjects" / "sub-01", mode="r")
+
+
+MARKED = (6, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("path", "axes", "labels"),
+    [
+        ("", ["x", "y", "z"], ["map"]),
+        ("restoration", ["c", "x", "y", "z"], ["T1w", "FLAIR"]),
+        ("extras/spread", ["x", "y", "z"], ["spread"]),
+    ],
+)
+def test_maps_of_a_run_are_images_in_millimetres_too(
+    tmp_path: Path, path: str, axes: list[str], labels: list[str]
+) -> None:
+    scored(tmp_path)
+    group = zarr.open_group(tmp_path / "scores" / "subjects" / "sub-01" / path, mode="r")
+    assert Image.from_zarr(group).ome_zarr_version == "0.5"
+    found, names, scale, translation = followed(group)
+    assert names == axes
+    assert found.dtype == np.float32, "neuroglancer reads no float16"
+    assert np.array_equal(found, found.astype(np.float16))
+    lead = len(axes) - 3
+    place = np.argwhere(found == 7.0)
+    assert place.tolist() == [[1] * lead + list(MARKED)]
+    expected = np.asarray(example_case(1, CHANNELS)[0].affine) @ (*MARKED, 1)
+    assert np.array_equal((place[0] * scale + translation)[lead:], expected[:3])
+    ome: Any = group.attrs["ome"]
+    channels = ome["omero"]["channels"]
+    assert [channel["label"] for channel in channels] == labels
+    assert all(channel["window"]["start"] < channel["window"]["end"] for channel in channels)
+    everything = zarr.open_group(tmp_path / "scores" / "subjects", mode="r").members(max_depth=None)
+    assert sorted(name for name, _ in everything) == [
+        "sub-01",
+        "sub-01/extras",
+        "sub-01/extras/spread",
+        "sub-01/extras/spread/0",
+        "sub-01/map",
+        "sub-01/restoration",
+        "sub-01/restoration/0",
+    ]
+
+
+def test_an_extra_map_cannot_leave_its_subject(tmp_path: Path) -> None:
+    record = ScoreRecord(
+        subject_id="a", image_score=0.0, seconds=0.0, has_lesion=False, channels=("T1w",), shape=SHAPE,
+        spacing_mm=(1.0, 1.0, 1.0), affine=IDENTITY,
+    )  # fmt: skip
+    info = ScoreInfo(method="m", model_digest="0", cohort_digest="0", store="", split="test")
+    with ScoreStore.writing(tmp_path / "scores", info) as scores:
+        for name in ("../../../elsewhere", "..", "", "a/b", ".hidden"):
+            score = Score(map=torch.zeros(SHAPE), image_score=0.0, extras={name: torch.zeros(SHAPE)})
+            with pytest.raises(ModelError, match="it calls a further map"):
+                scores.write(record, score)
+            with pytest.raises(ValidationError, match="cannot name a map"):
+                ScoreRecord.model_validate({**record.model_dump(), "extras": (name,)})
+    assert {entry.name for entry in tmp_path.iterdir()} == {"scores"}
+
+
+def test_scores_of_an_older_format_are_named_and_made_anew(tmp_path: Path) -> None:
+    scored(tmp_path)
+    attributes = tmp_path / "scores" / "zarr.json"
+    attributes.write_text(attributes.read_text().replace('"scores": 2', '"scores": 1'))
+    with pytest.raises(StoreError, match="holds scores of another version: run the same `vesalius score` again"):
+        ScoreStore.open(tmp_path / "scores")
+    scored(tmp_path)
+    assert ScoreStore.open(tmp_path / "scores").map("sub-01")[MARKED] == 7.0
 
 
 @pytest.mark.parametrize(("number", "advice"), [(1, "ingest the cohort anew"), (3, "update Vesalius")])

@@ -92,7 +92,7 @@ def test_the_policy_allows_our_own_style_and_script_and_nothing_else(toy_store: 
     ("subjects", "words"),
     [
         ([], "The store holds no subjects."),
-        ([invented(1)], "<strong>Nothing stands out</strong> among 1 subjects."),
+        ([invented(1)], "<strong>Nothing stands out</strong> among 1 subject."),
         (
             [invented(1, findings=(Finding(kind="leak", severity="alarm", sentence="a", advice="b"),)), invented(2)],
             "<strong>1 of 2 subjects</strong> most likely has something wrong.",

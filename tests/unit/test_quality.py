@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
+from vesalius.datasets.phantom import PhantomSettings, make_phantom
 from vesalius.datasets.quality import CohortQuality, Limits, survey
 from vesalius.datasets.quality.comparison import (
     correlation,
@@ -107,7 +108,7 @@ def test_a_clean_cohort_raises_no_alarm(phantom_store: CohortStore) -> None:
 @pytest.mark.long
 def test_false_alarms_over_seeds(tmp_path: Path) -> None:
     """Counted: none in 4 cohorts of 14 phantoms at 6 mm, two in three of the held-out ones with lesions to 49 mm."""
-    from vesalius.datasets.phantom import PhantomSettings, phantom_cohort
+    from vesalius.datasets.phantom import phantom_cohort
 
     alarms = {}
     for seed in range(4):
@@ -248,6 +249,37 @@ def test_few_subjects_are_not_judged_against_each_other(phantom_store: CohortSto
     assert not quality.judged
     assert kinds(quality) == {"phantom-validation-002": {"truncated"}}
     assert any("Only 3 subjects" in sentence for sentence in quality.cannot)
+
+
+@pytest.mark.parametrize("num_subjects", [3, 8])
+def test_a_slab_cuts_every_brain_and_none_is_blamed_for_it(tmp_path: Path, num_subjects: int) -> None:
+    """Twenty millimetres around the middle, as ``anovaegan_2018`` keeps; a cut across the slab is still told."""
+    settings = PhantomSettings(shape=(48, 48, 10), box_mm=(192, 192, 20), center_mm=(0, -18, 5))
+    pairs = []
+    for seed in range(num_subjects):
+        subject = make_phantom(seed, settings)
+        record = SubjectRecord(
+            subject_id=f"s{seed}",
+            split="train",
+            channels=("T1w",),
+            shape=subject.brain.shape,
+            spacing_mm=subject.spacing_mm,
+            affine=as_matrix(subject.affine),
+        )
+        pairs.append((record, SubjectArrays(image=subject.image, brain=subject.brain)))
+    record, arrays = pairs[-1]
+    keep = (np.arange(48) < 30)[:, None]
+    cut = SubjectArrays(image=arrays.image * keep, brain=arrays.brain & keep)
+    for name, found in (("whole", {}), ("cut", {record.subject_id: "the front"})):
+        store = CohortStore.create(tmp_path / name, recipe={"name": "slab"}, channels=("T1w",))
+        with store.lock():
+            some = [*pairs[:-1], (record, cut if name == "cut" else arrays)]
+            store.commit([store.write(*pair) for pair in some])
+        quality = survey(CohortStore.open(store.path))
+        assert quality.findings == ()
+        told = {one.subject_id: [finding.sentence for finding in one.findings] for one in quality.outliers}
+        assert set(told) == set(found)
+        assert all(f"flat at {face}" in " ".join(told[name]) for name, face in found.items())
 
 
 def test_a_cohort_that_is_upside_down_as_a_whole_is_told(phantom_store: CohortStore, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import os
 from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
 import pytest
 
+from vesalius.datasets.files import file_sha256
 from vesalius.datasets.layouts.raw import RawSubject
 from vesalius.datasets.nifti import read_nifti
 from vesalius.datasets.reading import inspect, load
@@ -238,3 +240,26 @@ def test_inspection_hashes_as_coreutils_do_and_sees_a_lesion(tmp_path: Path) -> 
     save(path, lesion)
     assert inspect(raw(tmp_path, lesion_mask=str(path)), ["T1w"]).anomalous
     assert inspect(raw(tmp_path, labels={"anomalous": True}), ["T1w"]).anomalous
+
+
+@pytest.mark.parametrize(("unit", "words"), [("micron", "in micrometres"), ("meter", "in metres")])
+def test_lengths_in_other_units_are_refused(tmp_path: Path, unit: str, words: str) -> None:
+    """A brain of 50 micrometre voxels would be taken for one of 50 mm."""
+    image = nibabel.Nifti1Image(values(), AFFINE)
+    for known in ("mm", "unknown"):
+        image.header.set_xyzt_units(known, "sec")
+        assert read_nifti(save_as(tmp_path / f"{known}.nii", image)).oriented
+    image.header.set_xyzt_units(unit, "sec")
+    sentence(save_as(tmp_path / "a.nii", image), f"its lengths are {words}: expected millimetres")
+
+
+def save_as(path: Path, image: Any) -> Path:
+    nibabel.save(image, path)
+    return path
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.nii")
+    sentence(tmp_path / "a.nii", "is not a regular file: expected a .nii or .nii.gz file")
+    with pytest.raises(VolumeError, match="is not a regular file"):
+        file_sha256(tmp_path / "a.nii")

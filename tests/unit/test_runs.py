@@ -39,7 +39,7 @@ def test_a_missing_run_names_the_nearest(tmp_path: Path) -> None:
     assert [run.run_id for run in list_runs(tmp_path)] == ["implicit-1", "atlas-2"]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a b"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a b", "a\n"])
 def test_a_run_id_is_a_plain_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(RunError):
         create_run(tmp_path, _spec(name))
@@ -55,6 +55,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
         _ = find_run(tmp_path, "r").spec
     (run.path / "state.json").write_text("{")
     assert run.state == "created"
+    create_run(tmp_path, _spec("whole"))
+    with pytest.raises(RunError, match=r"no run 'x' in .*: the latest is 'whole'"):
+        find_run(tmp_path, "x")
+    (run.path / "run.json").write_text('{"run_id": 1}')
+    assert [one.run_id for one in list_runs(tmp_path)] == ["whole"]
 
 
 def test_flat_settings_have_dotted_keys() -> None:

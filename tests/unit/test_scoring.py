@@ -18,10 +18,13 @@ from scipy import ndimage
 
 from vesalius.platform.contracts import CohortFacts, Effort, Method, MethodSettings, Score, Volume
 from vesalius.platform.errors import CohortError, DivergenceError, ModelError, SettingError, StoreError
+from vesalius.platform.evaluation import Threshold
 from vesalius.platform.geometry import as_matrix, canonical, grid_affine, resample
+from vesalius.platform.models import ModelCard
 from vesalius.platform.scoring import (
     ScoreInfo,
     ScoreStore,
+    native_labels,
     native_map,
     score_store,
     score_volume,
@@ -173,6 +176,10 @@ def test_capacity_limits_a_call(tmp_path: Path, toy_store: CohortStore, toy: Toy
     toy.most = 2
     score_store(toy, toy_store, "test", tmp_path / "s", info=INFO, batch_volumes=16)
     assert [len(call) for call in toy.calls] == [2, 2]
+    toy.calls.clear()
+    toy.most = 3
+    score_store(toy, toy_store, "test", tmp_path / "own", info=INFO)
+    assert [len(call) for call in toy.calls] == [3, 1], "a method that says how many it takes gets as many"
     with pytest.raises(SettingError, match="batch_volumes is 0"):
         score_store(toy, toy_store, "test", tmp_path / "t", info=INFO, batch_volumes=0)
 
@@ -246,16 +253,16 @@ from vesalius.platform.store import CohortStore
 
 store = CohortStore.open(Path({store!r}))
 written = 0
-plain = maps.write_group
+plain = maps.write_files
 
-def write_group(path, attributes, aside):
+def write_files(folder, files):
     global written
-    written += "record" in attributes.get("vesalius", {{}})
+    written += 1
+    plain(folder, files)
     if written > {subjects}:
-        os.kill(os.getpid(), signal.SIGKILL)  # arrays are written aside, the subject is not yet there
-    plain(path, attributes, aside)
+        os.kill(os.getpid(), signal.SIGKILL)  # all is written aside, the subject is not yet there
 
-maps.write_group = write_group
+maps.write_files = write_files
 score_store(Toy(ToySettings(), store.facts()), store, "test", Path({out!r}), info=INFO, batch_volumes=2)
 """
 
@@ -305,6 +312,14 @@ def test_a_damaged_manifest_is_written_anew_and_nothing_scored_again(
 
 def test_a_map_that_cannot_be_read_says_so(tmp_path: Path, toy_store: CohortStore, toy: Toy) -> None:
     scores = score_store(toy, toy_store, "test", tmp_path / "s", info=INFO)
+    chunk = tmp_path / "s" / "subjects" / "test-01" / "map" / "c.0.0.0"
+    whole = chunk.read_bytes()
+    chunk.unlink()
+    # Zarr reads what is not there as zeros.
+    with pytest.raises(StoreError, match=r"map does not hold what was scored: .* score the split again"):
+        scores.map("test-01")
+    chunk.write_bytes(whole)
+    scores.map("test-01")
     for path in (tmp_path / "s" / "subjects" / "test-00" / "map").rglob("*"):
         if path.is_file():
             path.write_bytes(b"?")
@@ -388,6 +403,21 @@ def test_another_shape_or_number_of_scores_is_refused(toy_store: CohortStore, to
     toy.score = lambda volumes, effort: []  # type: ignore[method-assign, assignment, misc]  # breaking it is the test
     with pytest.raises(ModelError, match="0 scores for 1 volumes"):
         score_volume(toy, volume)
+
+
+def test_millilitres_are_counted_on_the_map_as_it_would_be_kept(toy_store: CohortStore) -> None:
+    from vesalius.infra.application import Answer
+
+    record = toy_store.subjects("test")[0]
+    arrays = SubjectArrays(image=toy_store.image(record.subject_id), brain=toy_store.brain(record.subject_id))
+    score_map = torch.zeros(record.shape)
+    score_map[0, 0, :3] = torch.tensor([0.49999, 0.5, 0.4])  # the first is 0.5 in float16
+    threshold = Threshold(value=0.5, policy="best_dice", split="validation", voxel_set="all")
+    card = ModelCard(
+        method="toy", settings={}, cohort=toy_store.facts(), recipe=toy_store.recipe, thresholds={"all": threshold}
+    )
+    answer = Answer(record=record, arrays=arrays, score=Score(map=score_map, image_score=0.5), seconds=0.0, card=card)
+    assert answer.anomalous_ml == pytest.approx(2 * 8 / 1000)
 
 
 def test_no_room_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_store: CohortStore, toy: Toy) -> None:
@@ -497,7 +527,24 @@ def test_where_the_stored_grid_does_not_reach_nothing_was_found() -> None:
     native, affine = native_map(values, record)
     assert affine == facts.affine
     np.testing.assert_array_equal(native[3:7, 3:7, 3:7], values)
-    assert native[0, 0, 0] == native[9, 9, 9] == values.min()
+    outside = np.ones(native.shape, dtype=bool)
+    outside[3:7, 3:7, 3:7] = False
+    assert (native[outside] == values.min()).all()
+
+
+def test_a_map_on_a_coarser_grid_reaches_half_a_voxel_beyond_its_outermost_centres() -> None:
+    """As a mask of the same grid does: a ring of one more voxel would be findings that nobody made."""
+    fine, coarse = np.eye(4), np.diag([4.0, 4.0, 4.0, 1.0])
+    fine[:3, 3], coarse[:3, 3] = 0.5, 6.0  # the coarse grid covers 4 to 16 mm, the file 0 to 20 mm
+    facts = SourceFacts(files={}, sha256={}, shape=(20, 20, 20), affine=as_matrix(fine))
+    record = stored("a", (3, 3, 3), affine=as_matrix(coarse), source=facts)
+    values = np.ones((3, 3, 3), dtype=np.float16)
+    values[1, 1, 1] = 0.0
+    native, _ = native_map(values, record)
+    mask, _ = native_labels(np.ones((3, 3, 3), dtype=bool), record)
+    assert np.flatnonzero(mask[:, 10, 10]).tolist() == list(range(4, 16))
+    assert np.flatnonzero(native[:, 4, 4]).tolist() == list(range(4, 16))
+    assert (native[mask == 0] == 0).all()
 
 
 def test_a_subject_without_a_file_keeps_its_grid() -> None:

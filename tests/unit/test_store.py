@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from vesalius.platform.store import (
     SubjectRecord,
     check_store,
     check_subject_id,
+    cohort,
     find_problems,
     manifest,
     require_space,
@@ -35,8 +38,8 @@ from vesalius.platform.store import (
     writing,
 )
 from vesalius.platform.store.arrays import array_facts, read_array, write_array
-from vesalius.platform.store.files import write_files
-from vesalius.platform.testing.faults import memory_folder
+from vesalius.platform.store.files import remove, write_files
+from vesalius.platform.testing.faults import faults, memory_folder
 from vesalius.platform.testing.store import check_a_second_ingest_adds_and_changes_nothing_else, check_damage_is_named
 from vesalius.platform.testing.store_cases import add, assert_holds, example_case
 from vesalius.platform.testing.store_interruptions import (
@@ -591,6 +594,55 @@ def test_a_new_writer_clears_what_a_killed_one_left(store: CohortStore) -> None:
         assert [entry.name for entry in (store.path / ".partial").iterdir()] == [store.session]
     assert not list((store.path / ".partial").iterdir())
     assert store.check() == []
+
+
+def test_looking_whether_the_lock_is_held_refuses_no_writer(store: CohortStore) -> None:
+    """``check`` takes the lock, shared, for a moment."""
+    descriptor = os.open(store.path / ".lock", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    letting_go = threading.Timer(0.03, os.close, [descriptor])
+    letting_go.start()
+    with store.lock():
+        letting_go.join()
+
+
+def test_a_store_that_was_removed_is_one_sentence_to_its_writer(store: CohortStore) -> None:
+    shutil.rmtree(store.path)
+    with pytest.raises(StoreError, match="was removed by another process") as caught, store.lock():
+        pass
+    one_sentence(caught.value)
+
+
+def test_abandoning_takes_nothing_from_whoever_comes_next(store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock goes last: from then on another writer may make its own store there."""
+    genuine = remove
+
+    def removed(path: Path) -> None:
+        genuine(path)
+        if path.name == ".lock":
+            add(make(path.parent), [changed()])
+
+    monkeypatch.setattr(cohort, "remove", removed)
+    with store.lock():
+        store.abandon()
+    monkeypatch.setattr(cohort, "remove", genuine)
+    again = CohortStore.open(store.path)
+    assert_holds(again, changed())
+    assert again.check() == []
+    again.forget(["sub-00"])
+    with again.lock():
+        again.abandon()
+    assert not again.path.exists()
+
+
+def test_a_subject_that_is_taken_up_is_made_to_last_before_it_is_committed(store: CohortStore) -> None:
+    """Its writer may have been killed between moving it into place and syncing the folder that it was moved into."""
+    written = store.write(*changed())
+    with store.lock(), faults(store.path) as watch:
+        store.commit([written])
+    synced = watch.steps.index(f"os.fsync {store.path / 'subjects'}")
+    renamed = next(number for number, step in enumerate(watch.steps) if step.startswith("os.rename"))
+    assert synced < renamed
 
 
 # ---- workers that outlive their driver

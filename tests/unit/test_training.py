@@ -29,6 +29,7 @@ from vesalius.platform.contracts import (
 from vesalius.platform.errors import DivergenceError, RunError, SettingError
 from vesalius.platform.loading import VolumeCache, load_batch
 from vesalius.platform.testing import methods as contract
+from vesalius.platform.testing.training_runs import BreakAt
 from vesalius.platform.training import Alone, Checkpoints, State, TrainingSettings, Unwatched, Updater, train
 
 if TYPE_CHECKING:
@@ -466,6 +467,47 @@ def test_training_may_start_after_another_runs_stage(toy_store: CohortStore, tmp
             device=CPU,
             start_from=(Checkpoints(tmp_path / "a"), "decodr"),
         )
+
+
+def test_nothing_starts_after_the_last_stage(toy_store: CohortStore, tmp_path: Path) -> None:
+    first = contract.build(AutoDecoder, ToySettings(), toy_store)
+    train(first, toy_store, contract.training_settings(), tmp_path / "a", device=CPU)
+    begin = (Checkpoints(tmp_path / "a"), "codes")
+    second = contract.build(AutoDecoder, ToySettings(), toy_store)
+    with pytest.raises(RunError, match="'codes' is the last stage: nothing is left to train after it"):
+        train(second, toy_store, contract.training_settings(), tmp_path / "b", device=CPU, start_from=begin)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_slash_in_an_optimisers_name_loses_no_state(toy_store: CohortStore, tmp_path: Path) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    method = contract.build(AutoDecoder, ToySettings(), toy_store)
+    optimizers = {"gan/critic": torch.optim.Adam([parameter]), "gan": torch.optim.Adam([parameter], lr=0.5)}
+    for optimizer in optimizers.values():
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+    Checkpoints(tmp_path).save(State(stage="s", step=1), method, optimizers)
+    fresh = {name: torch.optim.Adam([nn.Parameter(torch.ones(3))]) for name in optimizers}
+    Checkpoints(tmp_path).load_optimizers("0000-00000001", fresh)
+    for name, optimizer in optimizers.items():
+        kept, loaded = optimizer.state_dict()["state"][0], fresh[name].state_dict()["state"][0]
+        assert kept.keys() == loaded.keys()
+        assert all(torch.equal(kept[key], loaded[key]) for key in kept)
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(toy_store: CohortStore, tmp_path: Path) -> None:
+    left = tmp_path / ".0000-00000002.1.partial"
+    left.mkdir()
+    (left / "weights.safetensors").write_bytes(b"half")
+    method = contract.build(Moments, ToySettings(), toy_store)
+    train(method, toy_store, contract.training_settings(), tmp_path, device=CPU)
+    assert not left.exists()
+
+
+def test_the_suite_fails_where_a_break_never_comes(toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BreakAt, "_break", lambda self, moment: None)
+    with pytest.raises(AssertionError, match="was not broken off at step"):
+        contract.assert_exact_resume(Moments, ToySettings(), toy_store)
 
 
 def test_stages_must_have_names_of_their_own(toy_store: CohortStore, tmp_path: Path) -> None:

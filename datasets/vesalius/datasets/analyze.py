@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vesalius.datasets.nifti import RawVolume, check_finite, file_sha256, read_bytes, volume_shape, voxel_type
+from vesalius.datasets.files import file_sha256, read_bytes
+from vesalius.datasets.nifti import RawVolume, check_finite, volume_shape, voxel_type
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.geometry import Affine, check_affine
 
@@ -39,7 +40,7 @@ def analyze_sha256(path: Path) -> str:
     Raises:
         VolumeError: either is missing or cannot be read.
     """
-    return _together(*(file_sha256(part) for part in _pair(path)))
+    return _together(*(file_sha256(part) for part in pair_of(path)))
 
 
 def read_analyze(path: Path) -> RawVolume:
@@ -58,7 +59,7 @@ def read_analyze(path: Path) -> RawVolume:
     from nibabel.analyze import AnalyzeHeader
     from nibabel.spatialimages import HeaderDataError
 
-    header_path, image_path = _pair(path)
+    header_path, image_path = pair_of(path)
     start, content = read_bytes(header_path), read_bytes(image_path)
     if len(start) < _HEADER_BYTES:
         raise VolumeError(f"{header_path} is truncated: an Analyze header has {_HEADER_BYTES} bytes: copy it again")
@@ -108,7 +109,7 @@ def _affine(shape: tuple[int, int, int], sizes_mm: Any, axes: str) -> Affine:
     return affine
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
+def pair_of(path: Path) -> tuple[Path, Path]:
     """Return header and image, whichever was named, in the case that the names have."""
     upper = path.suffix.isupper()
     header, image = (path.with_suffix(ending.upper() if upper else ending) for ending in (".hdr", ".img"))

@@ -45,13 +45,13 @@ def channel_of(
     Raises:
         VolumeError: the masks miss it, or its intensities cannot be scaled.
     """
-    over, kept = _chosen(masks, recipe.scale_over), _chosen(masks, recipe.background)
-    over_out, kept_out = _chosen(masks_out, recipe.scale_over), _chosen(masks_out, recipe.background)
+    over, over_out = masks.of(recipe.scale_over), masks_out.of(recipe.scale_over)
+    kept = kept_out = None
+    if recipe.background != "keep":
+        kept, kept_out = masks.of(recipe.background), masks_out.of(recipe.background)
     if image is not first:
-        over = None if over is None else _on_own_grid(over, first, image)
+        over = _on_own_grid(over, first, image)
         kept = None if kept is None else _on_own_grid(kept, first, image)
-    assert over is not None  # the recipe has a mask for what it scales over
-    assert over_out is not None
     values, affine = image.image, image.affine
     if recipe.bias == "n4":
         field = (recipe.bias_shrink, recipe.bias_iterations)
@@ -76,10 +76,6 @@ def channel_of(
 def _outside(recipe: Recipe) -> float:
     """Return what stands outside the brain, or the head, in the end."""
     return recipe.output_range[0] if recipe.scale != "none" else recipe.clip_minimum or 0.0
-
-
-def _chosen(masks: Masks, which: str) -> NDArray[np.bool_] | None:
-    return {"brain": masks.brain, "head": masks.head, "keep": None}[which]
 
 
 def _low_end(values: NDArray[np.float32], over: NDArray[np.bool_], recipe: Recipe) -> float:

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from vesalius.datasets import LAYOUTS
-from vesalius.datasets.admission import DRAWN, admit, check_ids, choose_modalities, confine
+from vesalius.datasets.admission import DRAWN, Admission, admit, check_ids, choose_modalities
+from vesalius.datasets.confinement import confine
 from vesalius.datasets.layouts.raw import RawSubject
+from vesalius.datasets.outcome import IngestReport
 from vesalius.datasets.prepare import prepare
 from vesalius.datasets.reading import Inspection, inspect
 from vesalius.datasets.recipes import Recipe, recipe_named, recipe_of
@@ -23,14 +25,13 @@ from vesalius.platform.config import Settings
 from vesalius.platform.errors import (
     CohortError,
     DiskSpaceError,
-    PartialIngestError,
     SettingError,
     VesaliusError,
     VolumeError,
     WorkerLostError,
 )
 from vesalius.platform.progress import silent
-from vesalius.platform.store import CohortStore, place_of
+from vesalius.platform.store import CohortStore, RemotePath, holds_nothing, place_of
 from vesalius.platform.tables import lookup
 
 if TYPE_CHECKING:
@@ -41,45 +42,10 @@ if TYPE_CHECKING:
     from vesalius.platform.progress import Progress
     from vesalius.platform.store import Place, SubjectRecord
 
+__all__ = ["IngestReport", "ingest"]
+
 _COMMIT_SECONDS = 1.0
 """Subjects that are prepared faster than this share a commit: the manifest is rewritten whole each time."""
-
-
-class IngestReport(Settings):
-    """What an ingest did.
-
-    Attributes:
-        store: the store's folder or URL.
-        added: ids committed by this ingest, sorted.
-        unchanged: ids that were there already with the same source and recipe, sorted.
-        failed: reason by id, for every subject that was not taken in.
-        warnings: what a person should look at, by id.
-        splits: number of subjects by split, of the whole store.
-        channels: modalities, in the order of the images' first axis.
-        digest: the cohort's digest afterwards.
-        seconds: wall-clock time.
-    """
-
-    store: str
-    added: tuple[str, ...]
-    unchanged: tuple[str, ...]
-    failed: dict[str, str]
-    warnings: dict[str, tuple[str, ...]]
-    splits: dict[str, int]
-    channels: tuple[str, ...]
-    digest: str
-    seconds: float
-
-    def raise_for_failures(self) -> None:
-        """Raise where anything failed.
-
-        Raises:
-            PartialIngestError: its message lists every subject and reason; the others are committed.
-        """
-        if self.failed:
-            total = len(self.added) + len(self.unchanged) + len(self.failed)
-            reasons = "; ".join(self.failed.values())
-            raise PartialIngestError(f"{len(self.failed)} of {total} subjects could not be taken in: {reasons}")
 
 
 def ingest(
@@ -124,7 +90,10 @@ def ingest(
         DiskSpaceError: the disk is full; what was committed stays.
     """
     started = time.monotonic()
-    store_path = place_of(store_path)
+    # Absolute, both: workers of a cluster stand in folders of their own.
+    store_path, root = place_of(store_path).absolute(), root.absolute()
+    if num_workers and isinstance(store_path, RemotePath) and store_path.protocol == "memory":
+        raise SettingError(f"{store_path} lies in this process, which workers do not see: ingest with 0 workers")
     found: Layout = lookup(LAYOUTS, layout, "layout")() if isinstance(layout, str) else layout
     named = recipe or found.default_recipe
     chosen = recipe_named(named) if isinstance(named, str) else recipe_of(named)
@@ -137,23 +106,28 @@ def ingest(
     subjects = confine(subjects, within or (root if root.is_dir() else root.parent))
     plain = chosen.model_dump(mode="json")
     # An existing store is opened first: that it is of another recipe should be said before an hour of hashing.
-    is_new = not store_path.exists() or (store_path.is_dir() and not any(True for _ in store_path.iterdir()))
+    is_new = holds_nothing(store_path)
     store = None if is_new else CohortStore.create(store_path, recipe=plain, channels=channels, name=name)
 
     inspections, failed = _inspect_all(subjects, channels, max(1, num_workers), progress)
-    admission = admit(
-        subjects,
-        inspections,
-        store.subjects() if store else [],
-        splits or SplitSettings(),
-        allow_anomalous_training=allow_anomalous_training,
-    )
-    failed.update(admission.failed)
+
+    def admitted() -> Admission:
+        return admit(
+            subjects,
+            inspections,
+            store.subjects() if store else [],
+            splits or SplitSettings(),
+            allow_anomalous_training=allow_anomalous_training,
+        )
+
+    admission = admitted()
     added: dict[str, SubjectRecord] = {}
     is_gone = False
     if admission.waiting:
         store = store or CohortStore.create(store_path, recipe=plain, channels=channels, name=name)
         with store.lock():
+            # Once more: another ingest may have committed since, the other scan of a person among its subjects.
+            admission = admitted()
             tasks = [
                 _Task(
                     raw=raw,
@@ -178,6 +152,7 @@ def ingest(
         failed.update(failures)
         if is_gone:
             store = None
+    failed.update(admission.failed)
     records = store.subjects() if store else []
     warnings = {key: tuple(record.notes.get("warnings", ())) for key, record in added.items()}
     warnings.update(admission.warnings)
@@ -247,6 +222,7 @@ def _take_in(
     done += len(pending)
     waiting = [task for task in tasks if task.raw.subject_id not in pending]
     store.make_way([task.raw.subject_id for task in waiting])
+    num_workers = num_workers if waiting else 0  # no cluster is started for nothing
     committed_at = time.monotonic()
     # Closed before the lock is let go of: no task of ours runs on after that.
     with contextlib.closing(map_tasks(_prepare_one, waiting, num_workers=num_workers, total=len(waiting))) as results:
@@ -286,12 +262,14 @@ def _written_before(store: CohortStore, tasks: Sequence[_Task]) -> dict[str, Sub
         if task is None or record.source is None:
             continue
         raw = task.raw
-        if (dict(record.source.sha256), record.split, record.group, dict(record.demographics), dict(record.labels)) == (
-            task.sha256,
-            task.split,
-            raw.group,
-            dict(raw.demographics),
-            dict(raw.labels),
+        if task.split == "train" and record.has_lesion and not task.allow_anomalous_training:
+            continue  # an ingest that was allowed to left it; this one is not
+        source = record.source
+        if (
+            (dict(source.sha256), dict(source.files), record.split, record.group)
+            == (task.sha256, raw.file_names(), task.split, raw.group)
+            and dict(record.demographics) == dict(raw.demographics)
+            and dict(record.labels) == dict(raw.labels)
         ):
             found[record.subject_id] = record
     return found

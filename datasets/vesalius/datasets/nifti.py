@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import zlib
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vesalius.datasets.files import inflated, read_bytes
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.geometry import check_affine
 
@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 MAX_VOXELS = 1 << 30
 """4 GiB as float32, a cube of 1024: more is refused before it is inflated, since a small file can promise anything."""
 
-_MEMBER_BYTES = 8 << 10
 _FURTHEST_OFFSET = 1 << 30
 _SAME_PLACE_MM = 1.0
-_GZIP = b"\x1f\x8b"
-_SLACK_BYTES = 1 << 20
+_OTHER_UNITS = {1: "metres", 3: "micrometres"}
 _QUIET = logging.getLogger("vesalius.nifti")
 _QUIET.addHandler(logging.NullHandler())
 _QUIET.propagate = False
@@ -67,39 +65,6 @@ class RawVolume:
         return (d, h, w)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        VolumeError: there is no such file, or it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise VolumeError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise VolumeError(f"{path} is a folder: expected a .nii or .nii.gz file") from None
-    except OSError as error:
-        raise VolumeError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes.
-
-    Raises:
-        VolumeError: there is no such file, or it cannot be read.
-    """
-    if path.is_dir():
-        raise VolumeError(f"{path} is a folder: expected a file")
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise VolumeError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise VolumeError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
 def read_nifti(path: Path) -> RawVolume:
     """Read a .nii or .nii.gz file (NIfTI-1 or NIfTI-2, either byte order, any real type) with its scaling applied.
 
@@ -107,18 +72,18 @@ def read_nifti(path: Path) -> RawVolume:
 
     Raises:
         VolumeError: missing, empty, not NIfTI, truncated or damaged, not three-dimensional, not real numbers, holding
-            NaN or infinite voxels, or with an affine that cannot be inverted.
+            NaN or infinite voxels, with an affine that cannot be inverted, or with lengths in metres or micrometres.
     """
     content = read_bytes(path)
     sha256 = hashlib.sha256(content).hexdigest()
     if not content:
         raise VolumeError(f"{path} is empty: expected a .nii or .nii.gz file")
-    header = _header(_inflated(content, 1024, path), path)
+    header = _header(inflated(content, 1024, path), path)
     shape = volume_shape(header, path)
     dtype = voxel_type(header, path)
     start = _offset(header, path)
     expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    data = _inflated(content, expected, path)
+    data = inflated(content, expected, path)
     del content
     if len(data) < expected:
         raise VolumeError(
@@ -127,6 +92,7 @@ def read_nifti(path: Path) -> RawVolume:
     stored = np.frombuffer(data, dtype=dtype, count=int(np.prod(shape)), offset=start).reshape(shape, order="F")
     array = _scaled(stored, header, path)
     check_finite(array, str(path))
+    _check_units(header, path)
     affine, oriented = _affine(header, path)
     return RawVolume(
         array=array,
@@ -151,33 +117,6 @@ def check_finite(array: NDArray[Any], name: str) -> None:
     num_infinite = int(finite.size - finite.sum()) - num_nan
     counts = [f"{count:,} {kind}" for count, kind in ((num_nan, "NaN"), (num_infinite, "infinite")) if count]
     raise VolumeError(f"{name} holds {' and '.join(counts)} voxels: replace them by numbers first")
-
-
-def _inflated(content: bytes, num_bytes: int, path: Path) -> bytes:
-    """Return at least ``num_bytes`` of the decompressed content, or all there is; checksums are checked on the way."""
-    if not content.startswith(_GZIP):
-        return content
-    parts: list[bytes] = []
-    wanted = num_bytes + _SLACK_BYTES if num_bytes > 1024 else num_bytes
-    place, step = 0, len(content)
-    try:
-        # A gzip file may be several members one after another; what follows the last one is padding.
-        while wanted > 0 and content.startswith(_GZIP, place):
-            member = zlib.decompressobj(wbits=31)
-            while wanted > 0 and not member.eof:
-                if place >= len(content):
-                    raise VolumeError(f"{path} is truncated: its compressed data ends too early: copy it again")
-                chunk = content[place : place + step]  # the whole of it, and no copy, for the first member
-                part = member.decompress(chunk, wanted)
-                place += len(chunk) - len(member.unconsumed_tail) - len(member.unused_data)
-                parts.append(part)
-                wanted -= len(part)
-            # zlib hands back a copy of all that it was given and did not use: of many members, a little at a time.
-            step = _MEMBER_BYTES
-    except zlib.error as error:
-        reason = str(error).split(": ", 1)[-1]
-        raise VolumeError(f"{path} is damaged: it cannot be decompressed ({reason}): copy it again") from None
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _header(start: bytes, path: Path) -> Any:
@@ -264,6 +203,17 @@ def _scaled(stored: NDArray[Any], header: Any, path: Path) -> NDArray[np.float32
             return stored.astype(np.float32)
         scaled: NDArray[np.float32] = (stored.astype(np.float64) * slope + inter).astype(np.float32)
         return scaled
+
+
+def _check_units(header: Any, path: Path) -> None:
+    """Check that lengths are in millimetres, or in units that the file does not tell.
+
+    Raises:
+        VolumeError: they are not: nobody converts them, neither here nor in the libraries that read such files.
+    """
+    unit = _OTHER_UNITS.get(int(header["xyzt_units"]) & 7)
+    if unit is not None:
+        raise VolumeError(f"{path} says that its lengths are in {unit}: expected millimetres: convert its header first")
 
 
 def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], bool]:

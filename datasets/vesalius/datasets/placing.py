@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -39,6 +39,17 @@ class Masks:
 
     brain: NDArray[np.bool_]
     head: NDArray[np.bool_] | None
+
+    def of(self, part: Literal["brain", "head"]) -> NDArray[np.bool_]:
+        """Return one of the two.
+
+        Raises:
+            VolumeError: it is the head's, and there is none.
+        """
+        mask = self.brain if part == "brain" else self.head
+        if mask is None:
+            raise VolumeError("there is no head mask to go by: set recipe.head to mr, ct, otsu or given")
+        return mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +182,8 @@ def _register(
     from vesalius.datasets.registration import GOOD_DICE, GOOD_SHARE, register
 
     kind, part = recipe.registration, recipe.registration_of
-    mask = masks.brain if part == "brain" else masks.head
+    mask = masks.of(part)
     assert kind != "none"  # asked by the caller
-    assert mask is not None  # the recipe keeps a head mask wherever it registers by the head
     reference = reference_of(recipe)
     seen = seen_by_registration(image.image, part, hounsfield=recipe.hounsfield)
     found = register(seen, image.affine, mask, image.name, reference.target, kind)

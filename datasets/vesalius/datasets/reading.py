@@ -10,8 +10,9 @@ import numpy as np
 
 from vesalius.datasets.analyze import analyze_sha256, is_analyze, read_analyze
 from vesalius.datasets.dicom import read_series, series_sha256
+from vesalius.datasets.files import file_sha256
 from vesalius.datasets.masks import check_mask_values, check_not_mirrored, check_on_grid
-from vesalius.datasets.nifti import RawVolume, check_finite, file_sha256, read_nifti
+from vesalius.datasets.nifti import RawVolume, check_finite, read_nifti
 from vesalius.platform.config import Settings, digest
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.geometry import check_affine, spacing_of

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vesalius.datasets.files import file_sha256
 from vesalius.datasets.foreground import check_hounsfield, find_brain, find_head
 from vesalius.datasets.foreground.stripping import BRAIN_HU
-from vesalius.datasets.nifti import file_sha256, read_nifti
+from vesalius.datasets.nifti import read_nifti
 from vesalius.datasets.recipes.settings import MNI152, TEMPLATE_CENTER_MM, Recipe
 from vesalius.datasets.registration import Target, mni152_target, register
 from vesalius.datasets.steps import row_ends, world_points

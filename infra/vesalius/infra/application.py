@@ -56,7 +56,9 @@ class Answer:
         if self.threshold is None:
             return None
         voxel_ml = float(np.prod(self.record.spacing_mm)) / 1000.0
-        return round(float((self.score.map >= self.threshold).sum()) * voxel_ml, 3)
+        # Thresholds are chosen on maps as they are kept, in float16: the same rounding decides here.
+        kept = self.score.map.to(torch.float16).to(torch.float32)
+        return round(float((kept >= self.threshold).sum()) * voxel_ml, 3)
 
 
 def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None = None, device: str = "cpu") -> Answer:

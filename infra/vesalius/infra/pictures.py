@@ -56,7 +56,8 @@ def draw_store_montage(store: Place, path: Path) -> Path:
         )
         for record in records
     ]
-    title = f"{len(records)} prepared subjects of {cohort.name or cohort.path.name} ({', '.join(cohort.channels)})"
+    how_many = "1 prepared subject" if len(records) == 1 else f"{len(records)} prepared subjects"
+    title = f"{how_many} of {cohort.name or cohort.path.name} ({', '.join(cohort.channels)})"
     spacing = records[0].spacing_mm
     return draw_montage(tiles, reference, path, spacing_mm=spacing, title=title, reference_name=reference_name)
 

@@ -97,6 +97,9 @@ def override(settings: SettingsT, values: Mapping[str, Any]) -> SettingsT:
         if key not in known:
             raise SettingError(_unknown(key, known))
         *parents, leaf = key.split(".")
+        for num in range(1, len(parents) + 1):
+            if (parent := ".".join(parents[:num])) in values:
+                raise SettingError(f"'{parent}' and '{key}' are both set: give one of them")
         node = tree
         for name in parents:
             node = node[name]

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import difflib
 import json
@@ -26,13 +27,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vesalius.platform.config import Settings, flatten, validate
-from vesalius.platform.errors import RunError
+from vesalius.platform.errors import RunError, SettingError
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.training.settings import TrainingSettings
 
 RunState = Literal["created", "training", "finished", "interrupted", "failed"]
-_RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def home(path: Path | None = None) -> Path:
@@ -54,7 +55,8 @@ class RunSpec(Settings):
         num_workers: Ray Train workers; 0 trains in the calling process, without Ray.
         start_from: ``RUN@STAGE`` where training starts after another run's finished stage.
         experiment: name of the experiment it is tracked under.
-        mlflow_tracking_uri: where it is tracked, or None where it is not.
+        mlflow_tracking_uri: where it is tracked, without a password (see ``tracking.with_password``), or None where it
+            is not.
         mlflow_run_id: the tracked run; a resumed run goes on in the same one.
         created: time of creation, UTC, ISO 8601.
     """
@@ -217,8 +219,8 @@ def check_new_run(home: Path, run_id: str) -> None:
     Raises:
         RunError: the id is not a plain name, or a run of that id exists.
     """
-    if not _RUN_ID.match(run_id):
-        raise RunError(f"'{run_id}' cannot name a run: use letters, digits, '.', '_' and '-' only")
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunError(f"{run_id!r} cannot name a run: use letters, digits, '.', '_' and '-' only")
     if (home / "runs" / run_id).exists():
         raise RunError(
             f"a run '{run_id}' exists already: go on with `vesalius train --resume {run_id}`, or choose another name"
@@ -244,12 +246,15 @@ def create_run(home: Path, spec: RunSpec) -> RunFolder:
 
 
 def list_runs(home: Path) -> list[RunFolder]:
-    """Return the runs of a home, oldest first."""
+    """Return the runs of a home, oldest first; one that cannot be read is left out, and named where it is asked for."""
     folder = home / "runs"
     if not folder.is_dir():
         return []
-    found = [RunFolder(path) for path in folder.iterdir() if (path / "run.json").is_file()]
-    return sorted(found, key=lambda run: run.spec.created)
+    found: list[tuple[str, str]] = []
+    for path in folder.iterdir():
+        with contextlib.suppress(RunError, SettingError):
+            found.append((RunFolder(path).spec.created, path.name))
+    return [RunFolder(folder / name) for _, name in sorted(found)]
 
 
 def find_run(home: Path, run_id: str) -> RunFolder:
@@ -259,7 +264,7 @@ def find_run(home: Path, run_id: str) -> RunFolder:
         RunError: there is none; names the nearest one.
     """
     folder = RunFolder(home / "runs" / run_id)
-    if _RUN_ID.match(run_id) and (folder.path / "run.json").is_file():
+    if _RUN_ID.fullmatch(run_id) and (folder.path / "run.json").is_file():
         return folder
     names = [run.run_id for run in list_runs(home)]
     near = difflib.get_close_matches(run_id, names, n=1, cutoff=0.5)

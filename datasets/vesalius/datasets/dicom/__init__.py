@@ -5,8 +5,9 @@ into Hounsfield units on a rectangular grid. What is no volume is named and left
 :func:`best_series` says which of a study's series to take.
 """
 
-from vesalius.datasets.dicom.choice import best_series, series_in
-from vesalius.datasets.dicom.discovery import Series, find_series
+from vesalius.datasets.dicom.choice import best_series, by_preference, series_in
+from vesalius.datasets.dicom.discovery import find_series
 from vesalius.datasets.dicom.reading import read_series, series_sha256
+from vesalius.datasets.dicom.series import Series
 
-__all__ = ["Series", "best_series", "find_series", "read_series", "series_in", "series_sha256"]
+__all__ = ["Series", "best_series", "by_preference", "find_series", "read_series", "series_in", "series_sha256"]

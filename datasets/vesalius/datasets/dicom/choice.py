@@ -6,13 +6,15 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vesalius.datasets.dicom.discovery import Series, find_series
+from vesalius.datasets.dicom.discovery import find_series
 from vesalius.datasets.dicom.geometry import stack_of
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from vesalius.datasets.dicom.series import Series
 
 _SHOWN = 4
 _SHARP = re.compile(r"bone|lung|edge|sharp|ear\b|\b[bhu][rfcs]?[5-9]\d[a-z]?\b", re.IGNORECASE)
@@ -32,7 +34,12 @@ def best_series(series: Sequence[Series]) -> Series:
     Args:
         series: one or more, none of them with a problem.
     """
-    return min(series, key=_rank)
+    return by_preference(series)[0]
+
+
+def by_preference(series: Sequence[Series]) -> list[Series]:
+    """Return series, none of them with a problem, in the order of :func:`best_series`."""
+    return sorted(series, key=_rank)
 
 
 def series_in(folder: Path) -> Series:

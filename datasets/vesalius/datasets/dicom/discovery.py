@@ -6,81 +6,26 @@ Nothing here reads a pixel, except where two files claim one place and it must b
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vesalius.datasets.dicom.geometry import (
-    MAX_VOXELS,
-    MIN_SLICES,
-    SAME_DIRECTION,
-    SAME_PLACE_MM,
-    Stack,
-    axes_of,
-    grid_of,
-    missing_slices,
-    stack_of,
-)
-from vesalius.datasets.dicom.headers import SliceHeader, looks_like_dicom, read_header, uid_name
+from vesalius.datasets.dicom.checking import checked
+from vesalius.datasets.dicom.decoding import Decoder
+from vesalius.datasets.dicom.geometry import MIN_SLICES, SAME_DIRECTION, axes_of, same_numbers
+from vesalius.datasets.dicom.headers import SliceHeader, looks_like_dicom, read_header
 from vesalius.datasets.dicom.pixels import pixel_problem, read_slice
+from vesalius.datasets.dicom.series import Series, left_out, named
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable
 
-_CT, _MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 _DIRECTORY = "1.2.840.10008.1.3.10"
-_CLASSES = {
-    "1.2.840.10008.5.1.4.1.1.2.1": "an enhanced multi-frame CT image: convert it with dcm2niix first",
-    "1.2.840.10008.5.1.4.1.1.2.2": "a legacy converted multi-frame CT image: convert it with dcm2niix first",
-    "1.2.840.10008.5.1.4.1.1.4.1": "an enhanced multi-frame MR image: convert it with dcm2niix first",
-    "1.2.840.10008.5.1.4.1.1.4.4": "a legacy converted multi-frame MR image: convert it with dcm2niix first",
-    "1.2.840.10008.5.1.4.1.1.7": "a secondary capture (a screenshot, a dose sheet or a rendering)",
-    "1.2.840.10008.5.1.4.1.1.104.1": "an encapsulated PDF",
-    "1.2.840.10008.5.1.4.1.1.88.67": "a dose report",
-}
-_LOCALISER = re.compile(
-    r"\b(locali[sz]ers?|scouts?|topograms?|surview|survey|scanograms?|scano|loc|smart ?prep|bolus ?track\w*|"
-    r"premonitoring|monitoring|test ?bolus)\b",
-    re.IGNORECASE,
-)
-_DOSE = re.compile(r"\b(dose ?(report|info|record|summary|sheet)|exam ?protocol|patient ?protocol)\b", re.IGNORECASE)
-_PHANTOM = re.compile(r"\b(phantoms?|qa|qc|water ?cal\w*|daily ?cal\w*|quality ?(assurance|control))\b", re.IGNORECASE)
 _MIXED_DEGREES = 45.0
-_MAX_TILT_DEGREES = 45.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """Files that make one volume, or that were to make one.
-
-    Attributes:
-        uid: SeriesInstanceUID; empty for a file that cannot be read.
-        files: by position along the normal, from the patient's lowest to the highest where that is defined.
-        description: SeriesDescription.
-        modality: ``CT`` or ``MR``; whatever the file says for what is neither.
-        problem: why it is no volume, as a sentence that names the series; None where it is one.
-        warnings: what was left out of it or is odd about it, a sentence each.
-        name: for messages.
-        headers: the files' tags, in the same order.
-    """
-
-    uid: str
-    files: tuple[Path, ...]
-    description: str = ""
-    modality: str = ""
-    problem: str | None = None
-    warnings: tuple[str, ...] = ()
-    name: str = ""
-    headers: tuple[SliceHeader, ...] = ()
-
-
-class _NoVolumeError(Exception):
-    """Why a part of a series is no volume: a clause to follow its name."""
 
 
 def find_series(folder: Path, *, root: Path | None = None) -> list[Series]:
@@ -129,18 +74,6 @@ def find_series(folder: Path, *, root: Path | None = None) -> list[Series]:
     return sorted(found, key=_order) + broken
 
 
-def check_series(headers: Sequence[SliceHeader], name: str) -> tuple[Stack, tuple[str, ...]]:
-    """Return where the slices of one volume lie, with what is odd about them, after every check of :func:`find_series`.
-
-    Raises:
-        VolumeError: they make no volume; the message begins with ``name``.
-    """
-    try:
-        return _checked(headers)
-    except (_NoVolumeError, VolumeError) as error:
-        raise VolumeError(f"{name}: {error}") from None
-
-
 def _files(folder: Path) -> Iterable[Path]:
     for place, folders, names in os.walk(folder, followlinks=False):
         folders.sort()
@@ -166,7 +99,7 @@ def _parts(headers: list[SliceHeader]) -> list[Series]:
         stacks = _by_orientation(same_kind)
         mixed = _mixed_orientations(stacks)
         if mixed is not None:
-            parts.append(_left_out(same_kind, mixed))
+            parts.append(left_out(same_kind, mixed))
             continue
         for stack in stacks:
             parts.extend(_by_acquisition(stack))
@@ -182,18 +115,12 @@ def _by_orientation(headers: list[SliceHeader]) -> list[list[SliceHeader]]:
     groups: list[list[SliceHeader]] = []
     for header in headers:
         for group in groups:
-            if _same_numbers(header.orientation, group[0].orientation, SAME_DIRECTION):
+            if same_numbers(header.orientation, group[0].orientation, SAME_DIRECTION):
                 group.append(header)
                 break
         else:
             groups.append([header])
     return groups
-
-
-def _same_numbers(one: tuple[float, ...] | None, other: tuple[float, ...] | None, tolerance: float) -> bool:
-    if one is None or other is None:
-        return one is other
-    return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= tolerance
 
 
 def _mixed_orientations(groups: list[list[SliceHeader]]) -> str | None:
@@ -246,31 +173,11 @@ def _overlap(groups: list[list[SliceHeader]]) -> bool:
 def _series(headers: list[SliceHeader]) -> Series:
     try:
         kept, warnings = _without_copies(headers)
-        stack, odd = _checked(kept)
-    except (_NoVolumeError, VolumeError) as error:
-        return _left_out(headers, str(error))
+        stack, odd = checked(kept)
+    except VolumeError as error:
+        return left_out(headers, str(error))
     ordered = tuple(kept[index] for index in stack.order)
-    return replace(_named(ordered), warnings=(*warnings, *odd))
-
-
-def _left_out(headers: Sequence[SliceHeader], clause: str) -> Series:
-    series = _named(headers)
-    return replace(series, problem=f"{series.name} is left out: {clause}")
-
-
-def _named(headers: Sequence[SliceHeader]) -> Series:
-    first = headers[0]
-    number = "without a number" if first.series_number is None else str(first.series_number)
-    title = f" '{first.description}'" if first.description else ""
-    count = "1 file" if len(headers) == 1 else f"{len(headers)} files"
-    return Series(
-        uid=first.series_uid,
-        files=tuple(header.path for header in headers),
-        description=first.description,
-        modality=first.modality,
-        name=f"{first.path.parent}: series {number}{title} ({count})",
-        headers=tuple(headers),
-    )
+    return replace(named(ordered), warnings=(*warnings, *odd))
 
 
 def _order(series: Series) -> tuple[int, str, str]:
@@ -288,109 +195,6 @@ def _mark_incomplete(series: Series, damaged: dict[Path, Path]) -> Series:
     return series
 
 
-def _checked(headers: Sequence[SliceHeader]) -> tuple[Stack, tuple[str, ...]]:
-    """Return where slices lie and what is odd about them.
-
-    Raises:
-        _NoVolumeError: they make no volume.
-        VolumeError: likewise; the clause names a file.
-    """
-    _check_kind(headers)
-    if len(headers) < MIN_SLICES:
-        raise _NoVolumeError(f"it holds {len(headers)} images: expected {MIN_SLICES} slices at least")
-    _check_alike(headers)
-    for header in headers:
-        problem = pixel_problem(header)
-        if problem is not None:
-            raise _NoVolumeError(f"{header.path.name} {problem}")
-    stack = stack_of(headers)
-    columns, rows = stack.size
-    if columns * rows * len(headers) > MAX_VOXELS:
-        raise _NoVolumeError(f"it holds {columns} x {rows} x {len(headers)} voxels, more than {MAX_VOXELS:,}")
-    ordered = [headers[index] for index in stack.order]
-    _check_places(stack, ordered)
-    if stack.tilt_degrees > _MAX_TILT_DEGREES:
-        raise _NoVolumeError(
-            f"its slices drift sideways by {stack.tilt_degrees:.1f} degrees: their positions are damaged"
-        )
-    warnings = _check_tilt(stack, ordered)
-    grid_of(stack)
-    return stack, warnings
-
-
-def _check_kind(headers: Sequence[SliceHeader]) -> None:
-    first = headers[0]
-    if not first.series_uid:
-        raise _NoVolumeError(f"{first.path.name} has no SeriesInstanceUID")
-    if first.sop_class not in (_CT, _MR):
-        kind = _CLASSES.get(first.sop_class) or uid_name(first.sop_class) or "of an unknown class"
-        raise _NoVolumeError(f"it is {kind}")
-    if first.modality not in ("CT", "MR"):
-        raise _NoVolumeError(f"its modality is '{first.modality}': expected CT or MR")
-    told = " ".join((first.description, *first.image_type))
-    if _LOCALISER.search(told):
-        raise _NoVolumeError("it is a localiser (scout)")
-    if _DOSE.search(told.replace("_", " ")):
-        raise _NoVolumeError("it is a dose report")
-    for text in (first.description, *first.texts):
-        if _PHANTOM.search(text.replace("_", " ")):
-            raise _NoVolumeError(f"it shows a phantom, by its description '{text}'")
-
-
-def _check_alike(headers: Sequence[SliceHeader]) -> None:
-    first = headers[0]
-    for header in headers[1:]:
-        if (header.rows, header.columns) != (first.rows, first.columns):
-            raise _NoVolumeError(
-                f"its slices have mixed sizes: {first.path.name} has {first.rows} x {first.columns} pixels and "
-                f"{header.path.name} {header.rows} x {header.columns}"
-            )
-        if not _same_numbers(header.pixel_spacing, first.pixel_spacing, 1e-4):
-            raise _NoVolumeError(
-                f"its slices have mixed pixel spacings: {first.path.name} has {first.pixel_spacing} mm and "
-                f"{header.path.name} {header.pixel_spacing}"
-            )
-        if header.patient != first.patient:
-            raise _NoVolumeError(f"{first.path.name} and {header.path.name} are of different patients")
-        # What find_series has taken apart, and read_series may be given together.
-        if not _same_numbers(header.orientation, first.orientation, SAME_DIRECTION):
-            raise _NoVolumeError(f"{first.path.name} and {header.path.name} have different orientations")
-        if (header.series_uid, header.sop_class, header.modality) != (
-            first.series_uid,
-            first.sop_class,
-            first.modality,
-        ):
-            raise _NoVolumeError(f"{first.path.name} and {header.path.name} are of different series")
-
-
-def _check_places(stack: Stack, ordered: Sequence[SliceHeader]) -> None:
-    gaps = stack.gaps_mm
-    same = np.flatnonzero(gaps < SAME_PLACE_MM)
-    if len(same):
-        one, other = ordered[same[0]].path.name, ordered[same[0] + 1].path.name
-        raise _NoVolumeError(f"{one} and {other} show different images of one place ({len(same)} such pairs)")
-    holes = missing_slices(gaps, stack.thickness_mm)
-    if holes:
-        index, expected = holes[0]
-        more = f" (the first of {len(holes)} such gaps)" if len(holes) > 1 else ""
-        raise _NoVolumeError(
-            f"a slice is missing between {ordered[index].path.name} and {ordered[index + 1].path.name}: "
-            f"{gaps[index]:.2f} mm apart where {expected:.2f} mm were expected{more}"
-        )
-
-
-def _check_tilt(stack: Stack, ordered: Sequence[SliceHeader]) -> tuple[str, ...]:
-    """Compare the gantry's tilt by its own tag with the slices' orientation."""
-    tag = max((abs(header.tilt) for header in ordered if header.tilt is not None), default=0.0)
-    along_table = float(np.degrees(np.arccos(np.clip(abs(stack.normal[2]), 0, 1))))
-    if not 0.5 < tag < 60 or along_table > 0.5:
-        return ()
-    clause = f"its gantry was tilted by {tag:g} degrees by its tag and by its orientation not at all"
-    if "ORIGINAL" in ordered[0].image_type:
-        raise _NoVolumeError(f"{clause}: its voxels would come out sheared")
-    return (f"{_named(ordered).name}: {clause}: it is a reformatted series, and taken to be straight",)
-
-
 def _without_copies(headers: list[SliceHeader]) -> tuple[list[SliceHeader], tuple[str, ...]]:
     """Leave out every file that repeats another one's image at the same place."""
     places: dict[Hashable, list[SliceHeader]] = defaultdict(list)
@@ -399,20 +203,21 @@ def _without_copies(headers: list[SliceHeader]) -> tuple[list[SliceHeader], tupl
             places[tuple(round(value, 2) for value in header.position)].append(header)
     copies: list[SliceHeader] = []
     names: list[str] = []
-    for group in places.values():
-        if len(group) == 1 or any(pixel_problem(header) is not None for header in group):
-            continue
-        kept = [(group[0], read_slice(group[0].path).image)]
-        for header in group[1:]:
-            image = read_slice(header.path).image
-            same = [first for first, other in kept if np.array_equal(image, other)]
-            if same:
-                copies.append(header)
-                names.append(f"{header.path.name} of {same[0].path.name}")
-            else:
-                kept.append((header, image))
+    with Decoder() as decoder:
+        for group in places.values():
+            if len(group) == 1 or any(pixel_problem(header) is not None for header in group):
+                continue
+            kept = [(group[0], read_slice(group[0].path, decoder).image)]
+            for header in group[1:]:
+                image = read_slice(header.path, decoder).image
+                same = [first for first, other in kept if np.array_equal(image, other)]
+                if same:
+                    copies.append(header)
+                    names.append(f"{header.path.name} of {same[0].path.name}")
+                else:
+                    kept.append((header, image))
     if not copies:
         return headers, ()
     left = [header for header in headers if not any(header is copy for copy in copies)]
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return left, (f"{_named(left).name}: duplicated slices were left out: {shown}",)
+    return left, (f"{named(left).name}: duplicated slices were left out: {shown}",)

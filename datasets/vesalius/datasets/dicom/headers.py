@@ -8,10 +8,6 @@ no further than this process.
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-import re
 import stat
 import threading
 import warnings
@@ -19,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vesalius.datasets.dicom.encodings import BIG_ENDIAN, DEFLATED
+from vesalius.datasets.dicom.values import first_of, integer_of, numbers_of, padding_of, patient_of, text_of, whole_of
+from vesalius.datasets.files import size_of
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -27,13 +26,14 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
+DICOM_FILE = "a DICOM file of one slice"
+
 MAX_FILE_BYTES = 256 << 20
 """A single slice of 4096 x 4096 at 16 bit is 32 MiB; nothing that holds one slice comes near this."""
 
 _TAGS: dict[str, int] = {
     "ImageType": 0x00080008,
     "SOPClassUID": 0x00080016,
-    "SOPInstanceUID": 0x00080018,
     "StudyDate": 0x00080020,
     "StudyTime": 0x00080030,
     "Modality": 0x00080060,
@@ -50,7 +50,6 @@ _TAGS: dict[str, int] = {
     "SeriesInstanceUID": 0x0020000E,
     "SeriesNumber": 0x00200011,
     "AcquisitionNumber": 0x00200012,
-    "InstanceNumber": 0x00200013,
     "ImagePositionPatient": 0x00200032,
     "ImageOrientationPatient": 0x00200037,
     "SamplesPerPixel": 0x00280002,
@@ -61,6 +60,7 @@ _TAGS: dict[str, int] = {
     "PixelSpacing": 0x00280030,
     "BitsAllocated": 0x00280100,
     "BitsStored": 0x00280101,
+    "HighBit": 0x00280102,
     "PixelRepresentation": 0x00280103,
     "PixelPaddingValue": 0x00280120,
     "PixelPaddingRangeLimit": 0x00280121,
@@ -68,15 +68,9 @@ _TAGS: dict[str, int] = {
     "RescaleSlope": 0x00281053,
     "RescaleType": 0x00281054,
 }
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
-_RUN_LENGTH = "1.2.840.10008.1.2.5"
+_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 _MAGIC = b"DICM"
 _PIXELS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
-
-_REMOVED = re.compile(
-    r"|[-x*?0]+|(anon|deident|de-ident|pseudon)\w*|removed|unknown|none|null|n/?a|patient|subject|test", re.IGNORECASE
-)
 
 # warnings.catch_warnings changes what belongs to the whole process: one thread at a time.
 _QUIET = threading.Lock()
@@ -91,7 +85,6 @@ class SliceHeader:
         pixel_bytes: its length from the pixels' tag on; 0 where it has none.
         transfer_syntax: UID of how it is encoded.
         sop_class: UID of what it is (a CT image, a structured report, ...).
-        sop_uid: UID of this image.
         series_uid: UID of its series.
         study_uid: UID of its study.
         study_time: date and time of the study as the file writes them, for order alone.
@@ -114,6 +107,8 @@ class SliceHeader:
         samples: values a pixel.
         frames: images in the file.
         bits: bits a value takes in the file.
+        bits_stored: bits of these that are the value's.
+        high_bit: the highest of these, from 0.
         signed: values are signed.
         photometric: how values are to be shown.
         slope: factor to Hounsfield units.
@@ -126,7 +121,6 @@ class SliceHeader:
     pixel_bytes: int
     transfer_syntax: str
     sop_class: str
-    sop_uid: str
     series_uid: str
     study_uid: str
     study_time: str
@@ -149,6 +143,8 @@ class SliceHeader:
     samples: int | None
     frames: int | None
     bits: int | None
+    bits_stored: int | None
+    high_bit: int | None
     signed: bool
     photometric: str
     slope: float | None
@@ -158,7 +154,13 @@ class SliceHeader:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Return whether a file is named as DICOM or carries its mark behind the 128 bytes of preamble."""
+    """Return whether a file is named as DICOM or carries its mark behind the 128 bytes of preamble.
+
+    The index of an exported disc (``DICOMDIR``) is none, and neither is what a Mac leaves beside each file that it puts
+    into an archive (``._IM0001.dcm``).
+    """
+    if path.name.startswith("._") or path.name.upper() == "DICOMDIR":
+        return False
     if path.suffix.lower() in {".dcm", ".dicom", ".ima"}:
         return True
     try:
@@ -170,30 +172,13 @@ def looks_like_dicom(path: Path) -> bool:
         return False
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a regular file of bounded size.
-
-    Raises:
-        VolumeError: there is none, it cannot be read, or it is larger than one slice can be.
-    """
-    _check_file(path)
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise VolumeError(f"{path} cannot be read: {error.strerror or error}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise VolumeError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: expected one slice a file")
-    return content
-
-
 def read_header(path: Path) -> SliceHeader:
     """Read the tags of a DICOM file up to its pixels.
 
     Raises:
         VolumeError: there is no such file, it is no DICOM file, or its tags cannot be read.
     """
-    size_bytes = _check_file(path)
+    size_bytes = size_of(path, DICOM_FILE, most_bytes=MAX_FILE_BYTES)
     try:
         stream = path.open("rb")
     except OSError as error:
@@ -219,7 +204,7 @@ def parse_header(stream: Any, path: Path, size_bytes: int) -> SliceHeader:
             stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag.group != 2
         )
         syntax = _meta_text(meta, 0x00020010)
-        if syntax == _DEFLATED:
+        if syntax == DEFLATED:
             # Inflating happens before any size is known, so a small file could fill the memory.
             raise VolumeError(f"{path} is a deflated DICOM file: expected plain or compressed images: export it again")
         if not syntax:
@@ -251,55 +236,19 @@ def quiet(path: Path) -> Iterator[None]:
             raise VolumeError(f"{path} is damaged: its tags cannot be read ({reason}): copy it again") from None
 
 
-def syntax_problem(header: SliceHeader) -> str | None:
-    """Return why the pixels cannot be decoded, by how the file says that they are encoded; None where they can."""
-    if header.transfer_syntax in _UNCOMPRESSED or header.transfer_syntax == _RUN_LENGTH:
-        return None
-    name = uid_name(header.transfer_syntax) or "an unknown encoding"
-    return f"its pixels are compressed as {name}, which cannot be decoded here: decompress them first (gdcmconv --raw)"
-
-
-def uid_name(uid: str) -> str:
-    """Return what the standard calls a UID; nothing where it does not know it."""
-    from pydicom.config import IGNORE
-    from pydicom.uid import UID
-
-    name = UID(uid, validation_mode=IGNORE).name
-    return "" if name == uid else name
-
-
-def is_compressed(header: SliceHeader) -> bool:
-    """Return whether the pixels are stored in another form than as plain numbers."""
-    return header.transfer_syntax not in _UNCOMPRESSED
-
-
-def _check_file(path: Path) -> int:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise VolumeError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise VolumeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise VolumeError(f"{path} is not a regular file: expected a DICOM file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise VolumeError(f"{path} has {status.st_size:,} bytes: expected one slice of {MAX_FILE_BYTES:,} at most")
-    return status.st_size
-
-
 def _meta_text(meta: Dataset, tag: int) -> str:
     return str(meta[tag].value).strip(" \0") if tag in meta else ""
 
 
 def _header(dataset: Dataset, path: Path, pixel_bytes: int, syntax: str) -> SliceHeader:
     raw = {name: _raw(dataset, tag) for name, tag in _TAGS.items()}
-    little = syntax != "1.2.840.10008.1.2.2"
+    little = syntax != BIG_ENDIAN
 
     def text(name: str) -> str:
-        return _text(raw[name])
+        return text_of(raw[name])
 
     def number(name: str) -> int | None:
-        return _whole(raw[name], little=little)
+        return whole_of(raw[name], little=little)
 
     signed = number("PixelRepresentation") == 1
     return SliceHeader(
@@ -307,11 +256,10 @@ def _header(dataset: Dataset, path: Path, pixel_bytes: int, syntax: str) -> Slic
         pixel_bytes=pixel_bytes,
         transfer_syntax=syntax,
         sop_class=text("SOPClassUID"),
-        sop_uid=text("SOPInstanceUID"),
         series_uid=text("SeriesInstanceUID"),
         study_uid=text("StudyInstanceUID"),
         study_time=f"{text('StudyDate')} {text('StudyTime')}".strip(),
-        patient=_patient(text("PatientID")),
+        patient=patient_of(text("PatientID")),
         modality=text("Modality").upper(),
         image_type=tuple(part.strip().upper() for part in text("ImageType").split("\\")) if raw["ImageType"] else (),
         description=text("SeriesDescription"),
@@ -321,24 +269,26 @@ def _header(dataset: Dataset, path: Path, pixel_bytes: int, syntax: str) -> Slic
         ),
         kernel=text("ConvolutionKernel"),
         contrast=text("ContrastBolusAgent").upper() not in {"", "NONE", "NO", "N", "W/O"},
-        series_number=_integer(text("SeriesNumber")),
-        acquisition=_integer(text("AcquisitionNumber")),
-        position=_numbers(text("ImagePositionPatient"), 3),
-        orientation=_numbers(text("ImageOrientationPatient"), 6),
-        pixel_spacing=_numbers(text("PixelSpacing"), 2),
-        thickness=_first(_numbers(text("SliceThickness"), 1)),
-        tilt=_first(_numbers(text("GantryDetectorTilt"), 1)),
+        series_number=integer_of(text("SeriesNumber")),
+        acquisition=integer_of(text("AcquisitionNumber")),
+        position=numbers_of(text("ImagePositionPatient"), 3),
+        orientation=numbers_of(text("ImageOrientationPatient"), 6),
+        pixel_spacing=numbers_of(text("PixelSpacing"), 2),
+        thickness=first_of(numbers_of(text("SliceThickness"), 1)),
+        tilt=first_of(numbers_of(text("GantryDetectorTilt"), 1)),
         rows=number("Rows"),
         columns=number("Columns"),
         samples=number("SamplesPerPixel"),
-        frames=_integer(text("NumberOfFrames")),
+        frames=integer_of(text("NumberOfFrames")),
         bits=number("BitsAllocated"),
+        bits_stored=number("BitsStored"),
+        high_bit=number("HighBit"),
         signed=signed,
         photometric=text("PhotometricInterpretation").upper(),
-        slope=_first(_numbers(text("RescaleSlope"), 1)),
-        intercept=_first(_numbers(text("RescaleIntercept"), 1)),
+        slope=first_of(numbers_of(text("RescaleSlope"), 1)),
+        intercept=first_of(numbers_of(text("RescaleIntercept"), 1)),
         rescale_type=text("RescaleType").upper(),
-        padding=_padding(raw, signed=signed, little=little),
+        padding=padding_of(*(whole_of(raw[name], little=little, signed=signed) for name in _PADDING)),
     )
 
 
@@ -350,51 +300,3 @@ def _raw(dataset: Dataset, tag: int) -> bytes:
     if isinstance(value, bytes):
         return value
     return str(value).encode("latin-1", "replace") if isinstance(value, str) else b""
-
-
-def _text(value: bytes) -> str:
-    """Return bytes as one line of printable text of bounded length; letters beyond ASCII become question marks."""
-    return "".join(chr(byte) if 32 <= byte < 127 else "?" for byte in value[:256].strip(b" \0\t\r\n"))
-
-
-def _whole(value: bytes, *, little: bool, signed: bool = False) -> int | None:
-    """Return an unsigned or signed short, of which the first counts where there are several."""
-    if len(value) < 2:
-        return None
-    return int.from_bytes(value[:2], "little" if little else "big", signed=signed)
-
-
-def _integer(text: str) -> int | None:
-    number = _first(_numbers(text, 1))
-    return int(number) if number is not None and abs(number) < 2**31 else None
-
-
-def _numbers(text: str, count: int) -> tuple[float, ...] | None:
-    """Return that many finite numbers, or None: of one wanted the first counts where there are several."""
-    parts = text.split("\\")
-    if count == 1:
-        parts = parts[:1]
-    if len(parts) != count:
-        return None
-    try:
-        numbers = tuple(float(part) for part in parts)
-    except ValueError:
-        return None
-    return numbers if all(math.isfinite(number) for number in numbers) else None
-
-
-def _first(numbers: tuple[float, ...] | None) -> float | None:
-    return numbers[0] if numbers else None
-
-
-def _padding(raw: dict[str, bytes], *, signed: bool, little: bool) -> tuple[int, int] | None:
-    start = _whole(raw["PixelPaddingValue"], little=little, signed=signed)
-    if start is None:
-        return None
-    stop = _whole(raw["PixelPaddingRangeLimit"], little=little, signed=signed)
-    return (start, start) if stop is None else (min(start, stop), max(start, stop))
-
-
-def _patient(identifier: str) -> str:
-    """Return a digest of a patient's ID; nothing where it is one of the words that stand for a removed one."""
-    return "" if _REMOVED.fullmatch(identifier) else hashlib.sha256(identifier.encode()).hexdigest()

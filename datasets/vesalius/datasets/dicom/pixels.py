@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vesalius.datasets.dicom.headers import is_compressed, parse_header, quiet, read_bytes, syntax_problem
+from vesalius.datasets.dicom.encodings import RUN_LENGTH, is_compressed, syntax_problem
+from vesalius.datasets.dicom.headers import DICOM_FILE, MAX_FILE_BYTES, parse_header, quiet
+from vesalius.datasets.files import read_bytes
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vesalius.datasets.dicom.decoding import Decoder
     from vesalius.datasets.dicom.headers import SliceHeader
 
 AIR_HU = -1024.0
@@ -63,39 +66,54 @@ def pixel_problem(header: SliceHeader) -> str | None:
         )
     if header.bits not in (8, 16, 32):
         return f"has {header.bits} bits a pixel: expected 8, 16 or 32"
+    if header.bits_stored is None or not 1 <= header.bits_stored <= header.bits:
+        return f"says that {header.bits_stored} of {header.bits} bits are its values': export it again"
+    if header.high_bit is not None and header.high_bit != header.bits_stored - 1:
+        return (
+            f"keeps its values in bits {header.high_bit - header.bits_stored + 1} to {header.high_bit}: expected the "
+            "lowest ones: export it again"
+        )
     if header.modality == "CT" and (header.slope is None or header.intercept is None):
-        return "has no usable RescaleSlope and RescaleIntercept, so its Hounsfield units are unknown"
+        return "has no usable RescaleSlope and RescaleIntercept, so its Hounsfield units are unknown: export it again"
     if header.slope == 0:
-        return "has a RescaleSlope of 0"
+        return "has a RescaleSlope of 0: export it again"
     if header.modality == "CT" and header.rescale_type not in ("", "HU", "US"):
         return f"is scaled to {header.rescale_type} and not to Hounsfield units"
     expected = header.rows * header.columns * header.bits // 8
     if not header.pixel_bytes:
-        return "has no pixels"
-    if not is_compressed(header) and header.pixel_bytes < expected:
-        return f"is truncated: its tags promise {expected:,} bytes of pixels and {header.pixel_bytes:,} are left"
-    if is_compressed(header) and header.pixel_bytes > 2 * expected + _SLACK_BYTES:
-        return f"holds {header.pixel_bytes:,} compressed bytes for an image of {expected:,}"
-    return syntax_problem(header)
+        return "has no pixels: export it again"
+    if not is_compressed(header.transfer_syntax) and header.pixel_bytes < expected:
+        return (
+            f"is truncated: its tags promise {expected:,} bytes of pixels and {header.pixel_bytes:,} are left: "
+            "copy it again"
+        )
+    if is_compressed(header.transfer_syntax) and header.pixel_bytes > 2 * expected + _SLACK_BYTES:
+        return f"holds {header.pixel_bytes:,} compressed bytes for an image of {expected:,}: export it again"
+    return syntax_problem(header.transfer_syntax)
 
 
-def read_slice(path: Path) -> Slice:
+def read_slice(path: Path, decoder: Decoder) -> Slice:
     """Read one slice.
+
+    Args:
+        path: its file.
+        decoder: for pixels that are compressed.
 
     Raises:
         VolumeError: the file is missing, damaged or truncated, or its pixels cannot be decoded.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, DICOM_FILE, most_bytes=MAX_FILE_BYTES)
     header = parse_header(BytesIO(content), path, len(content))
     problem = pixel_problem(header)
     if problem is not None:
         raise VolumeError(f"{path} {problem}")
-    stored = _decode(content, header)
-    image = _rescaled(stored, header)
-    fill = np.float32(fill_of(header.modality))
-    unmeasured = image < fill if header.modality == "CT" else np.zeros(image.shape, bool)
+    words = _words(content, header, decoder)
+    padded = np.zeros(words.shape, bool)
     if header.padding is not None:
-        unmeasured |= (stored >= header.padding[0]) & (stored <= header.padding[1])
+        padded = (words >= header.padding[0]) & (words <= header.padding[1])
+    image = _rescaled(_values(words, padded, header), header)
+    fill = np.float32(fill_of(header.modality))
+    unmeasured = padded | (image < fill) if header.modality == "CT" else padded
     image[unmeasured] = fill
     return Slice(
         header=header,
@@ -118,11 +136,35 @@ def _rescaled(stored: NDArray[np.integer], header: SliceHeader) -> NDArray[np.fl
     return image
 
 
-def _decode(content: bytes, header: SliceHeader) -> NDArray[np.integer]:
-    from pydicom.pixels.utils import pixel_array
+def _words(content: bytes, header: SliceHeader, decoder: Decoder) -> NDArray[np.integer]:
+    """Return the pixels as the file has them: all bits that are allocated, whether they are the values' or not."""
+    if is_compressed(header.transfer_syntax) and header.transfer_syntax != RUN_LENGTH:
+        words = decoder.decode(content, header)
+    else:
+        from pydicom.pixels.utils import pixel_array
 
-    with quiet(header.path):
-        stored = pixel_array(BytesIO(content), raw=True)
-    if stored.shape != (header.rows, header.columns) or stored.dtype.kind not in "iu":
-        raise VolumeError(f"{header.path} is damaged: its pixels have shape {stored.shape}: copy it again")
-    return stored
+        with quiet(header.path):
+            words = pixel_array(BytesIO(content), raw=True, correct_unused_bits=False)
+    if words.shape != (header.rows, header.columns) or words.dtype.kind not in "iu":
+        raise VolumeError(f"{header.path} is damaged: its pixels have shape {words.shape}: copy it again")
+    return words.view(np.dtype(f"{words.dtype.byteorder}{'i' if header.signed else 'u'}{words.dtype.itemsize}"))
+
+
+def _values(words: NDArray[np.integer], padded: NDArray[np.bool_], header: SliceHeader) -> NDArray[np.integer]:
+    """Return the values in the lowest bits.
+
+    Raises:
+        VolumeError: the bits above are neither zero nor the sign's: the values need more bits than the tags say, and to
+            cut them off would make air of bone.
+    """
+    spare = words.dtype.itemsize * 8 - (header.bits_stored or 0)
+    if spare == 0:
+        return words
+    measured = words[~padded]
+    values = (words << spare) >> spare
+    lowest = measured & ((1 << header.bits_stored) - 1 if header.bits_stored else 0)
+    if not (np.array_equal(lowest, measured) or np.array_equal(values[~padded], measured)):
+        raise VolumeError(
+            f"{header.path} has values of more bits than the {header.bits_stored} its tags promise: export it again"
+        )
+    return values

@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vesalius.datasets.dicom.discovery import check_series
-from vesalius.datasets.dicom.geometry import Grid, Stack, grid_of, resample_stack
+from vesalius.datasets.dicom.checking import check_series
+from vesalius.datasets.dicom.decoding import Decoder
 from vesalius.datasets.dicom.headers import read_header
 from vesalius.datasets.dicom.pixels import fill_of, read_slice
-from vesalius.datasets.nifti import RawVolume, file_sha256
+from vesalius.datasets.dicom.resampling import grid_of, resample_stack
+from vesalius.datasets.files import file_sha256
+from vesalius.datasets.nifti import RawVolume
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from vesalius.datasets.dicom.geometry import Stack
     from vesalius.datasets.dicom.headers import SliceHeader
+    from vesalius.datasets.dicom.resampling import Grid
 
 _AIR_BELOW_HU = -500.0
 
@@ -54,13 +58,14 @@ def read_series(files: Sequence[Path]) -> RawVolume:
     columns, rows = stack.size
     slices = np.empty((len(files), rows, columns), np.float32)
     digests, num_unmeasured = [], 0
-    for place, index in enumerate(stack.order):
-        found = read_slice(files[index])
-        if found.header != headers[index]:
-            raise VolumeError(f"{files[index]} changed while it was read: run it again")
-        slices[place] = found.image
-        digests.append(found.sha256)
-        num_unmeasured += found.num_unmeasured
+    with Decoder() as decoder:
+        for place, index in enumerate(stack.order):
+            found = read_slice(files[index], decoder)
+            if found.header != headers[index]:
+                raise VolumeError(f"{files[index]} changed while it was read: run it again")
+            slices[place] = found.image
+            digests.append(found.sha256)
+            num_unmeasured += found.num_unmeasured
     modality = headers[0].modality
     grid = grid_of(stack)
     array = resample_stack(slices, stack, grid, fill_of(modality))

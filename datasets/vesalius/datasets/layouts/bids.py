@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 _SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.nii(\.gz)?$")
 _NOT_IMAGES = frozenset({"mask", "roi", "dseg", "probseg", "defacemask"})
+_DERIVATIVES = {
+    "brain_mask": r"_(desc-brain[^.]*_mask|brainmask)",
+    "lesion_mask": r"_(label-lesion[^.]*_(mask|roi)|desc-lesion[^.]*_mask)",
+    "structures": r"_dseg",
+}
 _RESERVED = frozenset({"participant_id", "group", "split"})
 
 
@@ -85,8 +90,9 @@ def _scans(root: Path) -> list[tuple[str, str | None, Path]]:
 
 
 def _volumes(anat: Path) -> list[Path]:
-    # A broken link (an annexed file that was not fetched) is kept: ingest says that it is missing.
-    return sorted(path for path in anat.glob("*.nii*") if _SUFFIX.search(path.name)) if anat.is_dir() else []
+    # A broken link (an annexed file that was not fetched) is kept: ingest says that it is missing. What a Mac leaves
+    # beside each file that it archives (._sub-01_T1w.nii.gz) is none.
+    return sorted(path for path in anat.glob("sub-*.nii*") if _SUFFIX.search(path.name)) if anat.is_dir() else []
 
 
 def _suffix(path: Path) -> str:
@@ -107,14 +113,21 @@ def _scan(
             problem = f"{subject_id} has {len(files)} {modality} images ({names}): keep one, or list it in a manifest"
         elif files:
             images[modality] = str(files[0].absolute())
+    derived: dict[str, str | None] = {}
+    for role, ending in _DERIVATIVES.items():
+        files = _derived(root, anat, ending)
+        if len(files) > 1:
+            names = ", ".join(str(path.relative_to(root)) for path in files)
+            problem = f"{subject_id} has {len(files)} files of its {role} ({names}): keep one, or list it in a manifest"
+        derived[role] = str(files[0].absolute()) if files else None
     demographics = {name: value_of(text) for name, text in cells.items() if not _is_reserved(name)}
     return RawSubject(
         subject_id=subject_id,
         person=person,
         images=images,
-        brain_mask=_derived(root, anat, r"_(desc-brain[^.]*_mask|brainmask)"),
-        lesion_mask=_derived(root, anat, r"_(label-lesion[^.]*_(mask|roi)|desc-lesion[^.]*_mask)"),
-        structures=_derived(root, anat, r"_dseg"),
+        brain_mask=derived["brain_mask"],
+        lesion_mask=derived["lesion_mask"],
+        structures=derived["structures"],
         split=known(cells.get("split", "")),
         group=known(cells.get("group", "")),
         demographics=demographics,
@@ -128,17 +141,16 @@ def _is_reserved(column: str) -> bool:
     return column in _RESERVED or column.startswith("label:")
 
 
-def _derived(root: Path, anat: Path, ending: str) -> str | None:
-    """Return the one derivative of a scan with that ending in native space, if there is one."""
-    inside = anat.relative_to(root)
+def _derived(root: Path, anat: Path, ending: str) -> list[Path]:
+    """Return the derivatives of a scan with that ending in native space, of all pipelines."""
     pattern = re.compile(ending + r"\.nii(\.gz)?$")
-    folders = sorted(root.glob("derivatives/*")) if (root / "derivatives").is_dir() else []
-    for folder in folders:
-        files = sorted((folder / inside).glob("*.nii*")) if (folder / inside).is_dir() else []
-        native = [path for path in files if pattern.search(path.name) and "_space-" not in path.name]
-        if native:
-            return str(native[0].absolute())
-    return None
+    folders = sorted((root / "derivatives").glob("*")) if (root / "derivatives").is_dir() else []
+    return [
+        path
+        for folder in folders
+        for path in _volumes(folder / anat.relative_to(root))
+        if pattern.search(path.name) and "_space-" not in path.name
+    ]
 
 
 def _participants(root: Path) -> dict[str, dict[str, str]]:

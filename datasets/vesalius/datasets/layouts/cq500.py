@@ -27,7 +27,7 @@ from vesalius.datasets.layouts.tabular import read_table, require_columns, zero_
 from vesalius.platform.errors import CohortError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -111,7 +111,8 @@ ROOT/
         """Return one subject a scan, sorted by id, without reading a voxel (the tags of every file are read).
 
         Raises:
-            CohortError: there is no folder of a scan, or reads.csv is missing or not CQ500's.
+            CohortError: there is no folder of a scan, reads.csv is missing or not CQ500's, or series.csv names a scan
+                twice or one that reads.csv does not have.
         """
         folders = _folders(root)
         reads = read_reads(root / "reads.csv")
@@ -120,7 +121,7 @@ ROOT/
             for name, row in zip(reads.names, reads.majority(), strict=True)
         }
         categories = dict(zip(reads.names, reads.categories, strict=True))
-        chosen = _choices(root / "series.csv")
+        chosen = _choices(root / "series.csv", labels)
         with ThreadPoolExecutor(max_workers=_NUM_THREADS) as pool:
             series = pool.map(lambda folder: find_series(folder, root=root), [folder for _, folder in folders])
             subjects = [
@@ -178,12 +179,20 @@ def _folders(root: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _choices(path: Path) -> dict[str, str]:
+def _choices(path: Path, scans: Collection[str]) -> dict[str, str]:
     if not path.is_file():
         return {}
     columns, rows = read_table(path, ",")
     require_columns(path, columns, ["name", "series"])
-    return {row.cells["name"]: row.cells["series"] for row in rows}
+    chosen: dict[str, str] = {}
+    for row in rows:
+        name = row.cells["name"]
+        if name in chosen:
+            raise CohortError(f"{path} line {row.line} names {name} a second time: keep one row a scan")
+        if name not in scans:
+            raise CohortError(f"{path} line {row.line} names '{name}': expected a name as reads.csv has it")
+        chosen[name] = row.cells["series"]
+    return chosen
 
 
 def _subject(

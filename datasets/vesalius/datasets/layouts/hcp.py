@@ -39,7 +39,7 @@ ROOT/
         Raises:
             CohortError: no folder holds such an image.
         """
-        return tuple(name for name in _FILES if any((folder / _FILES[name]).exists() for folder in _folders(root)))
+        return tuple(name for name in _FILES if any(_is_there(folder / _FILES[name]) for folder in _folders(root)))
 
     def discover(self, root: Path, modalities: Sequence[str]) -> list[RawSubject]:
         """Return one subject a folder, sorted by id, without reading a voxel.

@@ -1,10 +1,10 @@
 """A CSV file that says where everything is: for what no other layout fits, and for in-house data.
 
-One row a subject. Columns: ``subject_id``; ``image``, or one column a modality (any column that names .nii files);
-and, each optional, ``person``, ``brain_mask``, ``head_mask``, ``lesion_mask``, ``structures``, ``split``, ``group``,
-``lesion_labels`` (the values that mark lesion, such as ``1 2 4``; every value above 0.5 where it is left out),
-``label:<name>``. Every other column is demographics. Delimiters are commas, semicolons or tabs; a byte-order mark does
-no harm.
+One row a subject. Columns: ``subject_id``; ``image``, or one column a modality (any column that names .nii files or
+Analyze pairs); and, each optional, ``person``, ``brain_mask``, ``head_mask``, ``lesion_mask``, ``structures``,
+``split``, ``group``, ``lesion_labels`` (the values that mark lesion, such as ``1 2 4``; every value above 0.5 where it
+is left out), ``label:<name>``. Every other column is demographics. Delimiters are commas, semicolons or tabs; a
+byte-order mark does no harm.
 
 Paths are relative to the CSV file. They must lie in its folder, with every link on the way followed, or in the folder
 that ``--within`` names: a table from elsewhere cannot reach what nobody meant to show it.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FILES = ("brain_mask", "head_mask", "lesion_mask", "structures")
 _RESERVED = ("subject_id", "person", "split", "group", "lesion_labels", *_FILES)
-_ENDINGS = (".nii", ".nii.gz")
+_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img")
 
 
 class ManifestLayout:
@@ -46,7 +46,7 @@ cohort.csv, one row a subject:
     )
 
     def modalities(self, root: Path) -> tuple[str, ...]:
-        """Return the columns that name images: ``image``, and any other whose cells end in .nii or .nii.gz.
+        """Return the columns that name images: ``image``, and any other whose cells name .nii, .nii.gz, .hdr or .img.
 
         Raises:
             CohortError: it is no table, or lacks ``subject_id`` or a column of images.

@@ -103,7 +103,7 @@ class RawSubject(Settings):
 
 
 class Layout(Protocol):
-    """A folder layout. Made without arguments; keeps no state.
+    """A folder layout. Made without arguments; what it keeps between calls changes no answer.
 
     Attributes:
         default_recipe: name of the recipe (:data:`vesalius.datasets.recipes.RECIPES`) that suits it.

@@ -151,6 +151,7 @@ def _placed(share: NDArray[np.float32], affine: NDArray[np.float64], record: Sub
 
 # ---- where the brain is cut off
 
+_SLAB = 0.5
 _WORDS = (("left", "right"), ("back", "front"), ("bottom", "top"))
 
 
@@ -162,22 +163,30 @@ def find_cut(record: SubjectRecord, brain: NDArray[np.bool_]) -> tuple[float, st
     larger; what exceeds the ball's is returned, so that coarse grids and fine ones are judged alike. Looked at across
     the axes of the grid (a cut by the prepared box, or by a field of view that lies along it) and, where the subject
     came from a file, across the file's own axes at its faces (a scan that ended too early, before it was turned).
+    Across an axis on which the grid is a slab, shorter than half of the brain in it, every brain is cut, and nothing
+    is asked; across the others it ends as a disc does and not as a ball.
 
     Args:
         record: with the source's shape and affine where there is one.
         brain: (D, H, W), not empty.
     """
+    spacing = spacing_of(np.asarray(record.affine, dtype=np.float64))
+    sections = [np.count_nonzero(brain, axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+    longest = max(np.count_nonzero(areas) * step for areas, step in zip(sections, spacing, strict=True))
+    slabs = [areas.size * step < _SLAB * longest for areas, step in zip(sections, spacing, strict=True)]
     cuts = []
-    for axis, words in enumerate(_WORDS):
-        areas = np.count_nonzero(brain, axis=tuple(other for other in range(3) if other != axis))
-        (where,) = np.nonzero(areas)
-        ends = areas[where[0]], areas[where[-1]]
-        cuts += [(_flatness(end, areas), f"the {word}") for end, word in zip(ends, words, strict=True)]
-    cuts += _source_cuts(record, brain)
+    for areas, is_slab, words in zip(sections, slabs, _WORDS, strict=True):
+        if not is_slab:
+            (where,) = np.nonzero(areas)
+            ends = areas[where[0]], areas[where[-1]]
+            cuts += [
+                (_flatness(end, areas, disc=any(slabs)), f"the {word}") for end, word in zip(ends, words, strict=True)
+            ]
+    cuts += _source_cuts(record, brain, disc=any(slabs))
     return max(cuts, key=lambda pair: pair[0])
 
 
-def _source_cuts(record: SubjectRecord, brain: NDArray[np.bool_]) -> list[tuple[float, str]]:
+def _source_cuts(record: SubjectRecord, brain: NDArray[np.bool_], *, disc: bool) -> list[tuple[float, str]]:
     """Return the same at the six faces of the file the subject came from."""
     source = record.source
     if source is None:
@@ -206,16 +215,18 @@ def _source_cuts(record: SubjectRecord, brain: NDArray[np.bool_]) -> list[tuple[
         along = int(np.argmax(np.abs(direction)))
         first, last = _WORDS[along] if direction[along] > 0 else _WORDS[along][::-1]
         cuts += [
-            (_flatness(areas[0], areas), f"the {first} of the scan"),
-            (_flatness(areas[-1], areas), f"the {last} of the scan"),
+            (_flatness(areas[0], areas, disc=disc), f"the {first} of the scan"),
+            (_flatness(areas[-1], areas, disc=disc), f"the {last} of the scan"),
         ]
     return cuts
 
 
-def _flatness(end: float, areas: NDArray[Any]) -> float:
-    """Return how much larger an end slice is, as a share of the widest, than a ball's of the same extent."""
-    # n slices of thickness t make a radius of n t / 2.
-    return max(0.0, float(end) / float(areas.max()) - 4.0 / int(np.count_nonzero(areas)))
+def _flatness(end: float, areas: NDArray[Any], *, disc: bool) -> float:
+    """Return how much larger an end slice is, as a share of the widest, than a ball's or a disc's of that extent."""
+    # n slices of thickness t make a radius of r = n t / 2. At a depth of t a ball's section is 2 t / r of its widest,
+    # and a disc's the root of that.
+    rounded = 4.0 / int(np.count_nonzero(areas))
+    return max(0.0, float(end) / float(areas.max()) - (np.sqrt(rounded) if disc else rounded))
 
 
 def overlap(a: NDArray[Any], b: NDArray[Any]) -> float:

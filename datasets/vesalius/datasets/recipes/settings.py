@@ -55,9 +55,9 @@ class PaperStep:
 class Recipe(Settings):
     """How volumes are prepared. Stored in the cohort store and in every model trained on it.
 
-    The steps, in order: canonical RAS+ orientation; refusal of voxels too long; clip; brain and head masks; bias field;
-    registration; outside to the low end; smoothing; one resampling (linear, masks by nearest neighbour); denoising;
-    scaling; outside to the low end of ``output_range``.
+    The steps, in order: canonical RAS+ orientation; refusal of voxels too long; clip; brain and head masks;
+    registration; bias field; outside to the low end; smoothing; one resampling (linear, masks by nearest neighbour);
+    denoising; scaling; outside to the low end of ``output_range``.
     """
 
     max_spacing_ratio: float | None = Field(

@@ -25,9 +25,10 @@ def evaluate(
 ) -> None:
     """Score a split with finished runs and print their figures side by side.
 
-    The threshold is chosen on the validation split; on that of another --store for this evaluation alone, and where
-    that store has none, the model's own is taken. Figures are also written to the run's folder and MLflow, under the
-    same keys. best_dice is an upper bound: its threshold is the best one for the very voxels it is reported on.
+    The threshold is chosen on the validation split and kept with the model; on that of another --store for this
+    evaluation alone, and where that store has none, the model's own is taken. A store that holds images the model was
+    trained on outside its training split is refused. Figures are also written to the run's folder and MLflow, under
+    the same keys. best_dice is an upper bound: its threshold is the best one for the very voxels it is reported on.
     """
     with Terminal(as_json) as terminal:
         from vesalius.infra import pipeline, tables

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import JsonOption, SetOption, absolute, place
+from vesalius.infra.cli.options import JsonOption, SetOption, absolute, changes, place
 from vesalius.infra.console import Terminal
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def choose_settings(
     from vesalius.datasets import LAYOUTS
     from vesalius.datasets.recipes import Recipe, recipe_named
     from vesalius.datasets.splits import SplitSettings
-    from vesalius.platform.config import Settings, override, parse_assignments
+    from vesalius.platform.config import Settings, override
     from vesalius.platform.tables import lookup
 
     kind = lookup(LAYOUTS, layout, "layout")
@@ -110,8 +110,7 @@ def choose_settings(
     combined = create_model(
         "IngestSettings", __base__=Settings, recipe=(Recipe, start), splits=(SplitSettings, SplitSettings())
     )
-    values: dict[str, Any] = dict(parse_assignments(assignments))
-    values.update({f"splits.{split}": share for split, share in shares.items() if share is not None})
+    values = changes(assignments, {f"splits.{split}": share for split, share in shares.items()})
     chosen = override(combined(), values)
     return getattr(chosen, "recipe"), getattr(chosen, "splits")  # noqa: B009 - fields made above
 

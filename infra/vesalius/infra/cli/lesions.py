@@ -1,11 +1,11 @@
 """``vesalius lesions``: exact ground truth on real anatomy."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vesalius.infra.cli.options import JsonOption, SetOption, StoreArgument, absolute, place
+from vesalius.infra.cli.options import JsonOption, SetOption, StoreArgument, absolute, changes, place
 from vesalius.infra.console import Terminal
 
 
@@ -30,12 +30,10 @@ def lesions(
 
         from vesalius.datasets.lesions import PlantingSettings, plant_lesions
         from vesalius.infra import tables
-        from vesalius.platform.config import Settings, override, parse_assignments
+        from vesalius.platform.config import Settings, override
         from vesalius.platform.store import CohortStore
 
-        values: dict[str, Any] = dict(parse_assignments(assignments or []))
-        flags = {"lesions.contrast": contrast, "lesions.seed": seed}
-        values.update({key: value for key, value in flags.items() if value is not None})
+        values = changes(assignments, {"lesions.contrast": contrast, "lesions.seed": seed})
         kind = create_model("LesionSettings", __base__=Settings, lesions=(PlantingSettings, PlantingSettings()))
         settings = override(kind(), values).model_dump()["lesions"]
         cohort = CohortStore.open(place(store))

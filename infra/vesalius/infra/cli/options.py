@@ -4,8 +4,9 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,7 +44,16 @@ def home_folder(home: Path | None) -> Path:
 
 
 def absolute(path: Path) -> Path:
-    """Return ``path`` resolved from the folder the command was typed in; ``~`` is the user's home."""
+    """Return ``path`` resolved from the folder the command was typed in; ``~`` is the user's home.
+
+    Raises:
+        SettingError: it is a URL.
+    """
+    was_a_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]", str(path))
+    if was_a_url and not path.exists():
+        # A folder of that name would be made, and whoever gave it would look for the files elsewhere.
+        scheme = str(path).partition(":")[0]
+        raise SettingError(f"{scheme}://... is a URL, and only stores lie at URLs: give a file or folder here")
     return Path(os.path.abspath(path.expanduser()))
 
 
@@ -57,6 +67,24 @@ def place(store: str) -> "Place":
 
     found = place_of(store)
     return absolute(found) if isinstance(found, Path) else found
+
+
+def changes(assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``--set`` and a verb's own flags (by the setting they stand for, None where not given) change.
+
+    Raises:
+        SettingError: a text is no assignment, or a setting is given both ways.
+    """
+    from vesalius.platform.config import parse_assignments
+
+    values: dict[str, Any] = dict(parse_assignments(assignments or []))
+    for key, value in flags.items():
+        if value is None:
+            continue
+        if key in values:
+            raise SettingError(f"'{key}' is set twice, by --set and by --{key.rpartition('.')[2]}: give it once")
+        values[key] = value
+    return values
 
 
 def one_of(value: str, known: list[str], kind: str) -> str:

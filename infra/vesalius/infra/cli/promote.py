@@ -30,6 +30,8 @@ def promote(
 
         if rollback == (run is not None):
             raise SettingError("name a run to promote, or give --rollback without one")
+        if rollback and store:
+            raise SettingError("--store goes with a run to promote: going back asks no gate; leave it out")
         folder = home_folder(home)
         if run is None:
             from vesalius.platform import registry

@@ -38,6 +38,10 @@ def score(
 
         if bool(files) == (split is not None):
             raise SettingError("give either a NIfTI file or --split, as in `vesalius score RUN --split test`")
+        if files and store:
+            raise SettingError("--store goes with --split: leave it out, or score a split of that store")
+        if split is not None and brain_mask:
+            raise SettingError("--brain-mask goes with a file: a store holds its subjects' own masks; leave it out")
         where = home_folder(home)
         if files:
             mask = absolute(brain_mask) if brain_mask else None

@@ -15,9 +15,14 @@ def train(
     store: Annotated[
         str | None, typer.Argument(metavar="STORE", help="A cohort store: a folder or a URL.", show_default=False)
     ] = None,
-    preset: Annotated[str, typer.Option(help="Named settings of the method to start from.")] = "paper",
+    preset: Annotated[
+        str | None, typer.Option(help="Named settings of the method to start from (default: paper)")
+    ] = None,
     assignments: SetOption = None,
-    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers; 0 trains in this process, without Ray.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ray Train workers; 0 trains in this process, without Ray (default: 1)"),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run (default: method, time, a few letters)")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with this run where it was broken off.")
@@ -25,7 +30,9 @@ def train(
     start_from: Annotated[
         str | None, typer.Option("--from", metavar="RUN@STAGE", help="Start after another run's finished stage.")
     ] = None,
-    experiment: Annotated[str, typer.Option(help="MLflow experiment the run is tracked under.")] = "vesalius",
+    experiment: Annotated[
+        str | None, typer.Option(help="MLflow experiment the run is tracked under (default: vesalius)")
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,8 +48,16 @@ def train(
 
         folder = home_folder(home)
         if resume is not None:
-            given = {"METHOD": method, "--set": assignments, "--name": name, "--from": start_from}
-            extra = [flag for flag, value in given.items() if value]
+            given = {
+                "METHOD": method,
+                "--preset": preset,
+                "--set": assignments,
+                "--workers": workers,
+                "--name": name,
+                "--from": start_from,
+                "--experiment": experiment,
+            }
+            extra = [flag for flag, value in given.items() if value not in (None, [])]
             if extra:
                 raise SettingError(f"--resume goes on with the run's own settings: leave out {', '.join(extra)}")
             run = find_run(folder, resume)
@@ -55,12 +70,12 @@ def train(
                 method,
                 place(store),
                 home=folder,
-                preset=preset,
+                preset=preset or "paper",
                 assignments=assignments or [],
-                num_workers=workers,
+                num_workers=1 if workers is None else workers,
                 name=name,
                 start_from=start_from,
-                experiment=experiment,
+                experiment=experiment or "vesalius",
             )
         terminal.resume_hint = f"vesalius train --resume {run.run_id}"
         terminal.say(f"run {run.run_id}")

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 SUSPICIOUS_OVERLAP = 0.9
 
+_LEAST_WIDTH = 5.2
+_TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold"}
+_LEGEND: dict[str, Any] = {"fontsize": 8.5, "color": style.FAINT}
+# Inches from line to line.
+_TITLE_LINE, _LEGEND_LINE = 0.23, 0.17
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -76,15 +82,23 @@ def draw_montage(
     """
     across = columns or max(1, min(len(tiles), ceil((len(tiles) / 2.2) ** 0.5)))
     down = ceil(len(tiles) / across)
-    cell_width, cell_height = 3.3, 1.42
-    width, height = across * cell_width + 0.3, down * cell_height + 0.85
+    cell_width, cell_height, rim = 3.3, 1.42, 0.15
+    # A sheet of one column would leave no room for what stands above it.
+    width = max(across * cell_width + 2 * rim, _LEAST_WIDTH)
     shared = (None, None, None) if reference is None else middle_planes(reference)
-    with style.new_figure(width, height) as figure:
+    orange = f"orange: overlap below {SUSPICIOUS_OVERLAP}, or a warning at ingest"
+    legend = orange if reference is None else f"blue: outline of {reference_name}; {orange}"
+    with style.new_figure(width, 1) as figure:
+        titles = style.wrapped(figure, title, width - 2 * rim, **_TITLE)
+        legends = style.wrapped(figure, legend, width - 2 * rim, **_LEGEND)
+        head = 0.21 + _TITLE_LINE * len(titles) + _LEGEND_LINE * len(legends)
+        height = down * cell_height + head + 0.23
+        figure.set_size_inches(width, height)
         for index, tile in enumerate(tiles):
             column, row = index % across, index // across
             suspicious = tile.attention or (tile.overlap is not None and tile.overlap < SUSPICIOUS_OVERLAP)
-            left = 0.15 + column * cell_width
-            base = height - 0.62 - (row + 1) * cell_height
+            left = rim + column * cell_width
+            base = height - head - (row + 1) * cell_height
             for place, (plane, line) in enumerate(zip(tile.planes, shared, strict=True)):
                 axes = figure.add_axes(
                     ((left + place * 1.05) / width, (base + 0.02) / height, 1.03 / width, 1.16 / height)
@@ -95,20 +109,16 @@ def draw_montage(
                 axes.imshow(plane, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=row_mm / column_mm)
                 if line is not None:
                     style.outline(axes, line, style.TRUTH, width=0.8)
+            font: dict[str, Any] = {"fontsize": 8, "fontweight": "bold" if suspicious else "normal"}
+            said = "" if tile.overlap is None else f"   overlap {tile.overlap:.2f}"
+            room = cell_width - 0.1 - style.text_inches(figure, said, **font)
+            label = style.shortened(figure, tile.label, room, **font) + said
             colour = style.ATTENTION if suspicious else style.INK
-            figure.text(
-                left / width,
-                (base + 1.2) / height,
-                tile.label if tile.overlap is None else f"{tile.label}   overlap {tile.overlap:.2f}",
-                fontsize=8,
-                color=colour,
-                fontweight="bold" if suspicious else "normal",
-                va="bottom",
-            )
-        figure.text(0.15 / width, 1 - 0.15 / height, title, fontsize=12, fontweight="bold", va="top")
-        orange = f"orange: overlap below {SUSPICIOUS_OVERLAP}, or a warning at ingest"
-        legend = orange if reference is None else f"blue: outline of {reference_name}; {orange}"
-        figure.text(0.15 / width, 1 - 0.38 / height, legend, fontsize=8.5, color=style.FAINT, va="top")
+            figure.text(left / width, (base + 1.2) / height, label, color=colour, va="bottom", **font)
+        top = rim
+        for lines, font, step in ((titles, _TITLE, _TITLE_LINE), (legends, _LEGEND, _LEGEND_LINE)):
+            figure.text(rim / width, 1 - top / height, "\n".join(lines), va="top", linespacing=1.15, **font)
+            top += step * len(lines)
         return style.save(figure, path, dots_per_inch=120)
 
 

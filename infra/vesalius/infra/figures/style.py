@@ -54,6 +54,37 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
         yield figure
 
 
+def text_inches(figure: Figure, text: str, **font: Any) -> float:
+    """Return the width of a text drawn in ``figure``."""
+    canvas: Any = figure.canvas
+    drawn = figure.text(0, 0, text, **font)
+    width = float(drawn.get_window_extent(canvas.get_renderer()).width) / figure.dpi
+    drawn.remove()
+    return width
+
+
+def wrapped(figure: Figure, text: str, inches: float, **font: Any) -> list[str]:
+    """Return a text in lines of whole words no wider than ``inches``; a word that is wider alone is shortened."""
+    lines: list[str] = []
+    for word in (shortened(figure, word, inches, **font) for word in text.split()):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_inches(figure, longer, **font) <= inches:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def shortened(figure: Figure, text: str, inches: float, **font: Any) -> str:
+    """Return a text no wider than ``inches``, with an ellipsis for its middle where it is too long."""
+    answer, kept = text, len(text)
+    while kept > 2 and text_inches(figure, answer, **font) > inches:
+        kept -= 1
+        # Names of scans tend to differ at their ends.
+        answer = f"{text[: kept // 2]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (kept - kept // 2) :]}"
+    return answer
+
+
 def save(figure: Figure, path: Path, dots_per_inch: int = 150) -> Path:
     """Write ``figure`` as PNG, aside first and renamed at the end, and return ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from vesalius.infra.pipeline.training import require_model, tracked_as
 from vesalius.methods import METHODS
 from vesalius.platform import tracking
-from vesalius.platform.errors import RunError, SettingError
+from vesalius.platform.errors import CohortError, RunError, SettingError, StoreError
 from vesalius.platform.evaluation import VOXEL_SETS, Figures, evaluate, fit_threshold
 from vesalius.platform.models import ModelCard, load_model, model_digest, update_card
 from vesalius.platform.progress import silent
+from vesalius.platform.registry.gate import image_contents
 from vesalius.platform.scoring import ScoreInfo, ScoreStore, score_store
 from vesalius.platform.store import CohortStore, place_of
 from vesalius.platform.training import choose_device
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from vesalius.platform.evaluation import Threshold, VoxelSet
@@ -132,10 +133,12 @@ def evaluate_run(
 
     Raises:
         RunError: the run is not finished, or there is no threshold because there is no validation split.
-        CohortError: the split is empty, or the validation split lacks what the policy needs.
+        CohortError: the split is empty, or the validation split lacks what the policy needs, or one of the two holds
+            an image that the model was trained on.
     """
     cohort = store or CohortStore.open(run.spec.store)
     card = require_model(run)
+    refuse_trained_on(run, card, cohort, {split, VALIDATION} - {"train"})
     thresholds: dict[VoxelSet, Threshold] = {}
     if is_own(run, cohort):
         card = _fit_own(run, cohort, policy, device, progress)
@@ -149,6 +152,28 @@ def evaluate_run(
     figures = evaluate(scores, cohort, thresholds)
     keep_figures(run, split, cohort, figures)
     return figures
+
+
+def refuse_trained_on(run: RunFolder, card: ModelCard, store: CohortStore, splits: Collection[str]) -> None:
+    """Refuse to judge a model on images that it was trained on, in a store that has changed since or in another.
+
+    Raises:
+        CohortError: a subject of ``splits`` is one of them.
+    """
+    if store.digest == run.spec.cohort_digest:
+        return  # a subject is in one split
+    try:
+        own = CohortStore.open(run.spec.store)
+    except StoreError:
+        return  # it is gone: what it held cannot be asked any more
+    trained = set(card.cohort.subjects)
+    seen = {content for record in own.subjects() if record.subject_id in trained for content in image_contents(record)}
+    for record in store.subjects():
+        if record.split in splits and not seen.isdisjoint(image_contents(record)):
+            raise CohortError(
+                f"run '{run.run_id}' was trained on the image of '{record.subject_id}', which {store.path} holds in "
+                f"the split '{record.split}': judge it on subjects it has not seen, or train a new run on that store"
+            )
 
 
 def keep_figures(run: RunFolder, split: str, store: CohortStore, figures: dict[VoxelSet, Figures]) -> None:
@@ -194,4 +219,4 @@ def device_name(device: str) -> str:
     """
     if device not in ("auto", "cpu", "cuda"):
         raise SettingError(f"--device is '{device}': expected cpu, cuda or auto")
-    return choose_device(device).type
+    return choose_device(device, "--device").type

@@ -83,10 +83,10 @@ def start_run(
     if num_workers == 0:  # else the cluster's devices decide, not this machine's
         choose_device(training.device)
     cohort = CohortStore.open(store)
-    method_type(name_of_method)(settings, cohort.facts())  # a setting that does not fit the cohort says so now
+    method = method_type(name_of_method)(settings, cohort.facts())  # a setting that does not fit the cohort says so now
     run_id = name or new_run_id(name_of_method)
     if start_from is not None:
-        _check_start(start_from, home, name_of_method, settings, cohort.digest)
+        _check_start(start_from, home, name_of_method, method, cohort.digest)
     check_new_run(home, run_id)
     uri = tracking.tracking_uri(home)
     spec = RunSpec(
@@ -99,7 +99,7 @@ def start_run(
         num_workers=num_workers,
         start_from=start_from,
         experiment=experiment,
-        mlflow_tracking_uri=uri,
+        mlflow_tracking_uri=tracking.shown(uri),
         created=now(),
     )
     tags = {"method": spec.method, "cohort_digest": spec.cohort_digest, "vesalius_run": run_id}
@@ -107,15 +107,14 @@ def start_run(
     return create_run(home, spec.model_copy(update={"mlflow_run_id": tracked}))
 
 
-def _check_start(
-    start_from: str, home: Path, name_of_method: str, settings: MethodSettings, cohort_digest: str
-) -> None:
+def _check_start(start_from: str, home: Path, name_of_method: str, method: Method, cohort_digest: str) -> None:
     """Refuse to start after a run whose weights would mean something else here.
 
     Raises:
         SettingError: the text is not RUN@STAGE, or a setting of the method differs.
-        RunError: the run is missing, of another method or cohort, or has not finished the stage.
+        RunError: the run is missing, of another method or cohort, or has not finished the stage, or it is the last one.
     """
+    settings = method.settings
     other, separator, stage = start_from.partition("@")
     if not separator or not stage:
         raise SettingError(f"--from is '{start_from}': expected RUN@STAGE, such as my-run@adversarial")
@@ -134,6 +133,11 @@ def _check_start(
     if different:
         raise SettingError(f"run '{other}' has other settings: {', '.join(different)}; give the same ones with --set")
     Checkpoints(run.checkpoints).end_of(stage)
+    if stage == method.stages()[-1].name:
+        raise RunError(
+            f"'{stage}' is the last stage of {name_of_method}: nothing is left to train after it; "
+            f"use run '{other}' itself"
+        )
 
 
 def train(run: RunFolder, *, progress: Progress = silent) -> ModelCard:
@@ -230,10 +234,14 @@ def describe_run(run: RunFolder, card: ModelCard) -> dict[str, Any]:
 
 
 def tracked_as(spec: RunSpec) -> tuple[str, str] | None:
-    """Return where a run is tracked and as what, or None where it is not."""
+    """Return where a run is tracked and as what, or None where it is not.
+
+    Raises:
+        RunError: the store needs a password, which the environment does not hold.
+    """
     if spec.mlflow_tracking_uri is None or spec.mlflow_run_id is None:
         return None
-    return spec.mlflow_tracking_uri, spec.mlflow_run_id
+    return tracking.with_password(spec.mlflow_tracking_uri), spec.mlflow_run_id
 
 
 def now() -> str:

@@ -49,9 +49,9 @@ def train(
 
 def _train(run: RunFolder, method_type: type[Method], progress: Progress, watch_every_seconds: float) -> RunFolder:
     failure = run.path / "failure.json"
-    failure.unlink(missing_ok=True)
     check_store(run.spec)
     attempt = run.begin_attempt()
+    failure.unlink(missing_ok=True)  # after the attempt has begun: a worker left behind writes none from now on
     run.set_state("training")
     try:
         with _watching(run, progress, watch_every_seconds):
@@ -115,8 +115,9 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> No
                 # A worker's own word, where it left one, says more than the controller's.
                 if (run.path / "failure.json").is_file():
                     raise _failure(run.path / "failure.json") from None
+                said = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
                 raise RunError(
-                    f"training of '{run.run_id}' failed on the cluster: {str(error).strip().splitlines()[-1][:300]}; "
+                    f"training of '{run.run_id}' failed on the cluster: {said}; "
                     f"go on with `vesalius train --resume {run.run_id}`"
                 ) from error
 

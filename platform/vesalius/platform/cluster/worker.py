@@ -70,15 +70,21 @@ def work(config: Mapping[str, Any]) -> None:
     except VesaliusError as error:
         if not on_ray:
             raise
-        # On Ray the driver gets the last line of a traceback at best: leave it the words themselves.
-        with contextlib.suppress(OSError):
-            aside = run.path / f".failure.{ranks.rank}.partial"
-            aside.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
-            aside.replace(run.path / "failure.json")
+        # A worker that an earlier driver left behind has no word in what another one does now.
+        if run.attempt == config["attempt"]:
+            _leave_word(run, ranks.rank, error)
         raise
     finally:
         if watcher is not None:
             watcher.close()
+
+
+def _leave_word(run: RunFolder, rank: int, error: VesaliusError) -> None:
+    """Write why a worker failed: on Ray the driver gets the last line of a traceback at best."""
+    with contextlib.suppress(OSError):
+        aside = run.path / f".failure.{rank}.partial"
+        aside.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
+        aside.replace(run.path / "failure.json")
 
 
 def check_store(spec: RunSpec) -> CohortStore:
@@ -110,10 +116,10 @@ class _Recorder:
         self._written = 0.0
         self._logger: Any = None
         if rank == 0 and spec.mlflow_run_id is not None and spec.mlflow_tracking_uri is not None:
-            from vesalius.platform.tracking import RunLogger
+            from vesalius.platform.tracking import RunLogger, with_password
 
             self._logger = RunLogger(
-                spec.mlflow_tracking_uri,
+                with_password(spec.mlflow_tracking_uri),
                 spec.mlflow_run_id,
                 system_metrics=True,
                 unsent=run.path / "unsent_metrics.json",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from vesalius.platform.contracts.views import Slices, WholeVolumes
+from vesalius.platform.contracts.views import Patches, Slices, WholeVolumes
 from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
@@ -137,8 +137,13 @@ class Stage:
 
         Raises:
             SettingError: a view that discards items asks for groups of a fixed size; points or patches, which have a
-                place of their own in the volume, ask to be moved.
+                place of their own in the volume, ask to be moved; a patch has no centre voxel.
         """
+        if isinstance(self.view, Patches) and (self.view.size < 1 or self.view.size % 2 == 0):
+            raise SettingError(
+                f"stage '{self.name}' asks for patches of {self.view.size} voxels: choose an odd size, so that a patch "
+                "has a voxel in its middle, whose place is the patch's"
+            )
         if self.augmentation is not None and not isinstance(self.view, Slices | WholeVolumes):
             raise SettingError(
                 f"stage '{self.name}' asks for augmentation of {type(self.view).__name__}: only Slices and "

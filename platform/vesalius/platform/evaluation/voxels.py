@@ -9,8 +9,8 @@ import numpy as np
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.evaluation.histogram import Histogram
 from vesalius.platform.geometry import resample
-from vesalius.platform.scoring.maps import as_float16
-from vesalius.platform.scoring.native import Placed, bordered
+from vesalius.platform.scoring.files import as_float16
+from vesalius.platform.scoring.native import Placed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,9 +59,8 @@ def resampled_onto(score_map: NDArray[Any], scored: Grid, reference: Grid) -> ND
     if same_place and tuple(scored.shape) == tuple(reference.shape):
         return as_float16(score_map, "an anomaly map")
     values = score_map.astype(np.float32)
-    padded, affine = bordered(values, scored.affine)
     moved = resample(
-        padded, affine, reference.shape, reference.affine, to_source=bridge, order=1, fill=float(values.min())
+        values, scored.affine, reference.shape, reference.affine, to_source=bridge, order=1, fill=float(values.min())
     )
     return as_float16(moved, "a resampled anomaly map")
 

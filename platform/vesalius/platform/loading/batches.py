@@ -150,6 +150,7 @@ def _load(stream: Stream, cutter: Cutter, cache: VolumeCache, facts: CohortFacts
         with cache.use(subject) as voxels:
             _require_sound(voxels, stage, step, facts)
             keep[rows] = cutter.cut(voxels, share.places[rows], rows.tolist(), *arrays)
+            del voxels  # or a volume that is dropped would live on while the next one is read
     items = range(*share.items)
     drawn = None
     if stage.augmentation is not None and not stage.augmentation.is_identity:

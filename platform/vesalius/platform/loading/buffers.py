@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-_OURS = 3
-"""References to an idle array: the list's, the loop variable's and ``getrefcount``'s own."""
+
+def _references(arrays: Sequence[NDArray[np.uint8]]) -> list[int]:
+    return [sys.getrefcount(array) for array in arrays]
+
+
+_IDLE = _references([np.empty(1, dtype=np.uint8)])[0]
+"""References to an array that only a list holds. Counted and not stated: Python 3.14 counts fewer than 3.11 does."""
 
 
 class Buffers:
@@ -46,8 +51,8 @@ class Buffers:
         return torch.from_numpy(self._idle(num_bytes)).view(dtype).view(tuple(shape))
 
     def _idle(self, num_bytes: int) -> NDArray[Any]:
-        for array in self._kept:
-            if array.nbytes == num_bytes and sys.getrefcount(array) <= _OURS:
+        for array, references in zip(self._kept, _references(self._kept), strict=True):
+            if array.nbytes == num_bytes and references <= _IDLE:
                 return array
         array = np.empty(num_bytes, dtype=np.uint8)
         self._kept = [*self._kept, array][-self._num :] if self._num else []

@@ -39,8 +39,8 @@ _HORIZON = 4
 _DEPTH = 8
 """Uses read ahead, a reader: what is read long before its use takes the place of what is used meanwhile."""
 
-_READING = 3
-"""Memory of a volume being read, in volumes: the file's content, Zarr's decoded shard, and the array it is put into."""
+_READING = 2
+"""Memory of a volume being read, in volumes: the file's content and the array it is decoded into."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class _Coming:
         self._numbers: defaultdict[int, deque[int]] = defaultdict(deque)
         self.first = 0
         self.next_to_read = 0
-        self.parts: dict[int, Future[Voxels]] = {}
+        self.parts: dict[int, tuple[Future[Voxels], int]] = {}
         self._fill()
 
     def _fill(self) -> None:
@@ -92,8 +92,8 @@ class _Coming:
 class VolumeCache:
     """Volumes of some subjects, each decoded once and kept while they fit. Safe to share between threads.
 
-    Volumes are kept in the store's own type, masks as bool. The limit holds for what is kept and what is being read;
-    a single volume above it is read, used and dropped.
+    Volumes are kept in the store's own type, masks as bool. The limit holds for what is kept and what is being read.
+    Where that is less than reading one volume takes, one is read all the same, and kept only if it fits.
 
     Args:
         reader: the store.
@@ -152,34 +152,33 @@ class VolumeCache:
         yield self._get(subject)
         with self._lock:
             if self._coming is not None and self._is_next(subject):
-                part = self._coming.parts.pop(self._coming.first, None)
-                if part is not None:
-                    self._used_bytes -= part.result().num_bytes
+                future, size = self._coming.parts.pop(self._coming.first, (None, 0))
+                if future is not None:
+                    # They may still be on their way, where the whole volume was there first: nobody waits for them.
+                    future.add_done_callback(lambda _: self._release(size))
                 self._coming.done()
                 self._read_ahead()
 
     @contextlib.contextmanager
     def following(self, uses: Iterable[Use], num_readers: int) -> Iterator[None]:
         """Read ahead for ``uses``, which follow in this very order, with so many threads."""
-        with ThreadPoolExecutor(max_workers=num_readers, thread_name_prefix="reading") as pool:
+        pool = ThreadPoolExecutor(max_workers=num_readers, thread_name_prefix="reading")
+        try:
             with self._lock:
                 self._coming = _Coming(uses, horizon=max(64, _HORIZON * len(self)))
                 self._pool, self._num_readers = pool, num_readers
                 self._read_ahead()
-            try:
-                yield
-            finally:
-                with self._lock:
-                    left = [*self._reading.values(), *self._coming.parts.values()]
-                    self._coming = self._pool = None
-                for future in left:
-                    future.cancel()
-        with self._lock:  # every thread has ended
-            self._reading.clear()
-            self._num_reading_whole = self._num_reading_parts = 0  # those cancelled in the queue never began
-            self._used_bytes = sum(voxels.num_bytes for voxels in self._held.values())
+            yield
+        finally:  # stopping early and failing too, or the next to follow would meet what was left
+            with self._lock:
+                self._coming = self._pool = None
+            pool.shutdown(cancel_futures=True)
+            with self._lock:  # every thread has ended
+                self._reading.clear()
+                self._num_reading_whole = self._num_reading_parts = 0  # those cancelled in the queue never began
+                self._used_bytes = sum(voxels.num_bytes for voxels in self._held.values())
 
-    # ---- inside; all but _read and _get under the lock
+    # ---- inside; all but _read, _get and _release under the lock
 
     def _is_next(self, subject: int) -> bool:
         use = self._coming.use(self._coming.first) if self._coming is not None else None
@@ -195,15 +194,26 @@ class VolumeCache:
                 return held
             future = self._reading.get(subject)
             if future is None and expected and self._coming is not None:
-                future = self._coming.parts.get(self._coming.first)
+                future, _ = self._coming.parts.get(self._coming.first, (None, 0))
+            reserved = 0
+            if future is None and self._make_room(_READING * (self._size or 0), needed_at=-1):
+                reserved = _READING * (self._size or 0)
+                self._used_bytes += reserved
         if future is not None:
             return future.result()
-        voxels = self._read(subject)
+        try:
+            voxels = self._read(subject)
+        finally:
+            self._release(reserved)
         with self._lock:
             if subject not in self._held and self._make_room(voxels.num_bytes, needed_at=-1):
                 self._used_bytes += voxels.num_bytes
                 self._held[subject] = voxels
         return voxels
+
+    def _release(self, size: int) -> None:
+        with self._lock:
+            self._used_bytes -= size
 
     def _make_room(self, size: int, needed_at: int) -> bool:
         """Drop volumes until ``size`` bytes fit, each of them next used after ``needed_at``; say whether they do."""
@@ -238,7 +248,7 @@ class VolumeCache:
                         return
                     self._used_bytes += size
                     self._num_reading_parts += 1
-                    coming.parts[number] = pool.submit(self._read_parts, subject, boxes)
+                    coming.parts[number] = pool.submit(self._read_parts, subject, boxes), size
                 else:
                     size = _READING * (self._size or 0)
                     if self._used_bytes + size > self.limit_bytes and self._num_reading_whole:
@@ -261,6 +271,7 @@ class VolumeCache:
         boxes = use.boxes()
         if boxes is None:
             return None
+        boxes = tuple(dict.fromkeys(boxes))  # where a batch spans two epochs, the same slice may be asked for twice
         touched = sum(math.prod((stop - 1) // edge - start // edge + 1 for start, stop in box) for box in boxes)
         return boxes if touched * PART_OVERHEAD < self._num_chunks(edge) else None
 

@@ -55,14 +55,22 @@ def gate_subjects(store: CohortStore) -> list[SubjectRecord]:
         )
     _check_disjoint(store, records)
     countable = [record for record in records if not record.has_lesion or "lesion" in record.arrays]
-    num_lesions = sum(record.has_lesion for record in countable)
+    require_lesions(store, sum(record.has_lesion for record in countable), "with an annotated lesion")
+    return countable
+
+
+def require_lesions(store: CohortStore, num_lesions: int, which: str) -> None:
+    """Refuse a gate on which resamples would not vary.
+
+    Raises:
+        CohortError: fewer than two of its subjects have a lesion; ``which`` says what is counted.
+    """
     if num_lesions < _FEWEST_LESIONS:
         found = "no subject" if num_lesions == 0 else "one subject"
         raise CohortError(
-            f"the split 'gate' of {store.path} holds {found} with an annotated lesion and a comparison needs at least "
+            f"the split 'gate' of {store.path} holds {found} {which} and a comparison needs at least "
             f"{_FEWEST_LESIONS}: add annotated subjects to it"
         )
-    return countable
 
 
 def _check_disjoint(store: CohortStore, gate: Iterable[SubjectRecord]) -> None:
@@ -71,7 +79,7 @@ def _check_disjoint(store: CohortStore, gate: Iterable[SubjectRecord]) -> None:
     for record in store.subjects():
         if record.split != GATE:
             ids[record.subject_id] = record
-            contents.update(dict.fromkeys(_contents(record), record))
+            contents.update(dict.fromkeys(image_contents(record), record))
     for record in gate:
         twin = ids.get(record.subject_id)
         if twin is not None:
@@ -79,7 +87,7 @@ def _check_disjoint(store: CohortStore, gate: Iterable[SubjectRecord]) -> None:
                 f"{store.path}: gate subject '{record.subject_id}' is also in the split '{twin.split}': "
                 "a subject belongs to one split"
             )
-        twin = next((contents[content] for content in _contents(record) if content in contents), None)
+        twin = next((contents[content] for content in image_contents(record) if content in contents), None)
         if twin is not None:
             raise CohortError(
                 f"{store.path}: gate subject '{record.subject_id}' is the same image as '{twin.subject_id}' of the "
@@ -87,7 +95,8 @@ def _check_disjoint(store: CohortStore, gate: Iterable[SubjectRecord]) -> None:
             )
 
 
-def _contents(record: SubjectRecord) -> set[str]:
+def image_contents(record: SubjectRecord) -> set[str]:
+    """Return the SHA-256 of a subject's source images and of its prepared one: equal ones mean the same image."""
     # Images only: an empty lesion mask, or the brain mask of a template, may well be that of many subjects.
     files = record.source.sha256 if record.source is not None else {}
     images = {files[channel] for channel in record.channels if channel in files}

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from vesalius.platform.config import Settings
-from vesalius.platform.errors import CohortError, ModelError
+from vesalius.platform.errors import ModelError
 from vesalius.platform.evaluation import Histogram, average_precision
 from vesalius.platform.models import load_model, read_card
 from vesalius.platform.progress import silent
 from vesalius.platform.registry.champions import alone, crown
 from vesalius.platform.registry.fetching import resolve
-from vesalius.platform.registry.gate import PromotionSettings, check_fits, compare, gate_subjects, score_gate
+from vesalius.platform.registry.gate import (
+    PromotionSettings,
+    check_fits,
+    compare,
+    gate_subjects,
+    require_lesions,
+    score_gate,
+)
 from vesalius.platform.registry.versions import champion_version, check_name, history, register, tag_version
 from vesalius.platform.tables import resolve as import_path
 from vesalius.platform.tracking import answering, client, tracking_uri
@@ -150,9 +157,10 @@ def promote(
             )
 
         mine = scored(model, "candidate")
+        with_lesion = sum(histogram.num_positives > 0 for histogram in mine)
+        require_lesions(store, with_lesion, f"with a lesion voxel ({settings.voxel_set} voxels)")
         its_own = average_precision(Histogram.pooled(mine))
-        if its_own is None:
-            raise CohortError(f"the gate of {store.path} holds no lesion voxel among the {settings.voxel_set} voxels")
+        assert its_own is not None, "lesion voxels define it"
         if champion is not None and rival is not None and read_card(rival).digest == candidate.digest:
             theirs, version = None, champion
         else:

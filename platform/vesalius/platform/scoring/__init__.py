@@ -2,10 +2,14 @@
 
 ::
 
-    SCORES/zarr.json             root group; its attributes say what was scored by which model
-    SCORES/subjects/<id>/        a group: map (D, H, W), restoration (C, D, H, W), extras by name; all float16
-    SCORES/manifest.json         every subject's record; written last: without it the scoring is unfinished
-    SCORES/.partial/             what is being written
+    SCORES/zarr.json                         root group; its attributes say what was scored by which model
+    SCORES/subjects/<id>/                    an OME-Zarr image: map (D, H, W)
+    SCORES/subjects/<id>/restoration/        an OME-Zarr image, where there is one: 0 (C, D, H, W)
+    SCORES/subjects/<id>/extras/<name>/      an OME-Zarr image for each further map: 0 (D, H, W)
+    SCORES/scores.json                       every subject's record; written last: without it the scoring is unfinished
+    SCORES/.partial/                         what is being written
+
+Values are float16's; in the files they are float32, which every reader of OME-Zarr opens.
 """
 
 from vesalius.platform.scoring.maps import ScoreStore

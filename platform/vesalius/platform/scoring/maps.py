@@ -13,11 +13,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from vesalius.platform.config import canonical_json, digest
-from vesalius.platform.errors import DivergenceError, StoreError
+from vesalius.platform.errors import StoreError
+from vesalius.platform.scoring.files import MAP, RESTORATION, array_path, extra_name, score_arrays, score_files
 from vesalius.platform.scoring.records import ScoreInfo, ScoreRecord
-from vesalius.platform.store import ChunkSettings, check_subject_id, space_errors
-from vesalius.platform.store.arrays import read_array, write_array, write_group
-from vesalius.platform.store.files import sync_folder, write_file
+from vesalius.platform.store import check_subject_id, space_errors
+from vesalius.platform.store.arrays import array_facts, read_array, write_group
+from vesalius.platform.store.files import sync_folder, write_file, write_files
 from vesalius.platform.store.lock import exclusive
 
 if TYPE_CHECKING:
@@ -28,14 +29,13 @@ if TYPE_CHECKING:
 
     from vesalius.platform.contracts import Score
 
-FORMAT = 1
+FORMAT = 2
 # Not the name of a cohort store's manifest: neither kind of folder can be taken for the other.
 _MANIFEST = "scores.json"
 _SUBJECTS = "subjects"
 _PARTIAL = ".partial"
 _LOCK = ".lock"
 _OURS = frozenset({_MANIFEST, _SUBJECTS, _PARTIAL, _LOCK, "zarr.json"})
-_MAP, _RESTORATION, _EXTRAS = "map", "restoration", "extras"
 
 
 class ScoreStore:
@@ -61,7 +61,7 @@ class ScoreStore:
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is a file: give a folder for the scores")
         standing = _read_info(path)
-        if standing is None and path.is_dir():
+        if standing is None and path.is_dir() and not _is_of_another_format(path):
             foreign = sorted({entry.name for entry in path.iterdir()} - _OURS)
             if foreign or (path / "zarr.json").exists():
                 raise StoreError(
@@ -86,6 +86,8 @@ class ScoreStore:
         """
         info = _read_info(path)
         if info is None:
+            if _is_of_another_format(path):
+                raise StoreError(f"{path} holds scores of another version: run the same `vesalius score` again")
             raise StoreError(f"{path} holds no scores: make them with `vesalius score`")
         records = _read_manifest(path)
         if records is None:
@@ -119,11 +121,11 @@ class ScoreStore:
 
     def map(self, subject_id: str) -> NDArray[np.float16]:
         """Return the (D, H, W) float16 anomaly map, higher is more anomalous."""
-        return self._read(subject_id, _MAP)
+        return self._read(subject_id, MAP)
 
     def restoration(self, subject_id: str) -> NDArray[np.float16] | None:
         """Return the (C, D, H, W) float16 restoration, or None where the method has none."""
-        return self._read(subject_id, _RESTORATION) if self.record(subject_id).restoration else None
+        return self._read(subject_id, RESTORATION) if self.record(subject_id).restoration else None
 
     def extra(self, subject_id: str, name: str) -> NDArray[np.float16]:
         """Return a further (D, H, W) float16 map.
@@ -134,7 +136,7 @@ class ScoreStore:
         known = self.record(subject_id).extras
         if name not in known:
             raise StoreError(f"{self.path}: subject {subject_id} has no extra map '{name}', only {list(known)}")
-        return self._read(subject_id, _EXTRAS, name)
+        return self._read(subject_id, extra_name(name))
 
     # ---- writing
 
@@ -142,35 +144,31 @@ class ScoreStore:
         """Write one subject's maps; complete or absent, whenever the process is killed. Only inside :meth:`writing`.
 
         Args:
-            record: its ``restoration`` and ``extras`` are filled in here.
+            record: its ``restoration``, ``extras`` and ``arrays`` are filled in here.
             score: of the volume of ``record.shape``.
 
         Raises:
             DivergenceError: a value is not finite as float16.
             DiskSpaceError: the disk is full.
+            ModelError: a further map's name cannot name a folder.
+            VolumeError: the record's axes do not run to the right, to the front and up.
         """
-        subject_id, method = check_subject_id(record.subject_id), self.info.method
-        arrays: dict[tuple[str, ...], NDArray[np.float16]] = {}
-        arrays[(_MAP,)] = as_float16(score.map.numpy(), f"{method}: its anomaly map of subject {subject_id}")
-        if score.restoration is not None:
-            name = f"{method}: its restoration of subject {subject_id}"
-            arrays[(_RESTORATION,)] = as_float16(score.restoration.numpy(), name)
-        for extra, values in sorted(score.extras.items()):
-            name = f"{method}: its '{extra}' of subject {subject_id}"
-            arrays[(_EXTRAS, extra)] = as_float16(values.numpy(), name)
+        subject_id = check_subject_id(record.subject_id)
+        arrays = score_arrays(score, self.info.method, subject_id)
         record = record.model_copy(
-            update={"restoration": score.restoration is not None, "extras": tuple(sorted(score.extras))}
+            update={
+                "restoration": score.restoration is not None,
+                "extras": tuple(sorted(score.extras)),
+                "arrays": {name: array_facts(values) for name, values in arrays.items()},
+            }
         )
+        files = score_files(record, arrays)
         partial = self.path / _PARTIAL / f"{subject_id}.{uuid.uuid4().hex}"
         final = self.path / _SUBJECTS / subject_id
         try:
             with space_errors(self.path):
-                partial.mkdir(parents=True)
-                for place, array in arrays.items():
-                    write_array(partial.joinpath(*place), array, ChunkSettings())
-                if score.extras:
-                    write_group(partial / _EXTRAS, {}, partial)
-                write_group(partial, {"vesalius": {"record": record.model_dump(mode="json")}}, partial)
+                partial.parent.mkdir(exist_ok=True)
+                write_files(partial, files)
                 shutil.rmtree(final, ignore_errors=True)
                 os.rename(partial, final)
                 sync_folder(final.parent)
@@ -188,36 +186,20 @@ class ScoreStore:
             write_file(self.path / _MANIFEST, content, aside)
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _read(self, subject_id: str, *names: str) -> NDArray[Any]:
-        self.record(subject_id)
-        folder = self.path.joinpath(_SUBJECTS, subject_id, *names)
+    def _read(self, subject_id: str, name: str) -> NDArray[np.float16]:
+        facts = self.record(subject_id).arrays.get(name)
+        folder = self.path / _SUBJECTS / subject_id / array_path(name)
+        advice = f"remove {self.path} and score the split again"
         try:
-            return read_array(folder)
+            values = read_array(folder).astype(np.float16)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a decoder throws at damaged bytes
-            raise StoreError(
-                f"{folder} cannot be read ({type(error).__name__}): remove {self.path} and score the split again"
-            ) from error
-
-
-def as_float16(values: NDArray[np.floating[Any]], name: str) -> NDArray[np.float16]:
-    """Round to float16, the type that maps are kept and counted in.
-
-    Args:
-        values: any shape.
-        name: what they are, for the message.
-
-    Raises:
-        DivergenceError: a value is NaN, infinite or beyond +-65504.
-    """
-    with np.errstate(over="ignore"):
-        rounded = values.astype(np.float16)
-    if not np.isfinite(rounded).all():
-        if not np.isfinite(values).all():
-            raise DivergenceError(f"{name} holds NaN or infinite values")
-        raise DivergenceError(
-            f"{name} reaches {float(np.abs(values).max()):.4g}, beyond the 65504 that float16 can hold: rescale it"
-        )
-    return rounded
+            raise StoreError(f"{folder} cannot be read ({type(error).__name__}): {advice}") from error
+        # A file that is gone would read as zeros: as if nothing had been found.
+        if array_facts(values) != facts:
+            raise StoreError(f"{folder} does not hold what was scored: {advice}")
+        return values
 
 
 def _begin(path: Path, info: ScoreInfo) -> None:
@@ -249,6 +231,11 @@ def _read_info(path: Path) -> ScoreInfo | None:
         return ScoreInfo.model_validate(noted.get("info"))
     except ValidationError:
         return None
+
+
+def _is_of_another_format(path: Path) -> bool:
+    noted = _attributes(path)
+    return isinstance(noted, dict) and "scores" in noted
 
 
 def _read_manifest(path: Path) -> list[ScoreRecord] | None:

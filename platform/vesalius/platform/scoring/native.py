@@ -49,8 +49,7 @@ def native_map(
     values = np.asarray(score_map, dtype=np.float32)
     if record.source is None:
         return values, record.affine
-    padded, affine = bordered(values, record.affine)
-    native = to_native(padded, affine, record.source, order=order, fill=float(values.min()))
+    native = to_native(values, record.affine, record.source, order=order, fill=float(values.min()))
     return native, record.source.affine
 
 
@@ -75,13 +74,3 @@ def native_labels(labels: NDArray[Any], record: Placed) -> tuple[NDArray[Any], M
 def write_native(path: Path, score_map: NDArray[Any], record: Placed) -> None:
     """Write a map as a NIfTI file (.nii or .nii.gz) in the source file's space; complete or absent."""
     write_nifti(path, *native_map(score_map, record))
-
-
-def bordered(values: NDArray[np.float32], affine: Matrix4) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return a map with its outermost voxels repeated once on every side, and the affine that belongs to it.
-
-    A voxel reaches half its size beyond its centre; a finer grid has centres there, which would fade to the fill.
-    """
-    moved = np.asarray(affine, dtype=np.float64).copy()
-    moved[:3, 3] -= moved[:3, :3].sum(axis=1)
-    return np.pad(values, 1, mode="edge"), moved

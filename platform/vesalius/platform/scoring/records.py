@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from vesalius.platform.config import Settings, digest
 from vesalius.platform.contracts import Effort, Matrix4
 from vesalius.platform.errors import CohortError
-from vesalius.platform.store import SourceFacts, check_subject_id
+from vesalius.platform.scoring.files import is_extra_name
+from vesalius.platform.store import ArrayFacts, SourceFacts, check_subject_id
 
 
 class ScoreInfo(Settings):
@@ -53,6 +54,7 @@ class ScoreRecord(Settings):
         source: the file the subject came from, and the way back to it.
         restoration: whether there is one.
         extras: names of further maps.
+        arrays: facts of the arrays, by name (``map``, ``restoration``, ``extras/<name>``); filled when written.
     """
 
     subject_id: str
@@ -67,6 +69,7 @@ class ScoreRecord(Settings):
     source: SourceFacts | None = None
     restoration: bool = False
     extras: tuple[str, ...] = ()
+    arrays: dict[str, ArrayFacts] = Field(default_factory=dict)
 
     @field_validator("subject_id")
     @classmethod
@@ -75,3 +78,11 @@ class ScoreRecord(Settings):
             return check_subject_id(subject_id)
         except CohortError as error:  # what is read from a file is then damaged like any other
             raise ValueError(str(error)) from None
+
+    @field_validator("extras")
+    @classmethod
+    def _name_folders(cls, extras: tuple[str, ...]) -> tuple[str, ...]:
+        for name in extras:
+            if not is_extra_name(name):
+                raise ValueError(f"{name!r} cannot name a map")
+        return extras

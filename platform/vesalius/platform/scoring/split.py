@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vesalius.platform.store import CohortStore, SubjectRecord
 
 
+_BATCH_VOLUMES = 4
+
+
 def score_store(
     method: Method,
     store: CohortStore,
@@ -30,7 +33,7 @@ def score_store(
     out: Path,
     *,
     info: ScoreInfo,
-    batch_volumes: int = 4,
+    batch_volumes: int | None = None,
     device: torch.device | str = "cpu",
     effort: Effort = "full",
     progress: Progress = silent,
@@ -51,7 +54,8 @@ def score_store(
         split: which part of it.
         out: folder of the scores.
         info: method, model and run; what this call knows itself (store, cohort, split, effort) is set in it.
-        batch_volumes: volumes in one call, at most; the method's own capacity also holds.
+        batch_volumes: volumes in one call, at most, and never more than the method's own capacity; None takes that
+            capacity, and 4 where the method states none.
         device: where to score.
         effort: ``quick`` takes the method's reduced settings.
         progress: called after each subject.
@@ -64,7 +68,7 @@ def score_store(
         SettingError: ``batch_volumes`` is below 1.
         StoreError: ``out`` holds something else, or another process is scoring into it.
     """
-    if batch_volumes < 1:
+    if batch_volumes is not None and batch_volumes < 1:
         raise SettingError(f"batch_volumes is {batch_volumes}, expected 1 or more")
     wanted = _wanted(store, split, subjects)
     facts = {"split": split, "effort": effort, "store": str(store.path.absolute()), "cohort_digest": store.digest}
@@ -76,7 +80,8 @@ def score_store(
     with ScoreStore.writing(out, info) as scores:
         missing = {record.subject_id for record in wanted if record.subject_id not in scores}
         require_space(out, sum(_num_bytes(record) for record in wanted if record.subject_id in missing))
-        size = min(batch_volumes, method.capacity() or batch_volumes)
+        capacity = method.capacity()
+        size = min(batch_volumes or capacity or _BATCH_VOLUMES, capacity or batch_volumes or _BATCH_VOLUMES)
         done = len(wanted) - len(missing)
         for group in _groups(wanted, size):
             if missing.isdisjoint(record.subject_id for record in group):
@@ -127,7 +132,7 @@ def _groups(records: Sequence[SubjectRecord], size: int) -> list[list[SubjectRec
 def _num_bytes(record: SubjectRecord) -> int:
     """Return the room for a map and a restoration, uncompressed."""
     d, h, w = record.shape
-    return 2 * d * h * w * (1 + len(record.channels))
+    return 4 * d * h * w * (1 + len(record.channels))
 
 
 def _score_record(record: SubjectRecord, image_score: float, seconds: float) -> ScoreRecord:

@@ -13,6 +13,7 @@
 from vesalius.platform.store.arrays import ChunkSettings
 from vesalius.platform.store.checking import Problem, check_store, find_problems
 from vesalius.platform.store.cohort import CohortStore
+from vesalius.platform.store.creation import holds_nothing
 from vesalius.platform.store.place import Place, place_of
 from vesalius.platform.store.records import ArrayFacts, SourceFacts, SubjectArrays, SubjectRecord, check_subject_id
 from vesalius.platform.store.remote import RemotePath
@@ -31,6 +32,7 @@ __all__ = [
     "check_store",
     "check_subject_id",
     "find_problems",
+    "holds_nothing",
     "place_of",
     "require_space",
     "space_errors",

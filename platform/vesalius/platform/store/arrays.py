@@ -20,6 +20,7 @@ from vesalius.platform.store.files import write_file
 from vesalius.platform.store.ngff import AXES
 from vesalius.platform.store.records import ArrayFacts, SubjectArrays, SubjectRecord
 from vesalius.platform.store.remote import RemotePath
+from vesalius.platform.store.shards import read_shard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,13 +136,22 @@ def read_array(path: Place, box: Sequence[tuple[int, int]] | None = None) -> NDA
 
     From a URL its files are fetched whole and side by side: Zarr would ask for every chunk of a shard on its own.
     """
-    store: LocalStore | MemoryStore
     if isinstance(path, RemotePath):
-        files = path.read_many(path.files())
-        make = default_buffer_prototype().buffer.from_bytes
-        store = MemoryStore({name: make(content) for name, content in files.items()}, read_only=True)
-    else:
-        store = LocalStore(path, read_only=True)
+        return array_of(path.read_many(path.files()), box)
+    if box is None and (whole := read_shard(lambda name: (path / name).read_bytes())) is not None:
+        return whole
+    return _read(LocalStore(path, read_only=True), box)
+
+
+def array_of(files: Mapping[str, bytes], box: Sequence[tuple[int, int]] | None = None) -> NDArray[Any]:
+    """Decode one array from the content of its files, by name; see :func:`array_files` and :func:`read_array`."""
+    if box is None and (whole := read_shard(files.__getitem__)) is not None:
+        return whole
+    make = default_buffer_prototype().buffer.from_bytes
+    return _read(MemoryStore({name: make(content) for name, content in files.items()}, read_only=True), box)
+
+
+def _read(store: LocalStore | MemoryStore, box: Sequence[tuple[int, int]] | None) -> NDArray[Any]:
     array = zarr.open_array(store, mode="r")
     if box is None:
         return np.asarray(array[...])

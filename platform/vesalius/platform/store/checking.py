@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import StoreError, UnreachableError
 from vesalius.platform.progress import silent
-from vesalius.platform.store.arrays import array_facts, read_array
-from vesalius.platform.store.files import file_digest, folder_digests
+from vesalius.platform.store.arrays import array_facts, array_of, read_array
+from vesalius.platform.store.files import digests_of, folder_digests
 from vesalius.platform.store.lock import is_held
 from vesalius.platform.store.manifest import FORMAT, LOCK, NAME, PARTIAL, SUBJECTS, read_manifest, subject_folder
 from vesalius.platform.store.ngff import array_path
 from vesalius.platform.store.place import place_of
 from vesalius.platform.store.records import SubjectRecord
+from vesalius.platform.store.remote import RemotePath
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
 
     from vesalius.platform.progress import Progress
     from vesalius.platform.store.manifest import Entry, Manifest
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 FRAME: dict[str, dict[str, Any]] = {SUBJECTS: {}, ".": {"vesalius": {"format": FORMAT}}}
 """Attributes of the groups above the subjects, by folder."""
 
+_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,128}@[0-9a-f]{16}")
 _KNOWN = frozenset({NAME, LOCK, PARTIAL, SUBJECTS, "zarr.json"})
 
 
@@ -96,35 +102,36 @@ def committed_folders(path: Place, manifest: Manifest) -> set[str]:
 
 def subject_problems(folder: Place, entry: Entry) -> Iterator[str]:
     """Yield what is wrong with one committed subject's folder."""
-    if not folder.is_dir():
+    found = _look(folder)
+    if not found.digests:
         yield f"{folder} is missing"
         return
     metadata = folder / "zarr.json"
     readable = True
-    if not metadata.is_file():
+    if found.metadata is None:
         yield f"{metadata} is missing"
-    elif file_digest(metadata) != entry.metadata_sha256:
+    elif sha256(found.metadata).hexdigest() != entry.metadata_sha256:
         yield f"{metadata} is not what was committed"
     else:
-        for name, complaint in _file_problems(folder, _read_files(metadata)):
+        for name, complaint in _file_problems(found.digests, _files_in(found.metadata)):
             readable = readable and complaint == _STRANGE
             yield f"{folder / name} {complaint}"
     if readable:
-        yield from _array_problems(folder, entry.record)
+        yield from _array_problems(folder, entry.record, found.contents)
 
 
 def read_written(folder: Place) -> SubjectRecord | None:
     """Return the record of a subject's folder if every file of it is what was written, whoever committed it or not."""
     try:
-        metadata = (folder / "zarr.json").read_bytes()
-        attributes = json.loads(metadata)["attributes"]["vesalius"]
-        record = SubjectRecord.model_validate(attributes["record"])
-        files = dict(attributes["files"])
+        found = _look(folder)
+        metadata = found.metadata or b""
+        record = SubjectRecord.model_validate(json.loads(metadata)["attributes"]["vesalius"]["record"])
+        files = _files_in(metadata)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if subject_folder(folder, record.subject_id, sha256(metadata).hexdigest()) != folder.name:
         return None
-    if any(True for _ in _file_problems(folder, files)):
+    if any(True for _ in _file_problems(found.digests, files)):
         return None
     # Whole, and still of another format: its arrays lie elsewhere.
     if any(f"{array_path(role)}/zarr.json" not in files for role in record.arrays):
@@ -135,14 +142,36 @@ def read_written(folder: Place) -> SubjectRecord | None:
 _STRANGE = "does not belong to the store"
 
 
-def _read_files(metadata: Place) -> dict[str, str]:
-    return dict(json.loads(metadata.read_bytes())["attributes"]["vesalius"]["files"])
+@dataclass(frozen=True)
+class _Found:
+    """What lies in a subject's folder.
+
+    Attributes:
+        digests: of every file, by relative path.
+        metadata: the group's own.
+        contents: of every file, at a URL, where each is fetched once; None on a disk, which is read again rather than
+            held in memory.
+    """
+
+    digests: Mapping[str, str]
+    metadata: bytes | None
+    contents: Mapping[str, bytes] | None
 
 
-def _file_problems(folder: Place, expected: dict[str, str]) -> Iterator[tuple[str, str]]:
-    found = folder_digests(folder)
-    found.pop("zarr.json", None)
-    for name in sorted({*expected, *found}):
+def _look(folder: Place) -> _Found:
+    if isinstance(folder, RemotePath):
+        contents = folder.read_many(folder.files())
+        return _Found(digests_of(contents), contents.get("zarr.json"), contents)
+    digests = folder_digests(folder)
+    return _Found(digests, (folder / "zarr.json").read_bytes() if "zarr.json" in digests else None, None)
+
+
+def _files_in(metadata: bytes) -> dict[str, str]:
+    return dict(json.loads(metadata)["attributes"]["vesalius"]["files"])
+
+
+def _file_problems(found: Mapping[str, str], expected: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name in sorted({*expected, *found} - {"zarr.json"}):
         if name not in found:
             yield name, "is missing"
         elif name not in expected:
@@ -151,11 +180,11 @@ def _file_problems(folder: Place, expected: dict[str, str]) -> Iterator[tuple[st
             yield name, "is not what was committed"
 
 
-def _array_problems(folder: Place, record: SubjectRecord) -> Iterator[str]:
+def _array_problems(folder: Place, record: SubjectRecord, contents: Mapping[str, bytes] | None) -> Iterator[str]:
     """Decode every array: files may be whole and still not give the values back, with another version of a codec."""
     for name, facts in record.arrays.items():
         try:
-            found = array_facts(read_array(folder / array_path(name)))
+            found = array_facts(_decoded(folder, array_path(name), contents))
         except UnreachableError:
             raise  # that says nothing of what is stored
         except Exception as error:  # whatever a decoder throws at damaged bytes
@@ -163,6 +192,13 @@ def _array_problems(folder: Place, record: SubjectRecord) -> Iterator[str]:
         else:
             if found != facts:
                 yield f"{folder / array_path(name)} does not decode to what was committed"
+
+
+def _decoded(folder: Place, path: str, contents: Mapping[str, bytes] | None) -> NDArray[Any]:
+    if contents is None:
+        return read_array(folder / path)
+    inside = f"{path}/"
+    return array_of({name.removeprefix(inside): held for name, held in contents.items() if name.startswith(inside)})
 
 
 def _frame_problems(path: Place) -> Iterator[str]:
@@ -190,22 +226,38 @@ def uncommitted_folders(path: Place, manifest: Manifest) -> Iterator[Place]:
         yield from sorted((e for e in (path / SUBJECTS).iterdir() if e.name not in committed), key=lambda e: e.name)
 
 
-def is_unfinished(entry: Place) -> bool:
-    """Say whether an uncommitted prefix at a URL is what a writer left half-way: its metadata is written last."""
-    return not isinstance(entry, Path) and "@" in entry.name and not (entry / "zarr.json").is_file()
+def is_clutter(entry: Place, manifest: Manifest) -> bool:
+    """Say whether an uncommitted prefix at a URL is of no use to anybody, so that the next writer may clear it.
+
+    It lacks its metadata, which is written last; or a file that these list, as when a writer that was taken over went
+    on beside the next one's clearing; or its subject is committed under another name (two workers were given it, and
+    their notes differ).
+    """
+    if isinstance(entry, Path) or not _PREFIX.fullmatch(entry.name):
+        return False
+    if entry.name.partition("@")[0] in manifest.subjects:
+        return True
+    try:
+        files = _files_in((entry / "zarr.json").read_bytes())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # damaged, which is for a person to see
+    return not files.keys() <= set(entry.files())
 
 
 def _leftovers(path: Place, manifest: Manifest) -> Iterator[str]:
     unfinished = "holds what an interrupted ingest left unfinished: the next ingest clears it"
     for entry in uncommitted_folders(path, manifest):
+        if is_clutter(entry, manifest):
+            yield f"{entry} {unfinished}"
+            continue
         written = read_written(entry)
         if written is not None:
             yield (
                 f"subject {written.subject_id} was written and never committed: run the same ingest again to take it "
                 "in, or drop it with 'vesalius check --repair'"
             )
-        elif is_unfinished(entry):
-            yield f"{entry} {unfinished}"
         else:
             yield f"{entry} {_STRANGE}: move it away"
     partial = path / PARTIAL

@@ -15,7 +15,7 @@ from vesalius.platform.errors import CohortError, StoreError
 from vesalius.platform.progress import silent
 from vesalius.platform.store.checking import check_store, find_problems, folder_of, read_written, uncommitted_folders
 from vesalius.platform.store.creation import differences, make_store, new_manifest, write_frame
-from vesalius.platform.store.files import remove
+from vesalius.platform.store.files import remove, sync_folder
 from vesalius.platform.store.lock import exclusive
 from vesalius.platform.store.manifest import (
     LOCK,
@@ -135,7 +135,7 @@ class CohortStore(CommittedCohort):
             # Another writer may have committed since this store was opened.
             self._manifest = read_manifest(self.path)
             with space_errors(self.path):
-                clear_unfinished(self.path, self._manifest)
+                clear_unfinished(self.path, self._manifest, self._still_ours)
             with self._own_session():
                 yield
 
@@ -200,10 +200,10 @@ class CohortStore(CommittedCohort):
     def make_way(self, subject_ids: Collection[str]) -> None:
         """Remove what lies uncommitted under some ids, so that workers may write them; needs :meth:`lock`."""
         with self._locked(), space_errors(self.path):
-            make_way(self.path, self._manifest, subject_ids, self._session)
+            make_way(self.path, self._manifest, subject_ids, self._session, self._still_ours)
 
     def abandon(self) -> None:
-        """Remove the store from its place, all but the lock; for one that holds nothing; needs :meth:`lock`.
+        """Remove the store from its place, at a URL all but the lock; for one that holds nothing; needs :meth:`lock`.
 
         Raises:
             StoreError: it holds subjects.
@@ -211,11 +211,15 @@ class CohortStore(CommittedCohort):
         with self._locked():
             if read_manifest(self.path).subjects:
                 raise StoreError(f"{self.path} holds subjects and is not removed")
-            if isinstance(self.path, Path):
-                remove(self.path)
-                return
-            for name in (NAME, SUBJECTS, "zarr.json"):
+            for name in (NAME, SUBJECTS, PARTIAL, "zarr.json"):
+                self._still_ours()
                 remove(self.path / name)
+            if isinstance(self.path, Path):
+                # Last, and then no more than an empty folder: whoever comes from here on finds nothing of ours, and
+                # what they make stays.
+                remove(self.path / LOCK)
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
 
     def commit(self, records: Iterable[SubjectRecord]) -> None:
         """Make written subjects part of the cohort, all or none, by replacing the manifest in one step.
@@ -233,6 +237,10 @@ class CohortStore(CommittedCohort):
                     entries[record.subject_id] = committable(self.path, record)
                 else:
                     require_same(self.path, known.record, record)
+            if isinstance(self.path, Path):
+                with space_errors(self.path):
+                    # Also what a killed writer moved into place and had no time to make last.
+                    sync_folder(self.path / SUBJECTS)
             self._replace(current, entries, version)
 
     def forget(self, subject_ids: Iterable[str]) -> None:
@@ -252,6 +260,7 @@ class CohortStore(CommittedCohort):
                 doomed[subject_id] = folder_of(self.path, subject_id, entry)
             self._replace(current, entries, version)
             for folder in doomed.values():
+                self._still_ours()
                 remove(folder)
 
     # ---- checking
@@ -275,6 +284,7 @@ class CohortStore(CommittedCohort):
                     loose[folder] = written.subject_id
             self.forget(damaged)
             for folder in loose:
+                self._still_ours()
                 remove(folder)
             write_frame(self.path)
         return sorted({*damaged, *loose.values()})
@@ -284,11 +294,15 @@ class CohortStore(CommittedCohort):
     def _replace(self, current: Manifest, entries: Mapping[str, Entry], version: str | None) -> None:
         updated = current.model_copy(update={"subjects": dict(sorted(entries.items()))})
         if updated != current:
-            if self._confirm is not None:
-                self._confirm()
+            self._still_ours()
             with space_errors(self.path):
                 write_manifest(self.path, updated, self.path / PARTIAL, version)
         self._manifest = updated
+
+    def _still_ours(self) -> None:
+        """Raise where the lock is somebody else's by now; asked before every step that cannot be taken back."""
+        if self._confirm is not None:
+            self._confirm()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

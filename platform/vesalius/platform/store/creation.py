@@ -70,6 +70,13 @@ def make_store(path: Place, manifest: Manifest) -> None:
         raise
 
 
+def holds_nothing(path: Place) -> bool:
+    """Say whether a place is absent or empty; the lock that an earlier writer left at a URL counts for nothing."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(entry.name == LOCK for entry in path.iterdir())
+
+
 def write_frame(path: Place) -> None:
     """Write the groups that make the folder one Zarr hierarchy; the store itself lives by its manifest."""
     for folder, attributes in FRAME.items():

@@ -88,8 +88,7 @@ def file_digest(path: Place) -> str:
 def folder_digests(folder: Place, *, sync: bool = False) -> dict[str, str]:
     """Return the SHA-256 of every file below ``folder`` by relative path, sorted; ``sync`` makes all of it last."""
     if isinstance(folder, RemotePath):
-        contents = folder.read_many(folder.files())
-        return {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)}
+        return digests_of(folder.read_many(folder.files()))
     digests: dict[str, str] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -100,6 +99,11 @@ def folder_digests(folder: Place, *, sync: bool = False) -> dict[str, str]:
         if sync:
             sync_folder(Path(parent))
     return dict(sorted(digests.items()))
+
+
+def digests_of(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 of every file whose content is given, by the same names, sorted."""
+    return {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)}
 
 
 def remove(path: Place) -> None:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import StoreError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vesalius.platform.store.place import Place
 
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_TRIES = 5
+_BETWEEN_SECONDS = 0.02
 
 
 @contextlib.contextmanager
@@ -74,15 +77,17 @@ def is_held(path: Place) -> bool:
 def _acquire(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+        raise StoreError(_removed(path)) from None
     except OSError as error:
         if error.errno not in _FORBIDDEN:
             raise
         raise StoreError(f"{path.parent} may not be written ({error.strerror}): choose another folder") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor)
         if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(descriptor)):
             # Whoever held it took nothing in and removed the store that it had made: this is the lock of nothing.
-            raise StoreError(f"{path.parent} was removed by another process at this very moment: run the same again")
+            raise StoreError(_removed(path))
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {started}\n".encode(), 0)
@@ -94,3 +99,20 @@ def _acquire(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _take(descriptor: int) -> None:
+    """Lock an open file; whoever only looks whether it is held (:func:`is_held`) has it for a moment, too."""
+    for left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(_BETWEEN_SECONDS)
+        else:
+            return
+
+
+def _removed(path: Path) -> str:
+    return f"{path.parent} was removed by another process at this very moment: run the same again"

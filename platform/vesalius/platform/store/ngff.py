@@ -1,4 +1,4 @@
-"""OME-Zarr (NGFF 0.5) metadata, by which napari, neuroglancer and other readers open a subject in millimetres.
+"""OME-Zarr (NGFF 0.5) metadata, by which napari, neuroglancer and others open subjects and maps in millimetres.
 
 A subject's group is an NGFF image, its masks and structure labels are NGFF labels (https://ngff.openmicroscopy.org/0.5)::
 
@@ -14,12 +14,14 @@ Each spatial axis carries the anatomical orientation of RFC-4, which readers of 
 
 **What it cannot say.** NGFF 0.5 knows scale and translation, no rotation. An oblique affine is replaced by the upright
 one around the same centre; the whole affine stays in the record (``vesalius.record.affine``).
+
+Score stores carry the same metadata (:func:`map_metadata`); how they lie is said in :mod:`vesalius.platform.scoring`.
 """
 
 from __future__ import annotations
 
 import colorsys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vesalius.platform.config import Matrix4
     from vesalius.platform.store.records import SubjectRecord
 
 VERSION = "0.5"
@@ -41,6 +44,30 @@ _ORIENTATIONS = {"x": "left-to-right", "y": "posterior-to-anterior", "z": "infer
 _MASK_COLORS = {"brain": (86, 180, 233, 255), "head": (153, 153, 153, 255), "lesion": (213, 94, 0, 255)}
 _MAX_WINDOW_VOXELS = 200_000
 _MAX_COLORS = 256
+
+
+class Placed(Protocol):
+    """A record that says where voxels lie: a subject's, or a scored subject's."""
+
+    @property
+    def subject_id(self) -> str:
+        """Whose."""
+        ...
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names along a first axis c, where there is one."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        ...
+
+    @property
+    def affine(self) -> Matrix4:
+        """Voxel indices to mm."""
+        ...
 
 
 def array_path(role: str) -> str:
@@ -65,6 +92,32 @@ def image_metadata(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -
     }
 
 
+def map_metadata(record: Placed, values: NDArray[Any], path: str, name: str) -> dict[str, Any]:
+    """Return the ``ome`` attribute of a group that holds one map, or one restoration.
+
+    Args:
+        record: where it lies.
+        values: (D, H, W), or (C, D, H, W) with the record's channels.
+        path: of the array, below the group.
+        name: what it is.
+
+    Raises:
+        VolumeError: the axes do not run to the right, to the front and up.
+    """
+    labels = record.channels if values.ndim == len(AXES) else (name,)
+    volumes = values.reshape(-1, *values.shape[-3:])
+    channels = [
+        # Most of a map is background: its window ends where the highest thousandth of the voxels begins.
+        _channel(label, volume, volume.ravel(), (1.0, 99.9), number == 0)
+        for number, (label, volume) in enumerate(zip(labels, volumes, strict=True))
+    ]
+    return {
+        "version": VERSION,
+        "multiscales": [_multiscale(record, AXES[-values.ndim :], path, name)],
+        "omero": {"name": f"{record.subject_id} {name}", "channels": channels},
+    }
+
+
 def label_groups(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the groups below a subject's that hold its masks and labels, and the ``ome`` attribute of each."""
     roles = [role for role in encoded if role != "image"]
@@ -84,7 +137,7 @@ def label_groups(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> 
         )
 
 
-def _multiscale(record: SubjectRecord, axes: tuple[str, ...], path: str, name: str) -> dict[str, Any]:
+def _multiscale(record: Placed, axes: tuple[str, ...], path: str, name: str) -> dict[str, Any]:
     scale, translation = _upright(record)
     lead = len(axes) - 3
     return {
@@ -109,7 +162,7 @@ def _axis(name: str) -> dict[str, Any]:
     return {"name": name, "type": "space", "unit": "millimeter", "orientation": orientation}
 
 
-def _upright(record: SubjectRecord) -> tuple[list[float], list[float]]:
+def _upright(record: Placed) -> tuple[list[float], list[float]]:
     """Return the scale and translation that stand for the affine: exact for an upright one, else the same centre."""
     from nibabel.orientations import aff2axcodes
 
@@ -131,20 +184,26 @@ def _channels(record: SubjectRecord, encoded: Mapping[str, NDArray[Any]]) -> Ite
     brain = encoded["brain"].astype(np.bool_) if encoded["brain"].any() else np.ones(record.shape, dtype=np.bool_)
     for number, name in enumerate(record.channels):
         image = encoded["image"][number]
-        values = image[brain].astype(np.float64)
-        # Steps of a fixed width: enough for a window, and the same on every machine.
-        start, end = np.percentile(values[:: 1 + values.size // _MAX_WINDOW_VOXELS], (1.0, 99.0)).tolist()
-        low, high = float(image.min()), float(image.max())
-        if end <= start:
-            # A window without width shows nothing, and some readers divide by it.
-            start, end = low, high if high > low else low + 1.0
-        yield {
-            "label": name,
-            # Grey, one at a time: modalities added up in colours are nothing that anybody reads.
-            "color": "FFFFFF",
-            "active": number == 0,
-            "window": {"min": low, "max": max(high, end), "start": start, "end": end},
-        }
+        yield _channel(name, image, image[brain], (1.0, 99.0), number == 0)
+
+
+def _channel(
+    name: str, image: NDArray[Any], inside: NDArray[Any], percent: tuple[float, float], active: bool
+) -> dict[str, Any]:
+    # Steps of a fixed width: enough for a window, and the same on every machine.
+    values = inside[:: 1 + inside.size // _MAX_WINDOW_VOXELS].astype(np.float64)
+    start, end = np.percentile(values, percent).tolist()
+    low, high = float(image.min()), float(image.max())
+    if end <= start:
+        # A window without width shows nothing, and some readers divide by it.
+        start, end = low, high if high > low else low + 1.0
+    return {
+        "label": name,
+        # Grey, one at a time: modalities added up in colours are nothing that anybody reads.
+        "color": "FFFFFF",
+        "active": active,
+        "window": {"min": low, "max": max(high, end), "start": start, "end": end},
+    }
 
 
 def _legend(role: str, record: SubjectRecord, labels: NDArray[Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _SETTLE_SECONDS = 1.0
 _ONE_PUT_BYTES = 2**31
+_NO_VERSION = f'"{"0" * 32}"'
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ class RemotePath:
     def files(self) -> list[str]:
         """Return the paths, relative to here, of all objects below, sorted."""
         own = self._stripped() + "/"
-        found = (str(path) for path in self._call("find"))
-        return sorted(path.removeprefix(own) for path in found if path.startswith(own) and not path.endswith("/"))
+        with contextlib.suppress(FileNotFoundError):
+            found = (str(path) for path in self._call("find"))
+            return sorted(path.removeprefix(own) for path in found if path.startswith(own) and not path.endswith("/"))
+        return []
 
     # ---- reading
 
@@ -213,12 +216,21 @@ class RemotePath:
         return hashlib.sha256(content).hexdigest()
 
     def honours_conditions(self, content: bytes) -> bool:
-        """Say whether the server refuses to create an object that is there and holds ``content``."""
+        """Say whether the server refuses to create an object that holds ``content`` already, and to replace another.
+
+        Where it does not, the object holds the same afterwards.
+        """
         if self.protocol not in S3:
             return True
         try:
             self._create(content)
         except FileExistsError:
+            pass
+        else:
+            return False
+        try:
+            self._put_if(content, _NO_VERSION)
+        except Conflict:
             return True
         return False
 
@@ -246,7 +258,7 @@ class RemotePath:
 
     def _replace_on_s3(self, content: bytes, version: str) -> str:
         try:
-            answer = self._call("pipe_file", content, IfMatch=version, chunksize=_ONE_PUT_BYTES)
+            answer = self._put_if(content, version)
         except (Conflict, FileNotFoundError):
             try:
                 found, now = self.read_versioned()
@@ -256,6 +268,9 @@ class RemotePath:
                 raise Conflict(str(self)) from None
             return now  # a request that was repeated after its answer was lost
         return version_in(answer) or self.read_versioned()[1]
+
+    def _put_if(self, content: bytes, version: str) -> Any:
+        return self._call("pipe_file", content, IfMatch=version, chunksize=_ONE_PUT_BYTES)
 
     def _etag(self) -> str:
         facts = self.facts()

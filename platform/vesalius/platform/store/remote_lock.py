@@ -104,7 +104,7 @@ class Lease:
         self._thread.join()
         with contextlib.suppress(Conflict, StoreError, FileNotFoundError):  # else it expires
             if self._lost is None:
-                self._path.replace(_content(self._state.model_copy(update={"state": "free"})), self._version)
+                self._replace(self._state.model_copy(update={"state": "free"}))
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
@@ -117,7 +117,7 @@ class Lease:
         with self._guard:
             state = self._state.model_copy(update={"renewed": time.time()})
             try:
-                self._version = self._path.replace(_content(state), self._version)
+                self._replace(state)
             except Conflict:
                 other = read_lock(self._path)
                 self._lost = f"{other.holder} took it over" if other is not None else "its lock was removed"
@@ -127,6 +127,20 @@ class Lease:
                 raise
             else:
                 self._renewed = time.monotonic()
+
+    def _replace(self, state: LockState) -> None:
+        try:
+            self._version = self._path.replace(_content(state), self._version)
+        except Conflict:
+            # A change of ours may have arrived although we never heard so: then what stands there is still ours.
+            try:
+                found, version = self._path.read_versioned()
+            except FileNotFoundError:
+                raise Conflict(str(self._path)) from None
+            standing = _parsed(found)
+            if standing is None or standing.token != state.token:
+                raise
+            self._version = self._path.replace(_content(state), version)
 
 
 @contextlib.contextmanager
@@ -178,9 +192,10 @@ def _acquire(path: RemotePath) -> tuple[LockState, str]:
             except Conflict:
                 continue
         if not path.honours_conditions(content):
+            path.write_bytes(_content(ours.model_copy(update={"state": "free"})))
             raise StoreError(
-                f"{path.parent}: the server takes no conditional writes (If-None-Match), without which two ingests "
-                "would overwrite each other: use one that does"
+                f"{path.parent}: the server takes no conditional writes (If-None-Match, If-Match), without which two "
+                "ingests would overwrite each other: use one that does"
             )
         return ours, version
     other = holder.holder if holder is not None else "others"
@@ -191,7 +206,8 @@ def _require_free(path: RemotePath, holder: LockState | None, version: str) -> N
     """Return where the lock is free or its holder is gone for certain; raise where it is not."""
     if holder is not None and (holder.state == "free" or _is_gone(holder)):
         return
-    if holder is None or holder.age_seconds > EXPIRY_SECONDS:
+    # Either way: a holder whose clock is an hour ahead, and who is dead, would look alive for an hour.
+    if holder is None or abs(holder.age_seconds) > EXPIRY_SECONDS:
         time.sleep(2 * BEAT_SECONDS)
         try:
             if path.read_versioned()[1] == version:

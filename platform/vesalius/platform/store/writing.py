@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from vesalius.platform.config import canonical_json
 from vesalius.platform.errors import CohortError, StoreError
 from vesalius.platform.store.arrays import ChunkSettings, array_facts, array_files, encode, group_content
-from vesalius.platform.store.checking import is_unfinished, read_written, uncommitted_folders
-from vesalius.platform.store.files import file_digest, remove, sync_folder, write_files
+from vesalius.platform.store.checking import is_clutter, read_written, uncommitted_folders
+from vesalius.platform.store.files import remove, sync_folder, write_files
 from vesalius.platform.store.manifest import (
     LOCK,
     PARTIAL,
@@ -40,7 +40,7 @@ from vesalius.platform.store.remote_lock import read_lock
 from vesalius.platform.store.space import require_space, space_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -115,12 +115,13 @@ def committable(path: Place, record: SubjectRecord) -> Entry:
     for folder in written_folders(path, record.subject_id):
         metadata = folder / "zarr.json"
         try:
-            written = json.loads(metadata.read_bytes())["attributes"]["vesalius"]["record"]
+            content = metadata.read_bytes()
+            written = json.loads(content)["attributes"]["vesalius"]["record"]
         except (OSError, ValueError, KeyError):
             continue
         found = True
         if canonical_json(written) == canonical_json(record):
-            return Entry(record=record, metadata_sha256=file_digest(metadata))
+            return Entry(record=record, metadata_sha256=hashlib.sha256(content).hexdigest())
     if found:
         raise StoreError(f"{path}: subject {record.subject_id} was written with another record than is committed")
     raise StoreError(f"{path}: subject {record.subject_id} was not written before its commit")
@@ -140,11 +141,19 @@ def uncommitted_records(path: Place, manifest: Manifest) -> list[SubjectRecord]:
     return [record for record in found if record is not None]
 
 
-def clear_unfinished(path: Place, manifest: Manifest) -> None:
-    """Remove what writers before us left half-way; for the one writer, before anybody writes for it."""
+def clear_unfinished(path: Place, manifest: Manifest, confirm: Callable[[], None]) -> None:
+    """Remove what writers before us left half-way; for the one writer, before anybody writes for it.
+
+    Args:
+        path: the store.
+        manifest: what is committed.
+        confirm: raises where the lock is ours no more. Asked before each removal: at a URL whoever took it over may
+            have committed under that very name.
+    """
     if not isinstance(path, Path):
         for entry in uncommitted_folders(path, manifest):
-            if is_unfinished(entry):
+            if is_clutter(entry, manifest):
+                confirm()
                 remove(entry)
         return
     for leftover in (path / PARTIAL).iterdir():
@@ -154,8 +163,10 @@ def clear_unfinished(path: Place, manifest: Manifest) -> None:
         remove(doomed)
 
 
-def make_way(path: Place, manifest: Manifest, subject_ids: Collection[str], session: str | None) -> None:
-    """Remove what lies uncommitted under some ids, whole or not; for the one writer."""
+def make_way(
+    path: Place, manifest: Manifest, subject_ids: Collection[str], session: str | None, confirm: Callable[[], None]
+) -> None:
+    """Remove what lies uncommitted under some ids, whole or not; for the one writer. See :func:`clear_unfinished`."""
     committed = {
         subject_folder(path, key, entry.metadata_sha256)
         for key, entry in manifest.subjects.items()
@@ -171,6 +182,7 @@ def make_way(path: Place, manifest: Manifest, subject_ids: Collection[str], sess
                     os.rename(folder, str(doomed))
                     remove(doomed)
             else:
+                confirm()
                 remove(folder)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 Action = Literal["count", "killed", "power_lost", "disk_full", "sigkill"]
 
@@ -174,10 +174,3 @@ def memory_folder() -> Iterator[Path]:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory, prefix="vesalius-") as name:
         yield Path(name)
-
-
-def count_steps(folder: Path, work: Callable[[], object]) -> int:
-    """Return how many file-system steps ``work`` takes below ``folder``."""
-    with faults(folder) as watch:
-        work()
-    return len(watch.steps)

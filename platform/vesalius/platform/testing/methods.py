@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 
 from vesalius.platform.config import digest, override
 from vesalius.platform.errors import DivergenceError, SettingError
 from vesalius.platform.models import ModelCard, load_model, save_model
 from vesalius.platform.scoring import score_volume, volume_of
-from vesalius.platform.store import CohortStore
-from vesalius.platform.training import Checkpoints, Distributed, TrainingSettings, Unwatched, train
+from vesalius.platform.testing.training_runs import (
+    CPU,
+    BreakAt,
+    Broken,
+    Recording,
+    build,
+    free_port,
+    one_of_two,
+    trained,
+    training_settings,
+)
+from vesalius.platform.training import Checkpoints, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,76 +41,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vesalius.platform.contracts import Method, MethodSettings, TableEntry, Volume
+    from vesalius.platform.store import CohortStore
 
-_CPU = torch.device("cpu")
+__all__ = [
+    "TWO_WORKERS_ATOL",
+    "TWO_WORKERS_RTOL",
+    "assert_builds_from_settings",
+    "assert_exact_resume",
+    "assert_loss_falls",
+    "assert_nan_stops",
+    "assert_save_and_load_keep_scores",
+    "assert_scores",
+    "assert_two_workers_equal_one",
+    "build",
+    "free_port",
+    "some_volumes",
+    "trained",
+    "training_settings",
+]
+
 TWO_WORKERS_RTOL = 2e-3
 TWO_WORKERS_ATOL = 2e-4
 """Two workers add the same numbers in another order; float32 Adam carries that difference through the steps."""
-
-
-def training_settings(**changes: Any) -> TrainingSettings:
-    """Return loop settings for tiny runs: frequent checkpoints, a validation pass half-way, little threads."""
-    values: dict[str, Any] = {"checkpoint_every": 2, "validate_every": 5, "validate_subjects": 2, "log_every": 1}
-    values |= {"device": "cpu", "precision": "fp32"}
-    return TrainingSettings.model_validate({**values, **changes})
-
-
-def build(method_type: type[Method], settings: MethodSettings, store: CohortStore, seed: int = 0) -> Method:
-    """Return a fresh method, its initial weights keyed by ``seed``."""
-    torch.manual_seed(seed)
-    return method_type(settings, store.facts())
-
-
-def trained(method_type: type[Method], settings: MethodSettings, store: CohortStore) -> Method:
-    """Return a method trained to its end in a temporary folder."""
-    method = build(method_type, settings, store)
-    with tempfile.TemporaryDirectory() as folder:
-        train(method, store, training_settings(), Path(folder), device=_CPU)
-    return method
-
-
-class _Broken(Exception):
-    """Raised in the middle of training in place of a kill."""
-
-
-class _BreakAt(Unwatched):
-    """Breaks off at a step: after its update, after its metrics, after its validation pass, or after its checkpoint."""
-
-    def __init__(self, overall: int, moment: str) -> None:
-        self._overall = overall
-        self._moment = moment
-        self._now = 0
-
-    def _break(self, moment: str) -> None:
-        if self._now == self._overall and moment == self._moment:
-            raise _Broken
-
-    def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
-        self._now = overall
-        self._break("step")
-
-    def metrics(self, overall: int, metrics: Mapping[str, float]) -> None:
-        self._break("metrics")
-
-    def milestone(self, overall: int, metrics: Mapping[str, float]) -> None:
-        self._break("milestone")
-
-    def saved(self, name: str) -> None:
-        self._break("saved")
-
-
-class _Recording(Unwatched):
-    def __init__(self) -> None:
-        self.losses: dict[str, list[float]] = {}
-        self.total = 0
-
-    def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
-        self.total = total
-
-    def metrics(self, overall: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            if name.endswith("/loss"):
-                self.losses.setdefault(name, []).append(value)
 
 
 def assert_builds_from_settings(method_type: type[Method], settings: MethodSettings, store: CohortStore) -> None:
@@ -125,26 +85,27 @@ def assert_exact_resume(
     method_type: type[Method], settings: MethodSettings, store: CohortStore, *, moments: int = 4
 ) -> None:
     """Broken off at several steps and resumed, the final weights equal those of an unbroken run bit for bit."""
-    recording = _Recording()
+    recording = Recording()
     whole = build(method_type, settings, store)
     with tempfile.TemporaryDirectory() as folder:
-        train(whole, store, training_settings(), Path(folder), device=_CPU, watcher=recording)
+        train(whole, store, training_settings(), Path(folder), device=CPU, watcher=recording)
     total = recording.total
     assert total > 0, "training must take at least one step"
     at = sorted({1, total, *(round(total * (i + 1) / moments) for i in range(moments - 1))} - {0})
     breaks = [(step, "step") for step in at]
-    # The windows in which a checkpoint of this very step stands, at the end and at a validation pass in the middle.
+    # The windows in which a checkpoint of this very step stands: at the end, and at the one nearest to the middle.
     breaks += [(total, "metrics"), (total, "saved"), (total, "milestone")]
-    breaks += [(round(total / 2), "saved")] if round(total / 2) % 2 == 0 else [(round(total / 2) + 1, "saved")]
+    breaks += [(min(recording.saved_at, key=lambda step: abs(step - total / 2)), "saved")]
     for step, moment in breaks:
+        where = f"at step {step} of {total} ({moment})"
         with tempfile.TemporaryDirectory() as folder:
             broken = build(method_type, settings, store)
-            with contextlib.suppress(_Broken):  # a method of a single step has no checkpoint in its middle
-                watcher = _BreakAt(step, moment)
-                train(broken, store, training_settings(), Path(folder), device=_CPU, watcher=watcher)
+            with contextlib.suppress(Broken):
+                train(broken, store, training_settings(), Path(folder), device=CPU, watcher=BreakAt(step, moment))
+                raise AssertionError(f"training was not broken off {where}")
             resumed = build(method_type, settings, store)
-            train(resumed, store, training_settings(), Path(folder), device=_CPU)
-        _assert_same(whole.state_dict(), resumed.state_dict(), f"a run broken off at step {step} of {total} ({moment})")
+            train(resumed, store, training_settings(), Path(folder), device=CPU)
+        _assert_same(whole.state_dict(), resumed.state_dict(), f"a run broken off {where}")
 
 
 def assert_two_workers_equal_one(method_type: type[Method], settings: MethodSettings, store: CohortStore) -> None:
@@ -152,7 +113,7 @@ def assert_two_workers_equal_one(method_type: type[Method], settings: MethodSett
     alone = trained(method_type, settings, store).state_dict()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (free_port(), method_type, settings.model_dump(mode="json"), str(store.path), folder)
-        torch.multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch has no types here
+        torch.multiprocessing.spawn(one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch has no types here
         ranks = [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     _assert_same(ranks[0], ranks[1], "the replicas of two workers")
     for name, value in alone.items():
@@ -166,12 +127,12 @@ def assert_two_workers_equal_one(method_type: type[Method], settings: MethodSett
 
 def assert_loss_falls(method_type: type[Method], settings: MethodSettings, store: CohortStore) -> None:
     """Every stage that logs a ``loss`` ends with a lower one; a stage that logs none leaves fitted state behind."""
-    recording = _Recording()
+    recording = Recording()
     method = build(method_type, settings, store)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     names = [stage.name for stage in method.stages()]
     with tempfile.TemporaryDirectory() as folder:
-        train(method, store, training_settings(), Path(folder), device=_CPU, watcher=recording)
+        train(method, store, training_settings(), Path(folder), device=CPU, watcher=recording)
         checkpoints = Checkpoints(Path(folder))
         for name in names:
             after = build(method_type, settings, store)
@@ -266,7 +227,7 @@ def assert_nan_stops(method_type: type[Method], settings: MethodSettings, store:
     first = method.stages()[0].name
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(DivergenceError, match=f"step 0 of stage '{first}'"):
-            train(method, _Poisoned(store), training_settings(), Path(folder), device=_CPU)  # type: ignore[arg-type]  # stands in for a store
+            train(method, _Poisoned(store), training_settings(), Path(folder), device=CPU)  # type: ignore[arg-type]  # stands in for a store
         assert not list(Path(folder).iterdir()), "nothing may be kept of a step that was not finite"
 
 
@@ -279,7 +240,7 @@ def some_volumes(store: CohortStore) -> list[Volume]:
 def _scores(method: Method, volumes: Sequence[Volume]) -> list[Any]:
     method.eval()
     if len(volumes) == 1:
-        score, _ = score_volume(method, volumes[0], _CPU, effort="quick")
+        score, _ = score_volume(method, volumes[0], CPU, effort="quick")
         return [score]
     with torch.no_grad():
         return list(method.score(volumes, effort="quick"))
@@ -293,26 +254,3 @@ def _assert_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor], what: 
         if not same:
             gap = float((value.double() - other.double()).abs().max())
             raise AssertionError(f"{what}: {name} differs by up to {gap:.3g}")
-
-
-def free_port() -> int:
-    """Return a TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _one_of_two(
-    rank: int, port: int, method_type: type[Method], settings: dict[str, Any], store_path: str, folder: str
-) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        store = CohortStore.open(Path(store_path))
-        method = build(method_type, method_type.settings_type.model_validate(settings), store)
-        checkpoints = Path(folder) / "checkpoints"
-        train(method, store, training_settings(), checkpoints, collective=Distributed(), device=_CPU)
-        torch.save(method.state_dict(), Path(folder) / f"rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from vesalius.platform.errors import StoreError
 from vesalius.platform.store import CohortStore, RemotePath, connection, remote_lock
-from vesalius.platform.store.files import remove
+from vesalius.platform.store.checking import uncommitted_folders
+from vesalius.platform.store.manifest import read_manifest
 from vesalius.platform.testing.faults import Killed
-from vesalius.platform.testing.store_cases import add, assert_holds, assert_refused, example_case, files_in, refusal
+from vesalius.platform.testing.store_cases import add, assert_holds, assert_refused, example_case, files_in
+from vesalius.platform.testing.store_interruptions import Hazard, interrupt_everywhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
-    from vesalius.platform.testing.store_cases import Case, StoreFactory
+    from vesalius.platform.testing.store_cases import StoreFactory
+    from vesalius.platform.testing.store_interruptions import Watch
 
 Interference = Literal["count", "killed", "answer_lost", "cut_off"]
 _CHANGING = frozenset({"pipe_file", "rm_file"})
@@ -35,11 +38,11 @@ class Requests:
     """Counts the requests that change something, and interferes at one of them. Use :func:`requests`.
 
     Attributes:
-        seen: what was asked for so far, as "method URL".
+        steps: what was asked for so far, as "method URL".
     """
 
     def __init__(self, interference: Interference, at: int) -> None:
-        self.seen: list[str] = []
+        self.steps: list[str] = []
         self._interference = interference
         self._at = at
         self._over = False
@@ -48,7 +51,7 @@ class Requests:
     @property
     def reached(self) -> bool:
         """Whether the chosen request came."""
-        return len(self.seen) > self._at
+        return len(self.steps) > self._at
 
     def ask(self, method: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Carry out a request, or what is left of it."""
@@ -56,8 +59,8 @@ class Requests:
             self._check_alive()
             if method not in _CHANGING:
                 return call(*args, **kwargs)
-            self.seen.append(f"{method} {args[0]}")
-            self._over = len(self.seen) > self._at and self._interference != "count"
+            self.steps.append(f"{method} {args[0]}")
+            self._over = len(self.steps) > self._at and self._interference != "count"
             if self._over and self._interference == "answer_lost":
                 call(*args, **kwargs)
             self._check_alive()
@@ -110,13 +113,13 @@ def check_survives_a_kill_at_every_request(make: StoreFactory, folder: RemotePat
         folder: an empty place.
         stride: try each request that is a multiple of this, where a server is slow.
     """
-    _interrupt_everywhere(make, folder, "killed", stride)
-    _interrupt_everywhere(make, folder, "answer_lost", stride)
+    interrupt_everywhere(make, folder, _by_requests("killed"), stride=stride)
+    interrupt_everywhere(make, folder, _by_requests("answer_lost"), stride=stride)
 
 
 def check_survives_an_outage_at_every_request(make: StoreFactory, folder: RemotePath, *, stride: int = 1) -> None:
     """A writer whose network goes away says so in one sentence, and nothing half-written shows."""
-    _interrupt_everywhere(make, folder, "cut_off", stride)
+    interrupt_everywhere(make, folder, _by_requests("cut_off"), stride=stride)
 
 
 def check_a_writer_that_lost_its_lock_commits_nothing(make: StoreFactory, folder: RemotePath) -> None:
@@ -140,83 +143,36 @@ def check_a_writer_that_lost_its_lock_commits_nothing(make: StoreFactory, folder
     assert CohortStore.open(path).check() == []
 
 
-def _interrupt_everywhere(make: StoreFactory, folder: RemotePath, interference: Interference, stride: int) -> None:
-    base, unbroken, damaged, trial = (
-        folder / f"{name}-{interference}" for name in ("base", "whole", "damaged", "trial")
+def _by_requests(interference: Interference) -> Hazard[RemotePath]:
+    def watch(path: RemotePath, step: int) -> AbstractContextManager[Watch]:
+        return requests(interference, step)
+
+    def judge(watch: Watch, step: int, message: str | None, path: RemotePath) -> None:
+        # A lock that cannot be let go of expires; all else that is cut off has to be said.
+        assert message is not None or interference != "cut_off" or watch.steps[step].endswith("/.lock"), (
+            "an outage was passed over in silence"
+        )
+
+    def spoil(path: RemotePath) -> None:
+        # Half of what is to be added, and half of something else under the same id.
+        found = next(entry for entry in (path / "subjects").iterdir() if entry.name.startswith("sub-01@"))
+        (found / "zarr.json").unlink()
+        (path / "subjects" / "sub-01@0123456789abcdef" / "image" / "zarr.json").write_text("{}")
+
+    def leftovers(path: RemotePath) -> list[str]:
+        return [entry.name for entry in uncommitted_folders(path, read_manifest(path))]
+
+    return Hazard(
+        name=interference,
+        watch=watch,
+        refused_by=StoreError,
+        judge=judge,
+        copy=_copy,
+        spoil=spoil,
+        leftovers=leftovers,
     )
-    kept, new = (example_case(number, make(base).channels, all_roles=False) for number in (0, 1))
-    add(make(base), [kept])
-    add(make(unbroken), [kept, new])
-    digest = CohortStore.open(unbroken).digest
-
-    def making(path: RemotePath) -> None:
-        add(make(path), [kept])
-
-    def adding(path: RemotePath) -> None:
-        add(make(path), [kept, new])
-
-    def forgetting(path: RemotePath) -> None:
-        CohortStore.open(path).forget(["sub-01"])
-
-    # Half of what is to be added lies there already, and half of something else under the same id.
-    _copy(base, damaged)
-    CohortStore.open(damaged).write(*new)
-    found = next(entry for entry in (damaged / "subjects").iterdir() if entry.name.startswith("sub-01@"))
-    (found / "zarr.json").unlink()
-    (damaged / "subjects" / "sub-01@0123456789abcdef" / "image" / "zarr.json").write_text("{}")
-    stages: list[tuple[Callable[[RemotePath], None], RemotePath | None, list[Case]]] = [
-        (making, None, []),
-        (adding, damaged, [kept]),
-        (forgetting, unbroken, [kept]),
-    ]
-    for work, start, committed in stages:
-        for step in range(0, _count(work, start, trial), stride):
-            if start is not None:
-                _copy(start, trial)
-            try:
-                message = None
-                with requests(interference, step) as watch:
-                    message = refusal(StoreError, partial(work, trial))
-                assert watch.reached, "the chosen request never came"
-                assert message is None or "\n" not in message
-                assert message is not None or interference != "cut_off" or watch.seen[step].endswith("/.lock"), (
-                    "an outage was passed over in silence"
-                )
-                _assert_sound(trial, committed, [kept, new], started_empty=start is None)
-                add(make(trial), [kept, new])
-                store = CohortStore.open(trial)
-                assert store.digest == digest, "continuing gives another digest than an unbroken write"
-                assert store.check() == []
-            except BaseException as error:  # raised again, with the step
-                error.add_note(f"{work.__name__}, {interference} at request {step}")
-                raise
-            remove(trial)
-
-
-def _count(work: Callable[[RemotePath], None], start: RemotePath | None, path: RemotePath) -> int:
-    if start is not None:
-        _copy(start, path)
-    with requests() as watch:
-        work(path)
-    remove(path)
-    assert watch.seen
-    return len(watch.seen)
 
 
 def _copy(source: RemotePath, target: RemotePath) -> None:
     for name, content in files_in(source).items():
         (target / name).write_bytes(content)
-
-
-def _assert_sound(path: RemotePath, committed: list[Case], possible: list[Case], *, started_empty: bool) -> None:
-    """Check that an interrupted store opens and holds whole subjects only, those committed among them."""
-    try:
-        store = CohortStore.open(path)
-    except StoreError:
-        assert started_empty, "a store that was there cannot be opened any more"
-        return
-    held = {record.subject_id for record in store.subjects()}
-    assert held >= {record.subject_id for record, _ in committed}, "a committed subject is gone"
-    for case in possible:
-        if case[0].subject_id in held:
-            assert_holds(store, case)

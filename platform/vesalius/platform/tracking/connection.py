@@ -133,8 +133,25 @@ def existing_run(mlflow: Any, uri: str, run_id: str) -> Any:
 
 
 def shown(uri: str) -> str:
-    """Return an address without its password."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
+    """Return an address without its password; so it is shown, and so it is kept with a run."""
+    return re.sub(r"(://[^/@:\s]*):[^/\s]*@", r"\1:***@", uri)
+
+
+def with_password(kept: str) -> str:
+    """Return the whole address of a store that is kept without its password, which the environment holds.
+
+    Raises:
+        RunError: ``MLFLOW_TRACKING_URI`` is not that store's.
+    """
+    if shown(kept) != kept or ":***@" not in kept:
+        return kept  # it never had a password, or an earlier version kept it whole
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if shown(given) != kept:
+        raise RunError(
+            f"the run is tracked at {kept} and its password is kept nowhere: "
+            "set MLFLOW_TRACKING_URI to the whole address"
+        )
+    return given
 
 
 def _foreign(cause: Exception) -> bool:

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from vesalius.platform.errors import RunError
@@ -120,7 +119,6 @@ def environment() -> dict[str, str]:
         facts["cuda_device"] = torch.cuda.get_device_name()
         facts["cuda"] = str(torch.version.cuda)
         facts["cuda_device_count"] = str(torch.cuda.device_count())
-    facts["executable"] = sys.executable
     return facts
 
 

@@ -1,11 +1,23 @@
 """Training: stages, updates, checkpoints, exact resume.
 
 Plain PyTorch; :mod:`vesalius.platform.cluster` runs it on Ray.
+
+::
+
+    plan.py        the stages of a run, whom each learns from, how many steps it takes
+    loop.py        stage by stage, from the last checkpoint to the end
+    update.py      one optimiser step on the global batch
+    selection.py   the small validation pass that chooses the best
+    checkpoint.py  what is kept, and how it is committed
+    collective.py  the other ranks
+    devices.py     where and how exactly is computed
+    watching.py    who is told
 """
 
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State
 from vesalius.platform.training.collective import Alone, Distributed, backend_for, collective
-from vesalius.platform.training.loop import TrainingResult, choose_device, train
+from vesalius.platform.training.devices import choose_device
+from vesalius.platform.training.loop import TrainingResult, train
 from vesalius.platform.training.settings import TrainingSettings
 from vesalius.platform.training.update import Updater
 from vesalius.platform.training.watching import Unwatched, Watcher

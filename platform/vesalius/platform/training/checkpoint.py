@@ -179,6 +179,12 @@ class Checkpoints:
         self._drop(state.best)
         return name
 
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written; call before writing, from the one process that writes."""
+        for partial in self.folder.glob(".*.partial"):
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+
     def _write(self, name: str, state: State, method: Method, optimizers: Mapping[str, Optimizer]) -> None:
         aside = self.folder / f".{name}.{os.getpid()}.partial"
         try:
@@ -242,7 +248,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def _unpack(key: str, optimizer: Optimizer, tensors: Mapping[str, torch.Tensor], kept: Mapping[str, Any]) -> None:
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in kept["state"].items()}
     for path, tensor in tensors.items():
-        owner, index, name = path.split("/", 2)
+        owner, index, name = path.rsplit("/", 2)  # a slash may stand in the optimiser's name
         if owner == key:
             state.setdefault(int(index), {})[name] = tensor
     groups = optimizer.state_dict()["param_groups"]

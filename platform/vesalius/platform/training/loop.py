@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,24 +10,25 @@ from typing import TYPE_CHECKING
 import torch
 
 from vesalius.platform.contracts import generator
-from vesalius.platform.errors import DivergenceError, RunError, SettingError
-from vesalius.platform.loading import VolumeCache, augmented, batches, budget_bytes, num_steps
+from vesalius.platform.errors import DivergenceError, RunError
+from vesalius.platform.loading import augmented
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
+from vesalius.platform.training.devices import choose_device, determinism
+from vesalius.platform.training.plan import Plan
 from vesalius.platform.training.selection import validate
-from vesalius.platform.training.update import Updater, has_batch_norm
+from vesalius.platform.training.update import Updater
 from vesalius.platform.training.watching import Unwatched, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vesalius.platform.contracts import Batch, Collective, Method, Stage
+    from vesalius.platform.contracts import Collective, Method, Stage
     from vesalius.platform.store import CohortStore
     from vesalius.platform.training.settings import TrainingSettings
 
 
-_TRAINING_SPLITS = ("train", "validation")
 _DEFAULT_VALIDATIONS = 4
 """Validation passes of a selectable stage where no interval is set: enough for a best that is not just the last."""
 
@@ -45,19 +44,6 @@ class TrainingResult:
 
     state: State
     num_steps: int
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that ``training.device`` asks for.
-
-    Raises:
-        SettingError: CUDA is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingError("training.device is 'cuda' and this machine has no usable CUDA device: use auto or cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def train(
@@ -96,22 +82,9 @@ def train(
     device = device or choose_device(settings.device)
     watcher = watcher or Unwatched()
     method.to(device)
-    with _determinism(settings, device):
+    with determinism(settings.deterministic, device):
         run = _Run(method, store, settings, Checkpoints(folder), collective, device, watcher)
         return run.to_the_end(start_from)
-
-
-class _determinism:  # noqa: N801 - a context manager used as a function
-    def __init__(self, settings: TrainingSettings, device: torch.device) -> None:
-        self._wanted = settings.deterministic and device.type == "cuda"
-        self._before = torch.are_deterministic_algorithms_enabled()
-
-    def __enter__(self) -> None:
-        if self._wanted:
-            torch.use_deterministic_algorithms(True)
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self._before)
 
 
 class _Run:
@@ -134,19 +107,8 @@ class _Run:
         self.collective = collective
         self.device = device
         self.watcher = watcher
-        self.stages = list(method.stages())
-        names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise SettingError(f"two stages of {type(method).__name__} share a name: {', '.join(names)}")
-        self.budget = budget_bytes(settings.cache_mib, _workers_here(collective, device))
-        self.shared: dict[tuple[str, ...], VolumeCache] = {}
-        self.caches = [self._cache(stage) for stage in self.stages]
-        self.steps = [
-            num_steps(stage, len(cache), method.cohort.grid)
-            for stage, cache in zip(self.stages, self.caches, strict=True)
-        ]
-        self.total = sum(self.steps)
-        self.state = State(stage=names[0])
+        self.plan = Plan(method, store, settings, collective, device)
+        self.state = State(stage=self.plan.names[0])
 
     def to_the_end(self, start_from: tuple[Checkpoints, str] | None) -> TrainingResult:
         last = self._agree_on_last()
@@ -155,55 +117,36 @@ class _Run:
             self.checkpoints.load_weights(last, self.method)
         elif start_from is not None:
             self._start_after(*start_from)
-        while self.state.stage_index < len(self.stages):
-            self._train_stage(self.stages[self.state.stage_index], last)
+        while self.state.stage_index < len(self.plan.stages):
+            self._train_stage(self.plan.stages[self.state.stage_index], last)
             last = None
         self.method.eval().requires_grad_(False)
-        return TrainingResult(state=self.state, num_steps=self.total)
+        return TrainingResult(state=self.state, num_steps=self.plan.total)
 
     def _agree_on_last(self) -> str | None:
         """Return the checkpoint to go on from as rank 0 sees it: it may write the first while others still look."""
         found = torch.zeros(3, dtype=torch.int64, device=self.device)
+        if self.collective.rank == 0:
+            self.checkpoints.sweep()
         if self.collective.rank == 0 and (last := self.checkpoints.last()) is not None:
             found = torch.tensor([1, *map(int, last.split("-"))], device=self.device)
         is_there, stage_index, step = self.collective.sum(found).tolist()
         return checkpoint_name(stage_index, step) if is_there else None
 
-    def _cache(self, stage: Stage) -> VolumeCache:
-        if stage.split not in _TRAINING_SPLITS:
-            raise SettingError(
-                f"stage '{stage.name}' asks for the split '{stage.split}': only {' and '.join(_TRAINING_SPLITS)} may "
-                "be learnt from; gate and test are for judging"
-            )
-        if stage.group_size == 1 and has_batch_norm(stage.trains):
-            raise SettingError(
-                f"stage '{stage.name}' trains batch normalisation but states no group_size: its statistics would "
-                "depend on the number of workers"
-            )
-        # Whoever stands in the training split is trained on: anomalous subjects get there only by the user's word.
-        healthy = True if stage.healthy_only and stage.split != "train" else None
-        subjects = tuple(record.subject_id for record in self.store.subjects(stage.split, healthy=healthy))
-        if subjects not in self.shared:
-            self.shared[subjects] = VolumeCache(self.store, subjects, self.budget)
-        return self.shared[subjects]
-
     def _start_after(self, other: Checkpoints, stage: str) -> None:
-        names = [one.name for one in self.stages]
+        names = self.plan.names
         if stage not in names:
             raise RunError(f"this method has no stage '{stage}': its stages are {', '.join(names)}")
-        other_end = other.end_of(stage)
-        other.load_weights(other_end, self.method)
         index = names.index(stage) + 1
-        self.state = State(
-            stage_index=index,
-            stage=names[index] if index < len(names) else "",
-            finished_stages=tuple(names[:index]),
-        )
+        if index == len(names):
+            raise RunError(f"'{stage}' is the last stage: nothing is left to train after it; take that run's model")
+        other.load_weights(other.end_of(stage), self.method)
+        self.state = State(stage_index=index, stage=names[index], finished_stages=tuple(names[:index]))
         self._save({})
 
     def _train_stage(self, stage: Stage, resumed: str | None) -> None:
         index = self.state.stage_index
-        before = sum(self.steps[:index])
+        before, num_steps = self.plan.before(index), self.plan.steps[index]
         start = self.state.step
         if start and not stage.optimizers:
             start = 0  # its accumulators are not in the checkpoint: it starts again at its own first step
@@ -214,24 +157,21 @@ class _Run:
             stage.begin()
         update = Updater(stage, self.collective, self.settings, self.device)
         self._enter(stage)
-        for cache in self.shared.values():
-            if cache is not self.caches[index]:
-                cache.clear()  # the memory is one stage's at a time
         clock = time.monotonic()
         spent = self.state.seconds.get(stage.name, 0.0)
         window: list[Mapping[str, float | torch.Tensor]] = []
-        for batch in self._batches(stage, index, start):
+        for batch in self.plan.batches(index, start):
             step = batch.step
             torch.manual_seed(_dropout_seed(self.settings.seed, stage.name, step, self.collective.rank))
             for name, optimizer in stage.optimizers.items():
                 for group, lr in zip(optimizer.param_groups, base_lrs[name], strict=True):
-                    group["lr"] = lr * stage.lr(step / self.steps[index])
+                    group["lr"] = lr * stage.lr(step / num_steps)
             window.append(stage.step(augmented(batch.to(self.device)), update))
             stage.after_update()
             done = step + 1
-            last_step = done == self.steps[index]
+            last_step = done == num_steps
             self.state = self._moved(stage, index, done, spent + time.monotonic() - clock)
-            self.watcher.step(stage.name, done, self.steps[index], before + done, self.total)
+            self.watcher.step(stage.name, done, num_steps, before + done, self.plan.total)
             if done % self.settings.log_every == 0 or last_step:
                 self.watcher.metrics(before + done, _means(stage.name, window))
                 window = []
@@ -244,21 +184,6 @@ class _Run:
             self.checkpoints.load_weights(best.checkpoint, self.method)
         stage.finish(self.collective)
         self._leave(stage, index, before, spent + time.monotonic() - clock)
-
-    def _batches(self, stage: Stage, index: int, start: int) -> Iterable[Batch]:
-        return batches(
-            self.caches[index],
-            stage,
-            self.method.cohort,
-            seed=self.settings.seed,
-            start=start,
-            stop=self.steps[index],
-            rank=self.collective.rank,
-            world_size=self.collective.world_size,
-            ahead=self.settings.prefetch,
-            num_readers=self.settings.readers,
-            pin=self.device.type == "cuda",
-        )
 
     def _moved(self, stage: Stage, index: int, step: int, seconds: float) -> State:
         return self.state.model_copy(
@@ -276,7 +201,7 @@ class _Run:
             module.train().requires_grad_(True)
 
     def _validate(self, stage: Stage, index: int, before: int, done: int, last_step: bool) -> None:
-        every = self.settings.validate_every or math.ceil(self.steps[index] / _DEFAULT_VALIDATIONS)
+        every = self.settings.validate_every or math.ceil(self.plan.steps[index] / _DEFAULT_VALIDATIONS)
         if not stage.selectable or not (last_step or done % every == 0):
             return
         self.method.eval()
@@ -296,26 +221,27 @@ class _Run:
         self.watcher.milestone(before + done, {criterion: value, f"best_{criterion}": best.value})
 
     def _leave(self, stage: Stage, index: int, before: int, seconds: float) -> None:
+        num_steps = self.plan.steps[index]
         for name, value in self.method.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise DivergenceError(
-                    f"'{name}' is not finite after step {self.steps[index]} of stage '{stage.name}': "
+                    f"'{name}' is not finite after step {num_steps} of stage '{stage.name}': "
                     "run `vesalius check` on the store, or lower the learning rate"
                 )
-        following = self.stages[index + 1].name if index + 1 < len(self.stages) else ""
+        following = self.plan.names[index + 1] if index + 1 < len(self.plan.names) else ""
         best = self.state.best
         best_step = best.step if best is not None and best.stage == stage.name else None
-        self.state = self._moved(stage, index, self.steps[index], seconds).model_copy(
+        self.state = self._moved(stage, index, num_steps, seconds).model_copy(
             update={
                 "stage_index": index + 1,
                 "stage": following,
                 "step": 0,
                 "finished_stages": (*self.state.finished_stages, stage.name),
-                "steps": {**self.state.steps, stage.name: best_step or self.steps[index]},
+                "steps": {**self.state.steps, stage.name: best_step or num_steps},
             }
         )
         self._save({})
-        overall = before + self.steps[index]
+        overall = before + num_steps
         figures = {f"{stage.name}/seconds": seconds}
         self.watcher.metrics(overall, figures)
         self.watcher.milestone(overall, figures)
@@ -325,13 +251,6 @@ class _Run:
             self.watcher.saved(self.checkpoints.save(self.state, self.method, optimizers))
         # The others wait: a rank that ran ahead and failed could otherwise leave a checkpoint no one can trust.
         self.collective.sum(torch.zeros(1, device=self.device))
-
-
-def _workers_here(collective: Collective, device: torch.device) -> int:
-    """Return how many of the ranks share this machine and so its memory."""
-    name = int.from_bytes(hashlib.blake2b(socket.gethostname().encode(), digest_size=7).digest(), "little")
-    names = collective.gather(torch.tensor([name], dtype=torch.int64, device=device))
-    return sum(int(one) == name for one in names)
 
 
 def _dropout_seed(seed: int, stage: str, step: int, rank: int) -> int:

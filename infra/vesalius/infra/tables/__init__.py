@@ -1,0 +1,35 @@
+"""Tables for people: settings, listings and figures. Each takes the very document that ``--json`` prints.
+
+::
+
+    frames.py      the house style; names with sentences, keys with values
+    choices.py     settings, presets, the steps of a paper
+    judgements.py  figures, image scores, the gate
+    volumes.py     exported files, outliers
+"""
+
+from __future__ import annotations
+
+from vesalius.infra.tables.choices import describe_settings, paper_steps, presets, settings
+from vesalius.infra.tables.frames import heading, key_values, listing, pairs, plain_text
+from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion
+from vesalius.infra.tables.volumes import exported, findings
+
+__all__ = [
+    "describe_settings",
+    "exported",
+    "figures",
+    "figures_title",
+    "findings",
+    "gate",
+    "heading",
+    "image_scores",
+    "key_values",
+    "listing",
+    "pairs",
+    "paper_steps",
+    "plain_text",
+    "presets",
+    "promotion",
+    "settings",
+]

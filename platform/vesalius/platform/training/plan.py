@@ -1,0 +1,105 @@
+"""What a run will do: its stages, the subjects each of them learns from, and how many steps each takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vesalius.platform.errors import SettingError
+from vesalius.platform.loading import VolumeCache, batches, budget_bytes, num_steps
+from vesalius.platform.training.devices import workers_here
+from vesalius.platform.training.update import has_batch_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+    from vesalius.platform.contracts import Batch, Collective, Method, Stage
+    from vesalius.platform.store import CohortStore
+    from vesalius.platform.training.settings import TrainingSettings
+
+_TRAINING_SPLITS = ("train", "validation")
+
+
+class Plan:
+    """The stages of a method on a cohort, checked before anything is learnt.
+
+    Attributes:
+        stages: in order.
+        names: theirs.
+        steps: how many each of them takes.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        store: CohortStore,
+        settings: TrainingSettings,
+        collective: Collective,
+        device: torch.device,
+    ) -> None:
+        """Lay out the run.
+
+        Raises:
+            SettingError: two stages share a name, or a stage asks for what cannot be done right.
+        """
+        self._cohort = method.cohort
+        self._settings = settings
+        self._collective = collective
+        self._pin = device.type == "cuda"
+        self.stages = list(method.stages())
+        self.names = [stage.name for stage in self.stages]
+        if len(set(self.names)) != len(self.names):
+            raise SettingError(f"two stages of {type(method).__name__} share a name: {', '.join(self.names)}")
+        budget = budget_bytes(settings.cache_mib, workers_here(collective, device))
+        subjects = [_subjects(stage, store) for stage in self.stages]
+        shared = {ids: VolumeCache(store, ids, budget) for ids in dict.fromkeys(subjects)}
+        self._caches = [shared[ids] for ids in subjects]
+        self.steps = [
+            num_steps(stage, len(ids), self._cohort.grid) for stage, ids in zip(self.stages, subjects, strict=True)
+        ]
+
+    @property
+    def total(self) -> int:
+        """Steps over all stages."""
+        return sum(self.steps)
+
+    def before(self, index: int) -> int:
+        """Return the steps of all stages before the one at ``index``."""
+        return sum(self.steps[:index])
+
+    def batches(self, index: int, start: int) -> Iterable[Batch]:
+        """Give this rank's batches of a stage from step ``start`` on; other stages' volumes leave the memory."""
+        for cache in self._caches:
+            if cache is not self._caches[index]:
+                cache.clear()  # the memory is one stage's at a time
+        return batches(
+            self._caches[index],
+            self.stages[index],
+            self._cohort,
+            seed=self._settings.seed,
+            start=start,
+            stop=self.steps[index],
+            rank=self._collective.rank,
+            world_size=self._collective.world_size,
+            ahead=self._settings.prefetch,
+            num_readers=self._settings.readers,
+            pin=self._pin,
+        )
+
+
+def _subjects(stage: Stage, store: CohortStore) -> tuple[str, ...]:
+    """Return the ids that a stage learns from, after checking that it may and can."""
+    if stage.split not in _TRAINING_SPLITS:
+        raise SettingError(
+            f"stage '{stage.name}' asks for the split '{stage.split}': only {' and '.join(_TRAINING_SPLITS)} may "
+            "be learnt from; gate and test are for judging"
+        )
+    if stage.group_size == 1 and has_batch_norm(stage.trains):
+        raise SettingError(
+            f"stage '{stage.name}' trains batch normalisation but states no group_size: its statistics would "
+            "depend on the number of workers"
+        )
+    # Whoever stands in the training split is trained on: anomalous subjects get there only by the user's word.
+    healthy = True if stage.healthy_only and stage.split != "train" else None
+    return tuple(record.subject_id for record in store.subjects(stage.split, healthy=healthy))
