@@ -142,7 +142,7 @@ class _Run:
         self.shared: dict[tuple[str, ...], VolumeCache] = {}
         self.caches = [self._cache(stage) for stage in self.stages]
         self.steps = [
-            num_steps(stage, len(cache), method.cohort.grid)
+            0 if stage.optional and not len(cache) else num_steps(stage, len(cache), method.cohort.grid)
             for stage, cache in zip(self.stages, self.caches, strict=True)
         ]
         self.total = sum(self.steps)
@@ -246,6 +246,8 @@ class _Run:
         self._leave(stage, index, before, spent + time.monotonic() - clock)
 
     def _batches(self, stage: Stage, index: int, start: int) -> Iterable[Batch]:
+        if not self.steps[index]:  # an optional stage without a subject
+            return ()
         return batches(
             self.caches[index],
             stage,
