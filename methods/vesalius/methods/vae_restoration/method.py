@@ -55,8 +55,9 @@ class VaeRestoration(Method):
 
         Of the rhos the one is chosen that changes healthy validation slices least, by the mean of |x0 - x| over the
         brain: a healthy image should be restored to itself. (The reference's public code computes this L1 for each
-        rho on healthy images; with a small rho the image follows the decoder, which blurs, and with a large one each
-        step's subgradient shakes it.) Ties go to the smaller rho.
+        rho on healthy images. With a small rho the image follows the decoder, which blurs; with a large one each step's
+        subgradient shakes it, by the step size times rho: so there is a least change in between.) Ties go to the
+        smaller rho.
         """
         stages = list(self.vae.stages("vae_restoration"))
         if self.settings.restoration.rho == "chosen":

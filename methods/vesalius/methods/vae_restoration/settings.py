@@ -37,7 +37,7 @@ class RestorationSettings(Settings):
         source=f"{_PAPER}, reference 5",
     )
     rho_default: float = setting(
-        2.2, "rho where it is to be chosen and validation holds no healthy subject", source=_REFERENCE, ge=0
+        2.2, "rho where it is to be chosen and validation holds no healthy brain", source=_REFERENCE, ge=0
     )
     rho_last: float = setting(3.8, "largest rho tried; the smallest is 0", source=_REFERENCE, gt=0)
     rho_spacing: float = setting(0.2, "between the rhos tried", source=_REFERENCE, gt=0)
