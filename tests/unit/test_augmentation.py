@@ -17,6 +17,7 @@ from vesalius.platform.contracts import (
     Augmentation,
     Batch,
     CohortFacts,
+    Collective,
     Effort,
     Method,
     MethodSettings,
@@ -357,9 +358,12 @@ class _AskedFor(_Blurred):
         first = Stage(name="level", view=WholeVolumes(), batch_size=1, epochs=1, step=lambda batch, update: {})
         (second,) = super().stages()
         return [
-            replace(first, finish=lambda collective: self.get_buffer("brightness").fill_(0.25)),
+            replace(first, finish=self._fit),
             replace(second, augmentation=lambda: Augmentation(brightness=float(self.get_buffer("brightness")))),
         ]
+
+    def _fit(self, collective: Collective) -> None:
+        self.get_buffer("brightness").fill_(0.25)
 
 
 def test_a_stage_asks_for_its_augmentation_once_earlier_stages_are_done(toy_store: CohortStore) -> None:

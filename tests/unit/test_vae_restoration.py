@@ -44,9 +44,9 @@ def volume(number: int, channels: int = 1) -> Volume:
     return Volume(subject_id=f"v{number}", image=image, brain=brain, spacing_mm=(2.0, 2.0, 2.0), affine=EYE)
 
 
-def method_of(channels: tuple[str, ...] = ("T1w",), **changes: Any) -> VaeRestoration:
+def method_of(*channels: str, **changes: Any) -> VaeRestoration:
     torch.manual_seed(0)
-    method = VaeRestoration(override(tiny(), changes), facts(channels)).eval()
+    method = VaeRestoration(override(tiny(), changes), facts(channels or ("T1w",))).eval()
     method.vae.mean.fill_(0.4)
     method.vae.deviation.fill_(0.1)
     return method
@@ -261,7 +261,7 @@ def test_without_healthy_validation_subjects_rho_is_the_papers(toy_store: Cohort
 
 @pytest.mark.parametrize("channels", [("T1w",), ("T1w", "FLAIR")])
 def test_the_map_is_the_change_and_none_is_outside_the_brain(channels: tuple[str, ...]) -> None:
-    method = method_of(channels, **PLAIN)
+    method = method_of(*channels, **PLAIN)
     scan = volume(0, len(channels))
     with torch.no_grad():
         (score,) = method.score([scan])
@@ -283,7 +283,7 @@ def test_a_volume_among_others_is_the_volume_alone() -> None:
     assert method.capacity() == 4
 
 
-def test_the_quick_effort_takes_fewer_steps() -> None:
+def test_the_quick_effort_takes_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     method = method_of(**PLAIN)
     drawn: list[int] = []
     original = method._restore
@@ -292,7 +292,7 @@ def test_the_quick_effort_takes_fewer_steps() -> None:
         drawn.append(len(given[2]))
         return original(*given)
 
-    method._restore = counting  # type: ignore[method-assign]
+    monkeypatch.setattr(method, "_restore", counting)
     with torch.no_grad():
         method.score([volume(0)])
         method.score([volume(0)], effort="quick")

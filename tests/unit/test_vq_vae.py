@@ -44,9 +44,9 @@ def volume(number: int, channels: int = 1) -> Volume:
     return Volume(subject_id=f"v{number}", image=image, brain=brain, spacing_mm=(2.0, 2.0, 2.0), affine=EYE)
 
 
-def method_of(channels: tuple[str, ...] = ("T1w",), **changes: Any) -> VqVae:
+def method_of(*channels: str, **changes: Any) -> VqVae:
     torch.manual_seed(0)
-    method = VqVae(override(tiny(), changes), facts(channels)).eval()
+    method = VqVae(override(tiny(), changes), facts(channels or ("T1w",))).eval()
     method.mean.fill_(0.4)
     method.deviation.fill_(0.1)
     with torch.no_grad():
@@ -323,14 +323,14 @@ def slices_of(scan: Volume) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("channels", [("T1w",), ("T1w", "FLAIR")])
 def test_without_resampling_the_restoration_is_the_reconstruction(channels: tuple[str, ...]) -> None:
-    method = method_of(channels, **PLAIN, **{"resampling.threshold": NEVER})
+    method = method_of(*channels, **PLAIN, **{"resampling.threshold": NEVER})
     scan = volume(0, len(channels))
     image, position = slices_of(scan)
     with torch.no_grad():
         (score,) = method.score([scan])
         standard = method.standardised(image)
         codes = method.codes(standard, position)
-        assert len(codes.unique()) > 1
+        assert bool((codes != codes[0, 0, 0]).any())
         decoded = method.autoencoder.decode(method.autoencoder.vectors(codes), position)
     expected = (standard - decoded).abs().mean(1)[:, 1:11, 1:14].movedim(0, -1)
     torch.testing.assert_close(score.map, expected, rtol=1e-4, atol=1e-5)
