@@ -120,6 +120,6 @@ def demo() -> VaeRestorationSettings:
         slices=ManySlices(every=2),
         map=PooledMapSettings(min_pool=1, average_pool=7),
         restoration=RestorationSettings(
-            steps=100, quick_steps=25, first_step_size=2e-2, step_size=1e-2, rho_steps=50, rho_spacing=0.6, rho_every=8
+            steps=100, quick_steps=25, first_step_size=2e-2, step_size=1e-2, rho_steps=30, rho_spacing=0.6, rho_every=8
         ),
     )

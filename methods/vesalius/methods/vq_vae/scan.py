@@ -132,10 +132,11 @@ class _BlockState:
         for unit in self._units:
             features = unit.at(number % self._width, features)
         self._keys[:, number], self._values[:, number] = self._block.keys_values(start, features, place)
-        query = self._block.queries(features, place)[:, None]
+        query = self._block.queries(features, place)
         seen = slice(0, number + 1)
-        attended = F.scaled_dot_product_attention(query, self._keys[:, seen], self._values[:, seen])
-        return self._block.merge(features, attended[:, 0])
+        alike = (self._keys[:, seen] @ query[:, :, None])[:, :, 0] / self._block.key_size**0.5
+        attended = (alike.softmax(-1)[:, None] @ self._values[:, seen])[:, 0]
+        return self._block.merge(features, attended)
 
     def end_row(self) -> None:
         for unit in self._units:
