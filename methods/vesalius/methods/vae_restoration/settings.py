@@ -17,7 +17,9 @@ _REFERENCE = "You et al. 2019, public code"
 class RestorationSettings(Settings):
     """The gradient ascent over images, and how rho is found."""
 
-    steps: int = setting(500, "steps of gradient ascent", source=f"{_PAPER}, Table 1", ge=1)
+    steps: int = setting(
+        500, "steps of gradient ascent", source=f"{_PAPER}, Table 1", ge=1, space=Range(low=50, high=1000, log=True)
+    )
     quick_steps: int = setting(
         100, "steps of the quick effort, their sizes in proportion", source="this implementation", ge=1
     )
@@ -35,6 +37,7 @@ class RestorationSettings(Settings):
         "chosen",
         "weight of the total variation; chosen: the one that changes healthy validation slices least",
         source=f"{_PAPER}, reference 5",
+        space=Range(low=0, high=3.8),
     )
     rho_default: float = setting(
         2.2, "rho where it is to be chosen and validation holds no healthy brain", source=_REFERENCE, ge=0

@@ -128,13 +128,13 @@ def tiny() -> VqVaeSettings:
 def demo() -> VqVaeSettings:
     """A few minutes on two CPU cores for some forty volumes of 48 to 64 voxels."""
     return VqVaeSettings(
-        widths=(16, 32, 64),
+        widths=(8, 16, 32),
         blocks=1,
         dropout=0.0,
         num_codes=32,
         batch_slices=32,
         group_slices=16,
-        epochs=10,
+        epochs=20,
         learning_rate=1e-3,
         slices=EveryFourthSlice(every=2),
         prior=PriorSettings(channels=32, blocks=2, units=2, dropout=0.0, learning_rate=1e-3, epochs=10),
