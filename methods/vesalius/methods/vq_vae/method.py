@@ -34,8 +34,9 @@ class VqVae(Method):
     """Codes of slices, a prior that knows which are unlikely, and restorations that replace those.
 
     Map: |x - r| in the cohort's standard deviations over several restorations r, weighted towards those nearest to the
-    image. Number of the volume: sum of -log p over its unlikely codes. ``spread``, beside the map, is the weighted
-    standard deviation of the restorations at each voxel: where they disagree the map is less certain.
+    image. Number of the volume: sum of -log p over its unlikely codes. ``spread``, beside the map and in its
+    unit, is the weighted standard deviation of the restorations at each voxel: where they disagree the map is less
+    certain.
 
     Attributes:
         autoencoder: encoder, codebook and decoder.
