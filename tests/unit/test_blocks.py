@@ -198,3 +198,18 @@ def test_other_channels_are_refused_by_name() -> None:
     )
     with pytest.raises(VolumeError, match=r"sub-7: the volume has 2 channels .* 1 \(T1w\)"):
         check_channels(volume, cohort)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("box", [(3, 7, 7), (1, 1, 5), (5, 3, 1)])
+def test_a_box_averages_along_each_axis_as_far_as_it_says(shape: tuple[int, ...], box: tuple[int, int, int]) -> None:
+    values, brain = random_map(shape) + 1, blob(shape)
+    window = np.ones(box)
+    count = ndimage.convolve(np.ones(shape), window, mode="constant")
+    expected = ndimage.convolve(values.numpy(), window, mode="constant") / count
+    np.testing.assert_allclose(average_pool(values, box).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(finish_map(values, brain, MapSettings(average_pool=9), box).numpy(), expected, rtol=1e-5)
+    inside = np.rint(ndimage.convolve(brain.numpy().astype(float), window, mode="constant"))
+    total = ndimage.convolve(np.where(brain, values.numpy(), 0), window, mode="constant")
+    expected = np.where(brain, total / np.maximum(inside, 1), 0)
+    np.testing.assert_allclose(average_pool(values, box, brain).numpy(), expected, rtol=1e-5)

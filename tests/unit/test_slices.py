@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from vesalius.methods.blocks import (
+    MapSettings,
     SliceSettings,
     assemble,
     check_plane,
     crop_plane,
+    finish_map,
     pad_plane,
     padded_plane,
+    score_slices,
+    take_all,
     take_slices,
 )
 from vesalius.platform.contracts import CohortFacts, Volume, grid_positions
@@ -98,3 +102,35 @@ def test_slices_of_another_plane_are_refused_by_name() -> None:
         check_plane(volume((6, 9, 13)), facts(), 2)
     with pytest.raises(VolumeError, match=r"voxels of 1\.5 mm"):
         check_plane(volume(spacing=(1.0, 1.5, 2.0)), facts(), 2)
+
+
+def test_slices_of_all_volumes_go_together_and_come_back_to_their_own() -> None:
+    settings = SliceSettings(every=3)
+    scans = [volume(), volume((6, 7, 20))]
+    stack, each = take_all(scans, facts(), settings, torch.device("cpu"))
+    assert [len(own.index) for own in each] == [5, 7]
+    assert stack.image.shape == (12, 2, 6, 7)
+    assert torch.equal(stack.position, torch.cat([own.position for own in each]))
+    scores = score_slices(
+        scans,
+        each,
+        settings,
+        MapSettings(min_pool=3, image_score="mean"),
+        evidence=stack.image[:, 0],
+        restored=stack.image + 1,
+        extras={"second": stack.image[:, 1]},
+    )
+    for scan, own, score in zip(scans, each, scores, strict=True):
+        raw = assemble(own.image, own.index, scan.shape, settings)
+        assert torch.equal(score.map, finish_map(raw[0], scan.brain, MapSettings(min_pool=3)))
+        assert score.image_score == pytest.approx(float(score.map[scan.brain].mean()))
+        assert score.restoration is not None
+        assert torch.equal(score.restoration, raw + 1)
+        assert torch.equal(score.extras["second"], raw[1])
+
+
+def test_volumes_of_another_make_are_refused_among_others() -> None:
+    with pytest.raises(VolumeError, match="the volume has 1 channels"):
+        take_all([volume(), volume(channels=1)], facts(), SliceSettings(), torch.device("cpu"))
+    with pytest.raises(VolumeError, match="its slices are"):
+        take_all([volume(), volume((6, 9, 13))], facts(), SliceSettings(), torch.device("cpu"))

@@ -26,7 +26,7 @@ from vesalius.platform.contracts import (
     Volume,
     WholeVolumes,
 )
-from vesalius.platform.errors import DivergenceError, RunError, SettingError
+from vesalius.platform.errors import CohortError, DivergenceError, RunError, SettingError
 from vesalius.platform.loading import VolumeCache, load_batch
 from vesalius.platform.testing import methods as contract
 from vesalius.platform.testing.training_runs import BreakAt
@@ -651,3 +651,51 @@ def test_a_rank_that_looks_late_follows_rank_0(toy_store: CohortStore, tmp_path:
 def test_state_survives_json() -> None:
     state = State(stage_index=1, stage="a", step=5, finished_stages=("b",), seconds={"b": 1.5})
     assert State.model_validate_json(state.model_dump_json()) == state
+
+
+def test_an_optional_stage_without_subjects_begins_and_finishes_and_takes_no_step(
+    toy_store: CohortStore, tmp_path: Path
+) -> None:
+    class Nobody:
+        """The toy cohort without healthy validation subjects."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(toy_store, name)
+
+        def subjects(self, split: str | None = None, healthy: bool | None = None) -> Any:
+            return [] if split == "validation" else toy_store.subjects(split, healthy=healthy)
+
+    called: list[str] = []
+
+    class Optional(Moments):
+        required = False
+
+        def stages(self) -> Sequence[Stage]:
+            (first,) = super().stages()
+            second = replace(
+                first,
+                name="second",
+                split="validation",
+                optional=not self.required,
+                begin=lambda: called.append("begin"),
+                step=self._counted,
+                finish=lambda collective: called.append("finish"),
+            )
+            return [first, second]
+
+        def _counted(self, batch: Batch, update: Update) -> Metrics:
+            called.append("step")
+            return {}
+
+    class Required(Optional):
+        required = True
+
+    method = contract.build(Optional, ToySettings(), toy_store)
+    result = train(method, Nobody(), contract.training_settings(), tmp_path / "a", device=CPU)  # type: ignore[arg-type]
+    assert called == ["begin", "finish"]
+    assert result.state.finished_stages == ("moments", "second")
+    contract.trained(Optional, ToySettings(), toy_store)
+    assert "step" in called
+    method = contract.build(Required, ToySettings(), toy_store)
+    with pytest.raises(CohortError, match="stage 'second' needs healthy subjects in the 'validation' split"):
+        train(method, Nobody(), contract.training_settings(), tmp_path / "b", device=CPU)  # type: ignore[arg-type]

@@ -12,6 +12,18 @@ METHODS: dict[str, TableEntry] = {
         path="vesalius.methods.implicit_field:ImplicitField",
         summary="3D implicit-field auto-decoder over intensity classes (Naval Marimont and Tarroni 2021)",
     ),
+    "residual_vae": TableEntry(
+        path="vesalius.methods.residual_vae:ResidualVae",
+        summary="2D VAE with residual blocks: difference from the reconstruction (Naval Marimont and Tarroni 2021)",
+    ),
+    "vae_restoration": TableEntry(
+        path="vesalius.methods.vae_restoration:VaeRestoration",
+        summary="2D VAE: change of the image on its way to a probable one (You et al. 2019; Chen et al. 2020)",
+    ),
+    "vq_vae": TableEntry(
+        path="vesalius.methods.vq_vae:VqVae",
+        summary="2D VQ-VAE whose prior resamples unlikely codes (Naval Marimont and Tarroni 2020 and 2021)",
+    ),
     "healthy_atlas": TableEntry(
         path="vesalius.methods.healthy_atlas:HealthyAtlas",
         summary="Baseline: distance from the voxel-wise healthy mean in voxel-wise deviations",

@@ -1,7 +1,8 @@
-"""What several methods share: score maps and their windows, slices of volumes, stages that only count."""
+"""What several methods share: score maps and their windows, slices of volumes, stages that only count, a VAE."""
 
-from vesalius.methods.blocks.counting import one_pass
+from vesalius.methods.blocks.counting import brain_moments, cohort_augmentation, one_pass
 from vesalius.methods.blocks.maps import (
+    Box,
     BrainMapSettings,
     MapSettings,
     Window,
@@ -22,28 +23,53 @@ from vesalius.methods.blocks.slices import (
     crop_plane,
     pad_plane,
     padded_plane,
+    score_slices,
+    take_all,
     take_slices,
+)
+from vesalius.methods.blocks.variational import (
+    EveryFourthSlice,
+    PooledMapSettings,
+    ResidualBlock,
+    SliceVae,
+    VaeNetwork,
+    VaeSettings,
+    gaussian_divergence,
+    reconstruction_error,
 )
 
 __all__ = [
+    "Box",
     "BrainMapSettings",
+    "EveryFourthSlice",
     "MapSettings",
+    "PooledMapSettings",
+    "ResidualBlock",
     "SliceSettings",
     "SliceStack",
+    "SliceVae",
+    "VaeNetwork",
+    "VaeSettings",
     "Window",
     "assemble",
     "average_pool",
+    "brain_moments",
     "check_channels",
     "check_plane",
+    "cohort_augmentation",
     "crop_plane",
     "erode",
     "finish_map",
+    "gaussian_divergence",
     "image_score",
     "median_pool",
     "min_pool",
     "one_pass",
     "pad_plane",
     "padded_plane",
+    "reconstruction_error",
+    "score_slices",
     "smooth",
+    "take_all",
     "take_slices",
 ]

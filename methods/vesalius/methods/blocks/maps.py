@@ -7,6 +7,7 @@ surface of the brain is to a map kept inside it, a setting says (``MapSettings.o
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
@@ -34,6 +35,9 @@ _WINDOW_VALUES = 2**25
 
 Window = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 """Edge of a cubic window in voxels: odd, 1 for no pooling."""
+
+Box = tuple[int, int, int]
+"""Edges of a window along D, H, W in voxels, each odd."""
 
 
 class MapSettings(Settings):
@@ -138,20 +142,22 @@ def erode(mask_DHW: Tensor, voxels: int) -> Tensor:
     return eroded
 
 
-def average_pool(map_DHW: Tensor, size: int, inside_DHW: Tensor | None = None) -> Tensor:
+def average_pool(map_DHW: Tensor, size: int | Box, inside_DHW: Tensor | None = None) -> Tensor:
     """Return the mean over a cube of ``size`` voxels (odd) around each voxel of a (..., D, H, W) map.
 
-    Only voxels inside the volume count: at a border the sum is divided by what is there. Where ``inside_DHW`` (bool,
-    (D, H, W)) is given, only its voxels count, and the result is zero outside it.
+    Three sizes, along D, H and W, are those of a box. Only voxels inside the volume count: at a border the sum is
+    divided by what is there. Where ``inside_DHW`` (bool, (D, H, W)) is given, only its voxels count, and the result is
+    zero outside it.
     """
     pooled = map_DHW if inside_DHW is None else map_DHW.masked_fill(~inside_DHW, 0)
-    if size == 1:
+    box = (size, size, size) if isinstance(size, int) else size
+    if box == (1, 1, 1):
         return pooled
     if inside_DHW is None:
-        return _window_mean(pooled, size) / _fraction_in_volume(pooled, size)
-    # A voxel inside counts itself, so that the fraction is 1 / size^3 at least wherever the result is kept.
-    fraction = _window_mean(inside_DHW.to(map_DHW.dtype), size).clamp(min=0.5 / size**3)
-    return (_window_mean(pooled, size) / fraction).masked_fill(~inside_DHW, 0)
+        return _window_mean(pooled, box) / _fraction_in_volume(pooled, box)
+    # A voxel inside counts itself, so that the fraction is one voxel of the box at least where the result is kept.
+    fraction = _window_mean(inside_DHW.to(map_DHW.dtype), box).clamp(min=0.5 / math.prod(box))
+    return (_window_mean(pooled, box) / fraction).masked_fill(~inside_DHW, 0)
 
 
 def smooth(map_DHW: Tensor, size: int, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
@@ -163,18 +169,24 @@ def smooth(map_DHW: Tensor, size: int, brain_DHW: Tensor, settings: MapSettings)
     return average_pool(map_DHW, size, inside)
 
 
-def finish_map(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
+def finish_map(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings, average: Box | None = None) -> Tensor:
     """Return the score map (D, H, W): median, minimum, then average, kept inside the (eroded) brain where asked.
 
     The median comes before the map is kept inside the brain, as in Baur et al. 2018; minimum and average after. Their
     windows at the brain's surface take zeros from outside it, or leave what lies there out (``outside``). Zeros dim
     the rim of the brain; a minimum takes it away. Outside the brain the map is zero in the end; all of it is, where the
     brain is empty.
+
+    Args:
+        map_DHW: raw evidence.
+        brain_DHW: bool.
+        settings: the windows and where the map is kept.
+        average: the averaging window along D, H and W where it is no cube, in place of ``average_pool``.
     """
     brain_DHW = erode(brain_DHW, settings.erosion)
     map_DHW = median_pool(map_DHW, settings.median_pool)
     map_DHW, inside = _restricted(map_DHW, brain_DHW, settings)
-    map_DHW = average_pool(min_pool(map_DHW, settings.min_pool, inside), settings.average_pool, inside)
+    map_DHW = average_pool(min_pool(map_DHW, settings.min_pool, inside), average or settings.average_pool, inside)
     return _restricted(map_DHW, brain_DHW, settings)[0]
 
 
@@ -219,21 +231,21 @@ def _line(axis: int, size: int) -> tuple[tuple[int, int, int], int, tuple[int, i
     return (kernel[0], kernel[1], kernel[2]), 1, (padding[0], padding[1], padding[2])
 
 
-def _window_mean(map_DHW: Tensor, size: int) -> Tensor:
-    """Return the mean over each cube of ``size`` voxels of a (..., D, H, W) map, zeros beyond the volume counted in."""
+def _window_mean(map_DHW: Tensor, box: Box) -> Tensor:
+    """Return the mean over each box of voxels of a (..., D, H, W) map, zeros beyond the volume counted in."""
     pooled = map_DHW.reshape(-1, 1, *map_DHW.shape[-3:])
     # Padding by hand: torch refuses its own where an axis is shorter than the window.
-    for axis in range(3):
+    for axis, size in enumerate(box):
         kernel, stride, (d, h, w) = _line(axis, size)
         pooled = F.avg_pool3d(F.pad(pooled, (w, w, h, h, d, d)), kernel, stride)
     return pooled.reshape(map_DHW.shape)
 
 
-def _fraction_in_volume(map_DHW: Tensor, size: int) -> Tensor:
-    """Return what fraction of the cube of ``size`` voxels around each voxel lies in the volume: (D, H, W)."""
-    # The number of voxels in a clipped cube is a product over the axes.
+def _fraction_in_volume(map_DHW: Tensor, box: Box) -> Tensor:
+    """Return what fraction of the box around each voxel lies in the volume: (D, H, W)."""
+    # The number of voxels in a clipped box is a product over the axes.
     lines = []
-    for num in map_DHW.shape[-3:]:
+    for num, size in zip(map_DHW.shape[-3:], box, strict=True):
         index = torch.arange(num, device=map_DHW.device)
         inside = (index + size // 2 + 1).clamp(max=num) - (index - size // 2).clamp(min=0)
         lines.append(inside.to(map_DHW.dtype) / size)

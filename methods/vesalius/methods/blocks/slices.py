@@ -12,13 +12,17 @@ import torch
 from pydantic import model_validator
 from torch.nn import functional as F
 
+from vesalius.methods.blocks.maps import check_channels, finish_map, image_score
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Slices, axis_positions, setting, slice_indices
+from vesalius.platform.contracts import Score, Slices, axis_positions, setting, slice_indices
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import Tensor
 
+    from vesalius.methods.blocks.maps import Box, MapSettings
     from vesalius.platform.contracts import CohortFacts, Volume
 
 
@@ -99,6 +103,29 @@ def take_slices(volume: Volume, cohort: CohortFacts, settings: SliceSettings) ->
     )
 
 
+def take_all(
+    volumes: Sequence[Volume], cohort: CohortFacts, settings: SliceSettings, device: torch.device
+) -> tuple[SliceStack, list[SliceStack]]:
+    """Return the scored slices of all volumes in one stack on ``device``, and each volume's own, where it is.
+
+    What the one stack gives, ``torch.split(found, [len(own.index) for own in each])`` shares out again.
+
+    Raises:
+        VolumeError: a volume has other channels, or slices of another make, than the cohort's.
+    """
+    for volume in volumes:
+        check_channels(volume, cohort)
+        check_plane(volume, cohort, settings.axis)
+    each = [take_slices(volume, cohort, settings) for volume in volumes]
+    together = SliceStack(
+        image=torch.cat([stack.image.to(device) for stack in each]),
+        brain=torch.cat([stack.brain.to(device) for stack in each]),
+        position=torch.cat([stack.position.to(device) for stack in each]),
+        index=tuple(place for stack in each for place in stack.index),
+    )
+    return together, each
+
+
 def assemble(slices: Tensor, index: tuple[int, ...], shape: tuple[int, int, int], settings: SliceSettings) -> Tensor:
     """Return (..., D, H, W) from slices (S, ..., h, w) at ``index`` along the axis.
 
@@ -116,6 +143,51 @@ def assemble(slices: Tensor, index: tuple[int, ...], shape: tuple[int, int, int]
     volume[first:last] = filled
     # The sliced axis goes back to its place among the last three.
     return volume.movedim(0, volume.ndim - 3 + axis)
+
+
+def score_slices(
+    volumes: Sequence[Volume],
+    each: Sequence[SliceStack],
+    slices: SliceSettings,
+    maps: MapSettings,
+    *,
+    evidence: Tensor,
+    restored: Tensor,
+    extras: Mapping[str, Tensor] | None = None,
+    average: Box | None = None,
+) -> list[Score]:
+    """Return the volumes' scores from what was found in the slices of :func:`take_all`, on the volumes' devices.
+
+    Args:
+        volumes: what is scored.
+        each: their stacks.
+        slices: how slices become a volume.
+        maps: the post-processing.
+        evidence: (S, h, w) of all volumes.
+        restored: (S, C, h, w) of all volumes.
+        extras: further maps (S, h, w) by name; they become volumes and are not post-processed.
+        average: the averaging window where it is no cube.
+    """
+    sizes = [len(stack.index) for stack in each]
+    beside = {name: torch.split(values, sizes) for name, values in (extras or {}).items()}
+    scores = []
+    parts = zip(volumes, each, torch.split(evidence, sizes), torch.split(restored, sizes), strict=True)
+    for number, (volume, stack, found, healthy) in enumerate(parts):
+        brain = volume.brain.to(found.device)
+        map_DHW = finish_map(assemble(found, stack.index, volume.shape, slices), brain, maps, average)
+        on = volume.image.device
+        scores.append(
+            Score(
+                map=map_DHW.to(on),
+                image_score=image_score(map_DHW, brain, maps),
+                restoration=assemble(healthy, stack.index, volume.shape, slices).to(on),
+                extras={
+                    name: assemble(values[number], stack.index, volume.shape, slices).to(on)
+                    for name, values in beside.items()
+                },
+            )
+        )
+    return scores
 
 
 def padded_plane(cohort: CohortFacts, axis: int, multiple: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from vesalius.platform.contracts.views import Patches, Slices, WholeVolumes
@@ -111,7 +111,11 @@ class Stage:
         finish: called on every rank after the last step: solve moments, build a memory.
         selectable: may "best so far" be chosen in this stage?
         observes: names of the sums that its losses may report beside the loss; see :class:`Update`.
-        augmentation: random changes of whole slices or volumes, made before ``step`` sees them; none by default.
+        augmentation: random changes of whole slices or volumes, made before ``step`` sees them; none by default. A
+            function is asked when the stage begins, and when it goes on after a break: for changes measured in what
+            an earlier stage fitted, such as the cohort's mean and deviation. Its answer may depend on nothing else.
+        optional: where its split holds no subject that it may see, ``begin`` and ``finish`` are called and no step is
+            taken. Any other stage stops with a ``CohortError`` then.
     """
 
     name: str
@@ -130,7 +134,8 @@ class Stage:
     finish: Callable[[Collective], None] = _nothing_to_finish
     selectable: bool = False
     observes: Sequence[str] = ()
-    augmentation: Augmentation | None = None
+    augmentation: Augmentation | Callable[[], Augmentation] | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done right.
@@ -155,3 +160,7 @@ class Stage:
                 f"stage '{self.name}' discards items and asks for groups of {self.group_size} (group_size): groups "
                 "would differ with the number of workers; draw from the foreground instead, with sampling='touching'"
             )
+
+    def settled(self) -> Stage:
+        """Return the stage with the augmentation that it has now, where a function says which."""
+        return replace(self, augmentation=self.augmentation()) if callable(self.augmentation) else self

@@ -56,7 +56,8 @@ class Plan:
         shared = {ids: VolumeCache(store, ids, budget) for ids in dict.fromkeys(subjects)}
         self._caches = [shared[ids] for ids in subjects]
         self.steps = [
-            num_steps(stage, len(ids), self._cohort.grid) for stage, ids in zip(self.stages, subjects, strict=True)
+            0 if stage.optional and not ids else num_steps(stage, len(ids), self._cohort.grid)
+            for stage, ids in zip(self.stages, subjects, strict=True)
         ]
 
     @property
@@ -73,6 +74,8 @@ class Plan:
         for cache in self._caches:
             if cache is not self._caches[index]:
                 cache.clear()  # the memory is one stage's at a time
+        if not self.steps[index]:  # an optional stage without a subject
+            return ()
         return batches(
             self._caches[index],
             self.stages[index],
