@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,8 +146,9 @@ def figures(real: float = 0.8, fake: float = 0.7, ratio: float = 0.6) -> dict[st
 
 def watching(watch: Watch, steps: int, **changes: float) -> dict[str, float]:
     seen: dict[str, float] = {}
+    items = batch(2)
     for step in range(steps):
-        seen = watch.see(figures(**changes), batch(2, step))
+        seen = watch.see(figures(**changes), replace(items, step=step))
     return seen
 
 
@@ -207,7 +209,7 @@ def test_moving_averages_are_numpys_and_survive_their_buffers() -> None:
     assert all(not bool(buffer.any()) for buffer in watch.buffers())
 
 
-def played(method: AnoGAN, steps: int) -> Mapping[str, Any]:
+def played(method: Method, steps: int) -> Mapping[str, Any]:
     (stage,) = method.stages()
     stage.begin()
     update = updater(stage)
@@ -226,12 +228,22 @@ def test_in_training_an_opponent_that_stands_still_loses() -> None:
         played(method, 400)
 
 
-def test_in_training_a_generator_of_one_image_is_noticed() -> None:
-    method = build(AnoGAN, **_EARLY, learning_rate=1e-9)
+@pytest.mark.parametrize("method_type", [AnoGAN, AnoVAEGAN, ContextAutoencoderGAN])
+def test_in_training_a_generator_of_one_image_is_noticed(method_type: type[Method]) -> None:
+    method = build(method_type, **_EARLY, learning_rate=1e-9)
+    way_back = method.generator.entry[0] if method_type is AnoGAN else method.network.back
     with torch.no_grad():
-        method.generator.entry[0].weight.zero_()
+        way_back.weight.zero_()
     with pytest.raises(DivergenceError, match="the generator has collapsed at step 10 of stage 'gan'"):
         played(method, 400)
+
+
+@pytest.mark.parametrize("method_type", [AnoVAEGAN, ContextAutoencoderGAN])
+def test_beside_a_reconstruction_a_discriminator_may_be_right(method_type: type[Method]) -> None:
+    strong = {"learning_rate": 1e-9, "adversary.learning_rate": 1e-2, "adversary.width": 4, "adversary.watch.spread": 0}
+    assert played(build(method_type, **_EARLY, **strong), 40)["fake_accuracy"] > 0.9
+    with pytest.raises(DivergenceError, match="the discriminator has won"):
+        played(build(method_type, **_EARLY, **strong, **{"adversary.watch.accuracy": 0.9}), 40)
 
 
 def test_in_training_equal_opponents_play_on() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from vesalius.methods.blocks.adversarial import Adversary, AdversarySettings
+from vesalius.methods.blocks.adversarial import BESIDE_RECONSTRUCTION, Adversary, AdversarySettings
 from vesalius.methods.blocks.autoencoders import (
     DEMO,
     TINY,
@@ -66,7 +66,7 @@ class AnoVAEGANSettings(ReconstructionSettings):
         source="this implementation; the paper does not say what is decoded in testing",
         ge=0,
     )
-    adversary: AdversarySettings = AdversarySettings()
+    adversary: AdversarySettings = BESIDE_RECONSTRUCTION
 
 
 class AnoVAEGAN(Method):
@@ -99,11 +99,11 @@ class AnoVAEGAN(Method):
     def presets(cls) -> Mapping[str, MethodSettings]:
         """``paper``; ``demo`` for two CPU cores; ``tiny`` for tests."""
         paper = AnoVAEGANSettings()
-        small = {"lambda_2": 0.01, "adversary.width": 8, "adversary.stages": 3}
+        small = {"epochs": 6, "lambda_2": 0.01, "adversary.width": 8, "adversary.stages": 3}
         return {
             "paper": paper,
             "demo": override(paper, {**DEMO, **small}),
-            "tiny": override(paper, {**TINY, **small, "adversary.width": 2, "adversary.stages": 2}),
+            "tiny": override(paper, {**small, **TINY, "adversary.width": 2, "adversary.stages": 2}),
         }
 
     def stages(self) -> Sequence[Stage]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from pydantic import model_validator
 
-from vesalius.methods.blocks.adversarial import Adversary, AdversarySettings
+from vesalius.methods.blocks.adversarial import BESIDE_RECONSTRUCTION, Adversary, AdversarySettings
 from vesalius.methods.blocks.autoencoders import (
     DEMO,
     TINY,
@@ -80,7 +80,7 @@ class ContextAutoencoderGANSettings(ReconstructionSettings):
         "what learns from the adversarial loss: the decoder, or the encoder as well",
         source=f"{_PATHAK}, Eq. 3",
     )
-    adversary: AdversarySettings = AdversarySettings()
+    adversary: AdversarySettings = BESIDE_RECONSTRUCTION
 
 
 class ContextAutoencoderGAN(Method):
@@ -115,7 +115,7 @@ class ContextAutoencoderGAN(Method):
         paper = ContextAutoencoderGANSettings()
         return {
             "paper": paper,
-            "demo": override(paper, {**DEMO, "adversary.width": 8, "adversary.stages": 3}),
+            "demo": override(paper, {**DEMO, "epochs": 6, "adversary.width": 8, "adversary.stages": 3}),
             "tiny": override(paper, {**TINY, "adversary.width": 2, "adversary.stages": 2}),
         }
 

@@ -86,13 +86,12 @@ def demo() -> AnoGANSettings:
         {
             "trunk.width": 16,
             "trunk.stages": 3,
+            "slices.every": 2,
             "latent_dim": 32,
-            "epochs": 10,
-            "batch_size": 16,
-            "learning_rate": 1e-3,
+            "epochs": 6,
+            "learning_rate": 3e-4,
             "adversary.width": 8,
             "adversary.stages": 3,
-            "adversary.learning_rate": 3e-4,
             "map.median_pool": 3,
         },
     )

@@ -34,8 +34,8 @@ class WatchSettings(Settings):
     """When an adversarial stage is held to have failed.
 
     A discriminator that is right nine times in ten is usual and still teaches; one that hardly ever errs over hundreds
-    of batches has left its opponent behind. Slices of a generator that has collapsed are one and the same image, and
-    differ by a few hundredths of what real ones do or less; blurred ones still differ by more than half.
+    of batches has left its opponent behind. Slices of a generator that has collapsed are one and the same image;
+    blurred ones still differ from each other as far as anatomy does.
     """
 
     grace: int = setting(
@@ -94,6 +94,11 @@ class AdversarySettings(Settings):
         lt=1,
     )
     watch: WatchSettings = WatchSettings()
+
+
+BESIDE_RECONSTRUCTION = AdversarySettings(watch=WatchSettings(accuracy=1))
+"""Where an l1 loss teaches the decoder as well: its slices are smooth, so that noise alone gives them away and the
+discriminator is soon nearly always right, which is no failure. Its accuracy is logged, and a collapse still stops."""
 
 
 class Discriminator(nn.Module):

@@ -97,8 +97,9 @@ DEMO: Mapping[str, Any] = {
     "trunk.width": 16,
     "trunk.stages": 3,
     "bottleneck.size": 16,
-    "epochs": 10,
-    "batch_size": 16,
+    "slices.every": 2,
+    "slices.scored": "all",
+    "epochs": 12,
     "map.median_pool": 3,
 }
 """A few minutes on two CPU cores for some forty volumes of 48 to 64 voxels: a plane of 6 x 6 to 8 x 8 codes."""
