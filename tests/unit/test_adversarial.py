@@ -22,7 +22,7 @@ from vesalius.methods.blocks.adversarial import (
     discriminator_loss,
     generator_loss,
 )
-from vesalius.methods.context_autoencoder_gan import ContextAutoencoderGAN, MaskingSettings
+from vesalius.methods.context_autoencoder_gan import ContextAutoencoderGAN
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Batch, CohortFacts, generator
 from vesalius.platform.errors import DivergenceError, SettingError
@@ -313,49 +313,3 @@ def test_both_updates_of_a_step_see_the_same_slices() -> None:
         other = method._code(batch(step=1))[0]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-
-
-def test_what_is_blanked_belongs_to_the_item() -> None:
-    method = build(ContextAutoencoderGAN)
-    items = batch()
-    whole = method.blanked(items)
-    assert whole.shape == (8, 1, 18, 21)
-    assert torch.equal(method.blanked(items), whole)
-    assert torch.equal(method.blanked(items.select(5, 8)), whole[5:8])
-    assert torch.equal(method.blanked(items.take(torch.tensor([6, 1]))), whole[[6, 1]])
-    assert len({tuple(mask.flatten().tolist()) for mask in whole}) == 8
-    assert not torch.equal(method.blanked(batch(step=1)), whole)
-
-
-def test_rectangles_lie_whole_within_the_slice_and_blank_a_quarter_at_most() -> None:
-    for edge, (tall, wide) in ((0.25, (4, 5)), (1.0, (18, 21)), (0.01, (1, 1))):
-        method = build(ContextAutoencoderGAN, **{"masking.blocks": 1, "masking.edge": edge})
-        blanked = method.blanked(batch(64))[:, 0]
-        assert (blanked.flatten(1).sum(1) == tall * wide).all()
-        assert (blanked.any(2).sum(1) == tall).all()
-        assert (blanked.any(1).sum(1) == wide).all()
-    four = build(ContextAutoencoderGAN).blanked(batch(64)).flatten(1).sum(1)
-    assert int(four.max()) <= 4 * 4 * 5
-    assert int(four.min()) >= 4 * 5
-    everywhere = build(ContextAutoencoderGAN, **{"masking.blocks": 1}).blanked(batch(2_000)).any(0)
-    assert bool(everywhere.all())
-    nothing = build(ContextAutoencoderGAN, **{"masking.blocks": 0})
-    assert not nothing.blanked(batch()).any()
-
-
-@pytest.mark.parametrize("counted", ["all", "blanked"])
-def test_the_loss_counts_the_whole_slice_or_what_was_blanked(counted: str) -> None:
-    method = build(ContextAutoencoderGAN, **{"masking.counted": counted}).eval()
-    items = batch()
-    with torch.no_grad():
-        _, _, observed = method.loss(items)
-        blanked = method.blanked(items)
-        restored = method.network(torch.where(blanked, 0.0, items.image))
-    gaps, mask = np.abs((restored - items.image).numpy()), blanked.numpy()
-    expected = [gap[m].mean() if counted == "blanked" else gap.mean() for gap, m in zip(gaps, mask, strict=True)]
-    assert float(observed["reconstruction"]) == pytest.approx(sum(expected), rel=1e-5)
-
-
-def test_counting_what_is_blanked_where_nothing_is_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"with 0 blocks nothing is blanked, so that no value counts: set counted"):
-        override(MaskingSettings(), {"blocks": 0, "counted": "blanked"})
