@@ -16,13 +16,13 @@ from vesalius.methods.blocks.autoencoders import (
     TINY,
     AutoEncoder,
     ReconstructionSettings,
-    divergence,
     draw_code,
     posterior_noise,
     reconstruction_loss,
     restore_by_posterior,
 )
 from vesalius.methods.blocks.residuals import Restored, score_by_residual
+from vesalius.methods.blocks.variational import gaussian_divergence
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Method, MethodSettings, Range, Score, Stage, setting
 
@@ -166,7 +166,7 @@ class AnoVAEGAN(Method):
         """Return the slices' codes, drawn alike for both updates of a step, and their divergences (B,)."""
         mean, log_sigma = self.network.posterior(batch.image)
         code = draw_code(mean, log_sigma, batch.normal("posterior", self.network.code_shape))
-        return code, divergence(mean, log_sigma)
+        return code, gaussian_divergence(mean, 2 * log_sigma)
 
     def _restore(self, image: Tensor, noise: Tensor) -> Restored:
         return restore_by_posterior(self.network, image, noise)

@@ -14,13 +14,13 @@ from vesalius.methods.blocks.autoencoders import (
     TINY,
     AutoEncoder,
     ReconstructionSettings,
-    divergence,
     draw_code,
     posterior_noise,
     reconstruction_loss,
     restore_by_posterior,
 )
 from vesalius.methods.blocks.residuals import Restored, score_by_residual
+from vesalius.methods.blocks.variational import gaussian_divergence
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Method, MethodSettings, Range, Score, Stage, setting
 
@@ -121,7 +121,7 @@ class VariationalAutoencoder(Method):
         if self.settings.sampled:
             code = draw_code(mean, log_sigma, batch.normal("posterior", self.network.code_shape))
         distance = reconstruction_loss(batch.image, self.network.decode(code))
-        apart = divergence(mean, log_sigma) / batch.image.shape[1:].numel()
+        apart = gaussian_divergence(mean, 2 * log_sigma) / batch.image.shape[1:].numel()
         observed = {"reconstruction": distance.sum(), "divergence": apart.sum()}
         return (distance + self.settings.kl_weight * apart).sum(), len(batch), observed
 

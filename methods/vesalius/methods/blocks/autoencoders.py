@@ -179,14 +179,6 @@ def reconstruction_loss(image: Tensor, reconstruction: Tensor) -> Tensor:
     return (reconstruction.float() - image).abs().flatten(1).mean(1)
 
 
-def divergence(mean: Tensor, log_sigma: Tensor) -> Tensor:
-    """Return (B,) Kullback-Leibler divergences of N(mean, sigma^2) from N(0, 1), summed over the code.
-
-    sum of (mean^2 + sigma^2 - 1 - 2 log sigma) / 2 (Kingma and Welling 2014, appendix B).
-    """
-    return 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).flatten(1).sum(1)
-
-
 def draw_code(mean: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor:
     """Return mean + sigma * noise."""
     return mean + log_sigma.exp() * noise

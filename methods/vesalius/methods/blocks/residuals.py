@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from vesalius.methods.blocks.maps import MapSettings, Window, check_channels, finish_map, image_score
-from vesalius.methods.blocks.slices import SliceSettings, SliceStack, assemble, check_plane, take_slices
-from vesalius.platform.contracts import Score, setting
+from vesalius.methods.blocks.maps import MapSettings, Window
+from vesalius.methods.blocks.slices import SliceSettings, score_slices, take_all
+from vesalius.platform.contracts import setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from vesalius.platform.contracts import CohortFacts, Volume
+    from vesalius.platform.contracts import CohortFacts, Score, Volume
 
 _SECTION = "Baur et al. 2018, section 3.1, postprocessing"
 
@@ -62,8 +62,7 @@ def score_by_residual(
     """Return scores of volumes from the restoration of their slices.
 
     The slices of all volumes pass together, ``slices.together`` at a time. The map is the absolute residual, of several
-    channels the largest, then post-processed. Outside the slices' extent the map is zero and the restoration the volume
-    itself: nothing was looked at there.
+    channels the largest, then post-processed.
 
     Args:
         volumes: with slices of the cohort's plane.
@@ -77,43 +76,20 @@ def score_by_residual(
     Raises:
         VolumeError: a volume has other channels or slices than the cohort.
     """
-    stacks: list[SliceStack] = []
-    drawn: list[Tensor] = []
-    for volume in volumes:
-        check_channels(volume, cohort)
-        check_plane(volume, cohort, slices.axis)
-        stack = take_slices(volume, cohort, slices)
-        stacks.append(stack)
-        num = len(stack.index)
-        drawn.append(draw(volume, num) if draw is not None else torch.zeros(num, 0))
-    images = torch.cat([stack.image.to(device) for stack in stacks])
-    passes = zip(torch.split(images, slices.together), torch.split(torch.cat(drawn), slices.together), strict=True)
+    stack, each = take_all(volumes, cohort, slices, device)
+    drawn = [
+        draw(volume, len(own.index)) if draw is not None else torch.zeros(len(own.index), 0)
+        for volume, own in zip(volumes, each, strict=True)
+    ]
+    passes = zip(torch.split(stack.image, slices.together), torch.split(torch.cat(drawn), slices.together), strict=True)
     parts = [restore(image, start.to(device)) for image, start in passes]
-    names = list(parts[0].extras)
-    numbers = [len(stack.index) for stack in stacks]
-    restored = torch.split(torch.cat([part.image for part in parts]), numbers)
-    extras = {name: torch.split(torch.cat([part.extras[name] for part in parts]), numbers) for name in names}
-    scores = []
-    for at, (volume, stack) in enumerate(zip(volumes, stacks, strict=True)):
-        beside = {name: values[at] for name, values in extras.items()}
-        scores.append(_score(volume, stack, Restored(image=restored[at], extras=beside), slices, maps))
-    return scores
-
-
-def _score(volume: Volume, stack: SliceStack, restored: Restored, slices: SliceSettings, maps: MapSettings) -> Score:
-    device = restored.image.device
-    residual = (stack.image.to(device) - restored.image).abs().amax(1)
-    brain = volume.brain.to(device)
-    map_DHW = finish_map(assemble(residual, stack.index, volume.shape, slices), brain, maps)
-    looked_at = assemble(torch.ones_like(residual, dtype=torch.bool), stack.index, volume.shape, slices)
-    whole = assemble(restored.image, stack.index, volume.shape, slices)
-    home = volume.image.device
-    return Score(
-        map=map_DHW.to(home),
-        image_score=image_score(map_DHW, brain, maps),
-        restoration=torch.where(looked_at, whole, volume.image.to(device)).to(home),
-        extras={
-            name: assemble(values, stack.index, volume.shape, slices).to(home)
-            for name, values in restored.extras.items()
-        },
+    restored = torch.cat([part.image for part in parts])
+    return score_slices(
+        volumes,
+        each,
+        slices,
+        maps,
+        evidence=(stack.image - restored).abs().amax(1),
+        restored=restored,
+        extras={name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras},
     )

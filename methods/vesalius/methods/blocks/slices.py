@@ -158,6 +158,8 @@ def score_slices(
 ) -> list[Score]:
     """Return the volumes' scores from what was found in the slices of :func:`take_all`, on the volumes' devices.
 
+    Outside the slices' extent the map is zero and the restoration the volume itself: nothing was looked at there.
+
     Args:
         volumes: what is scored.
         each: their stacks.
@@ -176,11 +178,12 @@ def score_slices(
         brain = volume.brain.to(found.device)
         map_DHW = finish_map(assemble(found, stack.index, volume.shape, slices), brain, maps, average)
         on = volume.image.device
+        whole = assemble(healthy, stack.index, volume.shape, slices).to(on)
         scores.append(
             Score(
                 map=map_DHW.to(on),
                 image_score=image_score(map_DHW, brain, maps),
-                restoration=assemble(healthy, stack.index, volume.shape, slices).to(on),
+                restoration=torch.where(_looked_at(volume.shape, slices).to(on), whole, volume.image),
                 extras={
                     name: assemble(values[number], stack.index, volume.shape, slices).to(on)
                     for name, values in beside.items()
@@ -188,6 +191,14 @@ def score_slices(
             )
         )
     return scores
+
+
+def _looked_at(shape: tuple[int, int, int], settings: SliceSettings) -> Tensor:
+    """Return which planes lie within the extent, bool, of length 1 along the axes that are not sliced."""
+    first, last = (round(fraction * shape[settings.axis]) for fraction in (settings.first, settings.last))
+    place = torch.arange(shape[settings.axis])
+    inside = (place >= first) & (place < last)
+    return inside.view([-1 if axis == settings.axis else 1 for axis in range(3)])
 
 
 def padded_plane(cohort: CohortFacts, axis: int, multiple: int) -> tuple[int, int]:

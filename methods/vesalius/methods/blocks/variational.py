@@ -108,8 +108,11 @@ class VaeSettings(MethodSettings):
 
 
 def gaussian_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return KL(N(mean, variance) || N(0, 1)) in nats, summed over the latent: (B, Z) -> (B,)."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+    """Return KL(N(mean, variance) || N(0, 1)) in nats, summed over the latent: (B, Z) or (B, Z, h, w) -> (B,).
+
+    Kingma and Welling 2014, appendix B.
+    """
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
 
 
 def reconstruction_error(image: Tensor, reconstruction: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
