@@ -42,6 +42,7 @@ class ImplicitField(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = ImplicitFieldSettings
+    any_grid: ClassVar[bool] = True
     settings: ImplicitFieldSettings
     centres: Tensor
 

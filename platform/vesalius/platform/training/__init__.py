@@ -7,6 +7,7 @@ from vesalius.platform.training.checkpoint import Best, Checkpoints, State
 from vesalius.platform.training.collective import Alone, Distributed, backend_for, collective
 from vesalius.platform.training.loop import TrainingResult, choose_device, train
 from vesalius.platform.training.settings import TrainingSettings
+from vesalius.platform.training.subjects import stage_subjects
 from vesalius.platform.training.update import Updater
 from vesalius.platform.training.watching import Unwatched, Watcher
 
@@ -24,5 +25,6 @@ __all__ = [
     "backend_for",
     "choose_device",
     "collective",
+    "stage_subjects",
     "train",
 ]

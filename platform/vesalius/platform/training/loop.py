@@ -17,6 +17,7 @@ from vesalius.platform.loading import VolumeCache, augmented, batches, budget_by
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
 from vesalius.platform.training.selection import validate
+from vesalius.platform.training.subjects import stage_subjects
 from vesalius.platform.training.update import Updater, has_batch_norm
 from vesalius.platform.training.watching import Unwatched, Watcher
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from vesalius.platform.training.settings import TrainingSettings
 
 
-_TRAINING_SPLITS = ("train", "validation")
 _DEFAULT_VALIDATIONS = 4
 """Validation passes of a selectable stage where no interval is set: enough for a best that is not just the last."""
 
@@ -90,7 +90,7 @@ def train(
     Raises:
         DivergenceError: a loss or gradient is not finite; names the stage and step.
         RunError: a checkpoint does not fit.
-        CohortError: a stage's split is empty.
+        CohortError: a stage's split is empty, or holds a subject of another grid where the stage cannot take one.
     """
     collective = collective or Alone()
     device = device or choose_device(settings.device)
@@ -170,21 +170,16 @@ class _Run:
         return checkpoint_name(stage_index, step) if is_there else None
 
     def _cache(self, stage: Stage) -> VolumeCache:
-        if stage.split not in _TRAINING_SPLITS:
-            raise SettingError(
-                f"stage '{stage.name}' asks for the split '{stage.split}': only {' and '.join(_TRAINING_SPLITS)} may "
-                "be learnt from; gate and test are for judging"
-            )
+        records = stage_subjects(stage, self.store, self.method.cohort)
         if stage.group_size == 1 and has_batch_norm(stage.trains):
             raise SettingError(
                 f"stage '{stage.name}' trains batch normalisation but states no group_size: its statistics would "
                 "depend on the number of workers"
             )
-        # Whoever stands in the training split is trained on: anomalous subjects get there only by the user's word.
-        healthy = True if stage.healthy_only and stage.split != "train" else None
-        subjects = tuple(record.subject_id for record in self.store.subjects(stage.split, healthy=healthy))
+        subjects = tuple(record.subject_id for record in records)
         if subjects not in self.shared:
-            self.shared[subjects] = VolumeCache(self.store, subjects, self.budget)
+            spacing_mm = [record.spacing_mm for record in records]
+            self.shared[subjects] = VolumeCache(self.store, subjects, self.budget, spacing_mm=spacing_mm)
         return self.shared[subjects]
 
     def _start_after(self, other: Checkpoints, stage: str) -> None:
