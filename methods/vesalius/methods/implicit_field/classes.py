@@ -62,7 +62,7 @@ def fit_centres(samples: Tensor, num_classes: int) -> Tensor:
 
 def assign_classes(image: Tensor, centres: Tensor) -> Tensor:
     """Return the class of each intensity, uint8 of the image's shape: the nearest centre, the lower one on a tie."""
-    return torch.bucketize(image, (centres[1:] + centres[:-1]) / 2, out_int32=True).to(torch.uint8)
+    return torch.bucketize(image.contiguous(), (centres[1:] + centres[:-1]) / 2, out_int32=True).to(torch.uint8)
 
 
 def mode_of_points(labels: Tensor, num_classes: int) -> Tensor:

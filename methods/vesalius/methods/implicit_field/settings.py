@@ -90,7 +90,7 @@ class EncoderSettings(Settings):
         0.0, "passes over the training subjects; 0 trains no encoder", ge=0, source=f"{_PAPER}: proposed, not built"
     )
     code_weight: float = setting(
-        0.0,
+        0.5,
         "1: regress the training codes; 0: the decoder's loss of the encoder's codes; between: both, weighted",
         ge=0,
         le=1,

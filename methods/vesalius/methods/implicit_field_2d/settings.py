@@ -46,7 +46,7 @@ class ImplicitField2DSettings(ImplicitFieldSettings):
 
 def tiny_2d() -> ImplicitField2DSettings:
     """For tests: the implicit field's ``tiny``, on every fourth slice."""
-    return _of(tiny(), points=128, batch_volumes=8, epochs=8)
+    return _of(tiny(), points=128, batch_volumes=8, epochs=5)
 
 
 def demo_2d() -> ImplicitField2DSettings:
