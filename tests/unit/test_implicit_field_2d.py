@@ -42,7 +42,7 @@ def small(**changes: Any) -> ImplicitField2DSettings:
     return override(tiny_2d(), {"restoration.precision": "float32", **changes})
 
 
-def built(cohort: CohortFacts | None = None, **changes: Any) -> ImplicitField2D:
+def built(cohort: CohortFacts | None = None, /, **changes: Any) -> ImplicitField2D:
     torch.manual_seed(0)
     method = ImplicitField2D(small(**changes), cohort or facts())
     method.centres.copy_(torch.linspace(0.1, 0.9, method.settings.num_classes))

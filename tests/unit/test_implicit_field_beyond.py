@@ -45,7 +45,8 @@ def head(number: int, grid: tuple[int, int, int] = GRID, spacing_mm: tuple[float
     position = grid_positions(grid, spacing_mm, BOX)
     distance = torch.linalg.vector_norm(position - shift, dim=-1)
     inside = torch.linalg.vector_norm(position, dim=-1) < 0.9
-    return (torch.where(distance < radius, 0.35, 0.8) * inside).unsqueeze(0)
+    image: Tensor = torch.where(distance < radius, 0.35, 0.8) * inside
+    return image.unsqueeze(0)
 
 
 def volume_of(image: Tensor, spacing_mm: tuple[float, float, float] = SPACING) -> Volume:
