@@ -149,3 +149,13 @@ def test_a_field_is_trained_on_and_scores_several_grids_at_once(mixed: CohortSto
         assert score.map.mean() < 0.3
         assert score.restoration is not None
         assert (score.restoration - volume.image).abs().mean() < 0.06
+
+
+def test_a_run_that_cannot_be_on_several_grids_is_refused_before_it_is_made(mixed: CohortStore, tmp_path: Path) -> None:
+    from vesalius.infra.pipeline import start_run
+
+    with pytest.raises(CohortError, match=r"train-0 .* stage 'decoder' takes Slices: prepare all subjects with one"):
+        start_run("implicit_field_2d", mixed.path, home=tmp_path / "home", preset="tiny")
+    with pytest.raises(CohortError, match=r"lie on different grids"):
+        start_run("healthy_atlas", mixed.path, home=tmp_path / "home")
+    assert not (tmp_path / "home").exists()
