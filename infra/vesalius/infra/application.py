@@ -77,7 +77,7 @@ def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None =
             "give one file for each, in this order"
         )
     record, arrays = prepare_file(dict(zip(channels, files, strict=True)), card.recipe, brain_mask)
-    if record.shape != card.cohort.grid:
+    if record.shape != card.cohort.grid and not method.any_grid:
         raise VolumeError(
             f"{files[0]} becomes a grid of {_grid(record.shape)} and the model was trained on "
             f"{_grid(card.cohort.grid)}: "

@@ -44,6 +44,10 @@ METHODS: dict[str, TableEntry] = {
         path="vesalius.methods.anogan:AnoGAN",
         summary="2D generative adversarial network with a search for the code (Schlegl et al. 2017; Baur et al. 2018)",
     ),
+    "implicit_field_2d": TableEntry(
+        path="vesalius.methods.implicit_field_2d:ImplicitField2D",
+        summary="2D implicit-field auto-decoder, a code per slice (Naval Marimont and Tarroni 2021)",
+    ),
     "healthy_atlas": TableEntry(
         path="vesalius.methods.healthy_atlas:HealthyAtlas",
         summary="Baseline: distance from the voxel-wise healthy mean in voxel-wise deviations",

@@ -38,7 +38,7 @@ def score_run(
     Args:
         run: a finished run.
         split: of ``store``.
-        store: another store of the same grid; the run's own by default.
+        store: another store, of the model's grid where its method asks for that; the run's own by default.
         device: cpu, cuda or auto.
         progress: called after each volume.
 

@@ -19,7 +19,7 @@ from vesalius.platform.progress import silent
 from vesalius.platform.runs import RunFolder, RunSpec, check_new_run, create_run, find_run, new_run_id
 from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
-from vesalius.platform.training import Checkpoints, TrainingSettings, choose_device
+from vesalius.platform.training import Checkpoints, TrainingSettings, choose_device, stage_subjects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,14 +76,18 @@ def start_run(
     Raises:
         SettingError: the method or a setting is not known or does not fit.
         StoreError: the store cannot be used.
-        CohortError: it holds no healthy training subjects of one grid.
+        CohortError: it holds no healthy training subjects, or not of one grid where a stage needs that.
         RunError: the name is taken, or the run to start from is missing.
     """
     settings, training = choose_settings(name_of_method, preset, assignments)
     if num_workers == 0:  # else the cluster's devices decide, not this machine's
         choose_device(training.device)
     cohort = CohortStore.open(store)
-    method = method_type(name_of_method)(settings, cohort.facts())  # a setting that does not fit the cohort says so now
+    kind = method_type(name_of_method)
+    # A setting that does not fit the cohort, or a cohort that does not fit a stage, says so now.
+    method = kind(settings, cohort.facts(any_grid=kind.any_grid))
+    for stage in method.stages():
+        stage_subjects(stage, cohort, method.cohort)
     run_id = name or new_run_id(name_of_method)
     if start_from is not None:
         _check_start(start_from, home, name_of_method, method, cohort.digest)
@@ -172,7 +176,7 @@ def _write_model(run: RunFolder) -> ModelCard:
     spec = run.spec
     store = check_store(spec)
     kind = method_type(spec.method)
-    facts = store.facts()
+    facts = store.facts(any_grid=kind.any_grid)
     method = kind(validate(kind.settings_type, spec.settings, str(run.path / "run.json")), facts)
     checkpoints = Checkpoints(run.checkpoints)
     last = checkpoints.last()

@@ -22,11 +22,14 @@ class Method(nn.Module, ABC):
 
     Attributes:
         settings_type: the settings class.
+        any_grid: does it take volumes of any grid? They are then scored on their own, and training subjects may lie on
+            several where every stage takes ``Points``: the cohort's facts describe a box around all of them.
         settings: frozen settings this instance was built from.
         cohort: what it knows of the cohort.
     """
 
     settings_type: ClassVar[type[MethodSettings]]
+    any_grid: ClassVar[bool] = False
 
     def __init__(self, settings: MethodSettings, cohort: CohortFacts) -> None:
         super().__init__()

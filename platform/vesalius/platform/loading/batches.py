@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vesalius.platform.contracts import Augmentation, Batch
+from vesalius.platform.contracts import Augmentation, Batch, Points
 from vesalius.platform.errors import CohortError, DivergenceError
 from vesalius.platform.loading.augmentation import draw
 from vesalius.platform.loading.buffers import Buffers
@@ -178,7 +178,9 @@ def _require_sound(voxels: Voxels, stage: Stage, step: int, facts: CohortFacts) 
             f"an intensity is not finite at step {step} of stage '{stage.name}' (subjects {voxels.subject}): "
             "run `vesalius check` on the store and ingest the subject again"
         )
-    if voxels.is_whole and voxels.image.shape != (len(facts.channels), *facts.grid):
+    # Points have a place in millimetres, whatever the grid they are drawn from: of a volume only the channels count.
+    of_any_grid = isinstance(stage.view, Points) and voxels.image.shape[:1] == (len(facts.channels),)
+    if voxels.is_whole and not of_any_grid and voxels.image.shape != (len(facts.channels), *facts.grid):
         raise CohortError(
             f"subject {voxels.subject} has the shape {voxels.image.shape} and stage '{stage.name}' expects "
             f"{(len(facts.channels), *facts.grid)} (C, D, H, W): prepare all subjects with one grid"
