@@ -145,12 +145,19 @@ def _header(start: bytes, path: Path) -> Any:
     return header
 
 
+_MOST_AXES = 7
+"""A NIfTI or Analyze header has room for the sizes of seven."""
+
+
 def volume_shape(header: Any, path: Path) -> tuple[int, int, int]:
     """Return the three sizes that a nibabel header promises, without trailing axes of length one.
 
     Raises:
         VolumeError: there are not three, or one is below 2.
     """
+    num_axes = int(header["dim"][0])
+    if not 0 <= num_axes <= _MOST_AXES:  # nibabel adds one to it, which overflows at the largest
+        raise VolumeError(f"{path} has {num_axes} axes by its header: expected one 3D volume: repair or convert it")
     shape = tuple(int(size) for size in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
