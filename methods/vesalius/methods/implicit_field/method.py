@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vesalius.methods.blocks import check_channels, finish_map, image_score
 from vesalius.methods.implicit_field.classes import assign_classes, fit_centres, mode_of_points, mode_pool
 from vesalius.methods.implicit_field.decoder import Decoder, encode_positions
+from vesalius.methods.implicit_field.deviations import DEVIATIONS
 from vesalius.methods.implicit_field.restoration import Field, Target, cross_entropy, restore
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, demo, official_code, tiny
 from vesalius.platform.contracts import Method, MethodSettings, Points, Score, Stage, axis_positions, bfloat16_pays
@@ -20,7 +21,7 @@ from vesalius.platform.errors import SettingError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Update, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Deviation, Effort, Metrics, Update, Volume
 
 _OFFICIAL_PRIOR_RAMP_EPOCHS = 100
 
@@ -42,6 +43,7 @@ class ImplicitField(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = ImplicitFieldSettings
+    deviations: ClassVar[Sequence[Deviation]] = DEVIATIONS
     settings: ImplicitFieldSettings
     centres: Tensor
 
