@@ -20,7 +20,7 @@ from vesalius.methods.blocks import (
     image_score,
     smooth,
 )
-from vesalius.platform.contracts import Choice, Method, MethodSettings, Score, Stage, setting
+from vesalius.platform.contracts import Choice, Deviation, Method, MethodSettings, Score, Stage, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,6 +57,13 @@ class IntensityThreshold(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = IntensityThresholdSettings
+    deviations: ClassVar[Sequence[Deviation]] = (
+        Deviation(
+            paper="Baur et al. 2021 threshold hyperintense voxels of FLAIR volumes whose histogram was equalised",
+            here="distance from the healthy brain's mean, either way (direction), of intensities as prepared",
+            why="lesions are dark in some modalities; the recipe is the cohort's, the same for every method",
+        ),
+    )
     settings: IntensityThresholdSettings
     mean: Tensor
     deviation: Tensor

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vesalius.methods.blocks import check_channels, finish_map, image_score
 from vesalius.methods.implicit_field.classes import assign_classes, fit_centres, mode_of_points, mode_pool
 from vesalius.methods.implicit_field.decoder import Decoder, encode_positions
+from vesalius.methods.implicit_field.deviations import DEVIATIONS
 from vesalius.methods.implicit_field.restoration import Field, Target, averaged, cross_entropy, restore
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, demo, official_code, tiny
 from vesalius.methods.implicit_field.warm_start import WarmStart
@@ -30,7 +31,17 @@ from vesalius.platform.errors import SettingError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Update, View, Volume
+    from vesalius.platform.contracts import (
+        Batch,
+        CohortFacts,
+        Collective,
+        Deviation,
+        Effort,
+        Metrics,
+        Update,
+        View,
+        Volume,
+    )
 
 _OFFICIAL_PRIOR_RAMP_EPOCHS = 100
 
@@ -55,6 +66,7 @@ class ImplicitField(Method):
     name: ClassVar[str] = "implicit_field"
     settings_type: ClassVar[type[MethodSettings]] = ImplicitFieldSettings
     any_grid: ClassVar[bool] = True
+    deviations: ClassVar[Sequence[Deviation]] = DEVIATIONS
     settings: ImplicitFieldSettings
     centres: Tensor
 
