@@ -53,6 +53,13 @@ def test_bounding_box_is_the_smallest(mask: np.ndarray[Any, np.dtype[np.bool_]],
     assert [(part.start, part.stop) for part in steps.bounding_box(mask, margin)] == list(zip(low, high, strict=True))
 
 
+@pytest.mark.parametrize("unit", [1e-45, 1.0])
+def test_otsu_parts_values_however_near_they_lie(unit: float) -> None:
+    image = np.repeat(np.array([2, 3, 40, 41], dtype=np.float32) * np.float32(unit), 16).reshape(4, 4, 4)
+    threshold = steps.otsu_threshold(image)
+    np.testing.assert_array_equal(image > threshold, image > np.float32(unit) * 20)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_otsu_is_simpleitks(seed: int) -> None:
     random = np.random.default_rng(seed)

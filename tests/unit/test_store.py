@@ -38,6 +38,7 @@ from vesalius.platform.store import (
     writing,
 )
 from vesalius.platform.store.arrays import array_facts, read_array, write_array
+from vesalius.platform.store.creation import make_store, new_manifest
 from vesalius.platform.store.files import remove, write_files
 from vesalius.platform.testing.faults import faults, memory_folder
 from vesalius.platform.testing.store import check_a_second_ingest_adds_and_changes_nothing_else, check_damage_is_named
@@ -80,6 +81,14 @@ def one_sentence(error: InputError) -> str:
 
 
 # ---- opening
+
+
+def test_a_store_that_another_writer_has_just_made_is_left_as_it_is(tmp_path: Path) -> None:
+    store = CohortStore.create(tmp_path / "store", recipe={"name": "a"}, channels=("T1w",))
+    before = (store.path / "manifest.json").read_bytes()
+    # What a second writer does that found no manifest a moment ago.
+    make_store(store.path, new_manifest(store.path, {"name": "b"}, ("FLAIR",), "late", None))
+    assert (store.path / "manifest.json").read_bytes() == before
 
 
 def test_a_folder_that_is_not_a_store_is_refused(tmp_path: Path) -> None:

@@ -44,7 +44,10 @@ def otsu_threshold(image: NDArray[np.float32]) -> float:
 
     256 bins between the image's extremes; the answer is the upper edge of the last bin of the darker class.
     """
-    counts, edges = np.histogram(image, bins=_OTSU_BINS)
+    try:
+        counts, edges = np.histogram(image, bins=_OTSU_BINS)
+    except ValueError:  # the values lie too near one another for 256 edges between them in float32
+        counts, edges = np.histogram(image.astype(np.float64), bins=_OTSU_BINS)
     centers = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1].astype(np.float64)
     above = image.size - below

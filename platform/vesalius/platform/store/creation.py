@@ -43,11 +43,16 @@ def new_manifest(
 def make_store(path: Place, manifest: Manifest) -> None:
     """Write an empty store; one whose making was interrupted, or whose manifest was moved away, is made anew.
 
+    Where a manifest stands by now, nothing is written.
+
     Raises:
         StoreError: the folder holds something else, or another writer is at work in it.
         DiskSpaceError: there is no room; a folder that was not there before is not there now.
     """
-    foreign = sorted({entry.name for entry in path.iterdir()} - _OURS) if path.exists() else []
+    names = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if NAME in names:
+        return  # another writer has just made it; opening says what it is
+    foreign = sorted(names - _OURS)
     if foreign:
         raise StoreError(f"{path} is not empty and not a cohort store (it holds {foreign[0]}): give another folder")
     require_space(path, SLACK_BYTES)
