@@ -110,32 +110,15 @@ def choose(
     """
     paper = paper_settings(row)
     if budget_seconds is None:
-        steps = _steps(row, paper, store, training)
-        return Choice(
-            preset=row.preset,
-            settings=paper.model_dump(mode="json"),
-            scaled=False,
-            steps=steps,
-            paper_steps=steps,
-            fraction=1.0,
-            said=f"the paper's settings ({row.preset}), {steps:,} steps",
-        )
+        return _as_they_stand(row, paper, _steps(row, paper, store, training))
     whole = estimate(row.method, paper, training, store, splits, budget_seconds)
     paper_steps = sum(whole.steps.values())
     if whole.complete and whole.total_seconds <= budget_seconds:
-        return Choice(
-            preset=row.preset,
-            settings=paper.model_dump(mode="json"),
-            scaled=False,
-            steps=paper_steps,
-            paper_steps=paper_steps,
-            fraction=1.0,
-            said=f"the paper's settings ({row.preset}), {paper_steps:,} steps: they fit",
-        )
+        return _as_they_stand(row, paper, paper_steps)
     start = scaled_settings(row, small)
     # The limit is for the stop of a hopeless probe alone: epochs can be cut, so that only a single step has to fit.
     probed = estimate(row.method, start, training, store, splits, math.inf)
-    settings = fit_epochs(row, start, paper, probed, budget_seconds)
+    settings = fit_epochs(start, paper, probed, budget_seconds, paper_steps)
     steps = _steps(row, settings, store, training)
     at_least = "more than " if not whole.complete else ""
     return Choice(
@@ -151,11 +134,12 @@ def choose(
 
 
 def fit_epochs(
-    row: Row, start: MethodSettings, paper: MethodSettings, probed: Estimate, budget_seconds: float
+    start: MethodSettings, paper: MethodSettings, probed: Estimate, budget_seconds: float, paper_steps: int
 ) -> MethodSettings:
     """Return ``start`` with every ``epochs`` multiplied alike, so that training fills what scoring leaves.
 
-    None is more than the paper's. Stages without epochs of their own keep their length.
+    None is more than the paper's, nor are the steps, whose batches may be smaller. Stages without epochs of their own
+    keep their length.
 
     Raises:
         SettingError: scoring, or one step of each stage, takes longer than the budget.
@@ -164,17 +148,30 @@ def fit_epochs(
     least = sum(probed.step_seconds.values())
     if room < least:
         raise SettingError(
-            f"{row.label}: --budget {as_time(budget_seconds)} is too small here: scoring {probed.num_volumes} volumes "
+            f"--budget {as_time(budget_seconds)} is too small here: scoring {probed.num_volumes} volumes "
             f"takes {as_time(probed.scoring_seconds)} and one step of each stage {as_time(least)} with the smallest "
             f"settings; give it {as_time(2 * (probed.scoring_seconds + 100 * least))} or more, or a smaller cohort"
         )
     known = flatten(paper)
     epochs = {key: value for key, value in flatten(start).items() if key.rpartition(".")[2] == "epochs"}
-    factor = room / max(probed.training_seconds, 1e-9)
+    factor = min(room / max(probed.training_seconds, 1e-9), paper_steps / sum(probed.steps.values()))
     wanted = {
         key: min(_whole(value * factor), float(known.get(key, value))) for key, value in epochs.items() if value > 0
     }
     return override(start, {key: value for key, value in wanted.items() if value > 0})
+
+
+def _as_they_stand(row: Row, paper: MethodSettings, steps: int) -> Choice:
+    whose = "the paper's settings" if row.published is not None else "its defaults"
+    return Choice(
+        preset=row.preset,
+        settings=paper.model_dump(mode="json"),
+        scaled=False,
+        steps=steps,
+        paper_steps=steps,
+        fraction=1.0,
+        said=f"{whose} (preset {row.preset}), {steps:,} steps",
+    )
 
 
 def _whole(epochs: float) -> float:

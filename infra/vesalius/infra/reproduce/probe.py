@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -77,9 +78,9 @@ def estimate(
 ) -> Estimate:
     """Time a method with these settings; stop as soon as it is seen to take longer than the limit.
 
-    The probe trains a method of its own, in this process, and leaves nothing behind. Scoring comes first, quickly, then
-    in full where the quick one leaves room: a restoration of hundreds of steps is not begun to find out that training
-    alone is too long.
+    The probe trains a method of its own, in this process, and leaves nothing behind. Scoring comes last, with the
+    reduced settings and in full where those leave room: a restoration of hundreds of steps is not begun to find out
+    that training alone is too long.
 
     Args:
         name: of the method.
@@ -93,34 +94,37 @@ def estimate(
         SettingError: the method does not fit the cohort.
         DivergenceError: it already failed in its first steps.
     """
+    with _undisturbed(training.threads or os.cpu_count() or 1):
+        return _probe(method_type(name)(settings, store.facts()), training, store, splits, limit_seconds)
+
+
+def _probe(
+    method: Method, training: TrainingSettings, store: CohortStore, splits: Sequence[str], limit_seconds: float
+) -> Estimate:
     device = choose_device(training.device)
-    method = method_type(name)(settings, store.facts()).to(device)
-    plan = Plan(method, store, training, Alone(), device)
+    plan = Plan(method.to(device), store, training, Alone(), device)
     volumes = [record for split in splits for record in store.subjects(split)]
-    steps = dict(zip(plan.names, plan.steps, strict=True))
     held = min(training.validate_subjects, len(store.subjects("validation")))
-    passes = _VALIDATIONS * held * sum(stage.selectable for stage in plan.stages)
     found = Estimate(
-        steps=steps,
+        steps=dict(zip(plan.names, plan.steps, strict=True)),
         step_seconds={},
         quick_seconds=0.0,
         volume_seconds=0.0,
         num_volumes=len(volumes),
-        passes=passes,
+        passes=_VALIDATIONS * held * sum(stage.selectable for stage in plan.stages),
         complete=False,
     )
-    with _undisturbed():
-        for index, stage in enumerate(plan.stages):
-            seconds = _stage_seconds(method, plan, index, stage, training, device)
-            found = found.model_copy(update={"step_seconds": {**found.step_seconds, stage.name: seconds}})
-            if found.total_seconds > limit_seconds:
-                return found
-        quick = _score_seconds(method, store, volumes[0], device, quick=True)
-        found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
+    for index, stage in enumerate(plan.stages):
+        seconds = _stage_seconds(method, plan, index, stage, training, device)
+        found = found.model_copy(update={"step_seconds": {**found.step_seconds, stage.name: seconds}})
         if found.total_seconds > limit_seconds:
             return found
-        full = _score_seconds(method, store, volumes[0], device, quick=False)
-        return found.model_copy(update={"volume_seconds": full, "complete": True})
+    quick = _score_seconds(method, store, volumes[0], device, quick=True)
+    found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
+    if found.total_seconds > limit_seconds:
+        return found
+    full = _score_seconds(method, store, volumes[0], device, quick=False)
+    return found.model_copy(update={"volume_seconds": full, "complete": True})
 
 
 def _stage_seconds(
@@ -168,10 +172,15 @@ def _score_seconds(
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leave torch's generator as it was: what is trained afterwards must not depend on a probe."""
-    with torch.random.fork_rng(devices=[]):
-        yield
+def _undisturbed(num_threads: int) -> Iterator[None]:
+    """Compute with as many threads as training will, and leave torch's generator and threads as they were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def as_time(seconds: float) -> str:

@@ -43,6 +43,7 @@ class Conditions:
         budget_seconds: a row's, or None for the paper's settings.
         num_workers: Ray Train workers; 0 trains in this process.
         device: cpu, cuda or auto.
+        threads: of CPU, of one worker; None shares out the machine's cores.
         small: the preset that is scaled to the budget.
     """
 
@@ -53,6 +54,7 @@ class Conditions:
     budget_seconds: float | None
     num_workers: int
     device: str
+    threads: int | None
     small: str
 
     def store_of(self, row: Row) -> CohortStore:
@@ -66,7 +68,7 @@ class Conditions:
 
     def training(self) -> TrainingSettings:
         """Return the loop's settings."""
-        return TrainingSettings.model_validate({"device": self.device})
+        return TrainingSettings.model_validate({"device": self.device, "threads": self.threads})
 
 
 class Outcome(Settings):
@@ -124,12 +126,26 @@ def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
             )
     except DiskSpaceError:
         raise
-    except (VesaliusError, MemoryError, torch.OutOfMemoryError) as error:
-        said = " ".join(str(error).split()) or "the memory of this machine is too small for it"
+    except (VesaliusError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, VesaliusError) and not _is_out_of_memory(error):
+            raise
+        said = _sentence(error)
         terminal.warn(f"{row.label}: {said}")
         return Judged(row=row, outcome=outcome.model_copy(update={"error": said}))
     minutes = training_seconds(run) / 60
     return Judged(row=row, outcome=outcome.model_copy(update={"training_minutes": minutes}), run=run, figures=figures)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a type for CUDA's memory alone; of the CPU's it says so in words.
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, VesaliusError):
+        return " ".join(str(error).split())
+    return "this machine has not memory enough for it: give a budget, which scales it down, or coarser data"
 
 
 def training_seconds(run: RunFolder) -> float:
@@ -172,8 +188,8 @@ def _choice(row: Row, conditions: Conditions) -> Choice:
 def _find_or_start(row: Row, choice: Choice, conditions: Conditions) -> RunFolder:
     """Return the row's run; its name holds a digest of what decides its outcome."""
     store = conditions.store_of(row)
-    training = conditions.training().model_dump(mode="json")
-    key = digest([row.method, choice.settings, training, store.digest, conditions.num_workers])
+    training = conditions.training()
+    key = digest([row.method, choice.settings, training.model_dump(mode="json"), store.digest, conditions.num_workers])
     run_id = f"{slug(row.label)}-{key[:8]}"
     try:
         return find_run(conditions.home, run_id)
@@ -184,7 +200,7 @@ def _find_or_start(row: Row, choice: Choice, conditions: Conditions) -> RunFolde
             home=conditions.home,
             settings=choice.settings,
             preset=choice.preset,
-            assignments=[f"training.device={conditions.device}"],
+            assignments=[f"training.device={training.device}", f"training.threads={json.dumps(training.threads)}"],
             num_workers=conditions.num_workers,
             name=run_id,
             experiment=conditions.protocol.name,

@@ -40,6 +40,7 @@ def reproduce(
     home: Path | None = None,
     num_workers: int = 0,
     device: str = "auto",
+    threads: int | None = None,
     phantom: CohortSettings | None = None,
     small: str = "demo",
 ) -> None:
@@ -55,6 +56,7 @@ def reproduce(
         home: of the runs; None keeps them below ``out``.
         num_workers: Ray Train workers; 0 trains in this process.
         device: cpu, cuda or auto.
+        threads: of CPU, of one worker; None shares out the machine's cores.
         phantom: other phantoms than the protocol's.
         small: the preset that is scaled to the budget.
 
@@ -85,6 +87,7 @@ def reproduce(
             budget_seconds=seconds,
             num_workers=num_workers,
             device=device,
+            threads=threads,
             small=small,
         )
         judged: list[Judged] = []
@@ -192,4 +195,6 @@ def _say(document: Mapping[str, Any], path: Path) -> list[Any]:
         ("figures", path),
         ("took", f"{document['seconds']:.0f} s"),
     ]
-    return ["", tables.paper_table(document["rows"], title, evaluation["voxel_set"]), tables.key_values(rows)]
+    notes = {row["label"]: "; ".join(said) for row in document["rows"] if (said := tables.row_notes(row))}
+    shown: list[Any] = ["", tables.paper_table(document["rows"], title, evaluation["voxel_set"])]
+    return [*shown, *([tables.pairs("row", notes)] if notes else []), tables.key_values(rows)]

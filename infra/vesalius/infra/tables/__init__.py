@@ -14,7 +14,7 @@ from __future__ import annotations
 from vesalius.infra.tables.choices import describe_settings, deviations, memory, paper_steps, presets, settings
 from vesalius.infra.tables.frames import heading, key_values, listing, pairs, plain_text
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion
-from vesalius.infra.tables.reproduction import paper_table
+from vesalius.infra.tables.reproduction import paper_table, row_notes
 from vesalius.infra.tables.volumes import exported, findings
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "plain_text",
     "presets",
     "promotion",
+    "row_notes",
     "settings",
 ]

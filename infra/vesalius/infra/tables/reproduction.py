@@ -24,7 +24,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 def paper_table(rows: Sequence[Mapping[str, Any]], title: str, voxel_set: str) -> Table:
-    """Return two lines a row: what the paper prints, and ours with its 95 % interval; failed rows say why.
+    """Return two lines a row: what the paper prints, and ours with its 95 % interval.
 
     Args:
         rows: of a reproduction's document.
@@ -32,13 +32,13 @@ def paper_table(rows: Sequence[Mapping[str, Any]], title: str, voxel_set: str) -
         voxel_set: whose figures are shown.
     """
     table = plain(title=title, title_style="bold")
-    table.add_column("row", style="cyan", overflow="fold")
+    # Names may be folded where the room is narrow, figures never: a cut figure is a wrong one.
+    table.add_column("row", style="cyan", min_width=10)
     table.add_column("", no_wrap=True)
     for _, head, _ in COLUMNS:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("s", justify="right", no_wrap=True)
     table.add_column("min", justify="right", no_wrap=True)
-    table.add_column("trained as", overflow="fold")
     for row in rows:
         published = row["published"]
         name = Text(str(row["label"]))
@@ -46,16 +46,22 @@ def paper_table(rows: Sequence[Mapping[str, Any]], title: str, voxel_set: str) -
             name.append(f"\n{row['latent']}", style="dim")
         if published:
             printed = [Text(cell, style="dim") for cell in published_cells(published)]
-            table.add_row(name, Text("paper", style="dim"), *printed, "", Text("as published", style="dim"))
+            table.add_row(name, Text("paper", style="dim"), *printed, "")
             name = Text("")
         if row["error"] is not None:
-            table.add_row(name, "ours", *[""] * len(COLUMNS), "", "", Text(row["error"], style="bold yellow"))
+            table.add_row(name, "ours", Text("failed", style="bold yellow"), *[""] * (len(COLUMNS) + 1))
         elif row["figures"]:
             numbers = our_cells(row, voxel_set, intervals=True, separator="\n")
-            table.add_row(name, "ours", *numbers, f"{row['training_minutes']:.1f}", row["scale"]["said"])
+            table.add_row(name, "ours", *numbers, f"{row['training_minutes']:.1f}")
         else:
-            table.add_row(name, "ours", *[""] * len(COLUMNS), "", "", "not reached")
+            table.add_row(name, "ours", "not reached", *[""] * (len(COLUMNS) + 1))
     return table
+
+
+def row_notes(row: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of a row: why it failed, how it was scaled, what differs."""
+    said = [f"failed: {row['error']}"] if row["error"] is not None else []
+    return [*said, *([row["scale"]["said"]] if row["scale"] else []), *row["differs"]]
 
 
 def published_cells(published: Mapping[str, Any]) -> list[str]:
@@ -64,7 +70,7 @@ def published_cells(published: Mapping[str, Any]) -> list[str]:
     if published.get("seconds_per_volume") is not None:
         return [*cells, f"{published['seconds_per_volume']:.1f}"]
     if published.get("seconds_per_slice") is not None:
-        return [*cells, f"{published['seconds_per_slice']:.3g} a slice"]
+        return [*cells, f"{published['seconds_per_slice']:.3g}/slice"]
     return [*cells, ""]
 
 
@@ -76,7 +82,7 @@ def our_cells(row: Mapping[str, Any], voxel_set: str, *, intervals: bool, separa
         text = _with_spread(figures, key, form)
         interval = figures["intervals"].get(key)
         if intervals and text and interval is not None:
-            text += f"{separator}{interval[0]:{form}}..{interval[1]:{form}}"
+            text += f"{separator}{interval[0]:.2f}..{interval[1]:.2f}"
         cells.append(text)
     return [*cells, f"{figures['seconds_per_volume']:.2f}"]
 
@@ -99,7 +105,7 @@ def markdown(document: Mapping[str, Any], voxel_set: str = "all") -> str:
             lines.append("| " + " | ".join(cells) + " |")
             label, latent = "", ""
         if row["error"] is not None:
-            cells = [label, latent, "ours", f"failed: {row['error']}", *[""] * (len(heads) - 4)]
+            cells = [label, latent, "ours", "failed", *[""] * (len(heads) - 4)]
         elif row["figures"]:
             numbers = our_cells(row, voxel_set, intervals=True, separator="<br>")
             cells = [label, latent, "ours", *numbers, f"{row['training_minutes']:.1f}"]
@@ -107,9 +113,7 @@ def markdown(document: Mapping[str, Any], voxel_set: str = "all") -> str:
             continue
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     lines.append("")
-    for row in document["rows"]:
-        said = [row["scale"]["said"]] if row["scale"] else []
-        lines += [f"- {row['label']}: {'; '.join([*said, *row['differs']])}"] if said or row["differs"] else []
+    lines += [f"- {row['label']}: {'; '.join(said)}" for row in document["rows"] if (said := row_notes(row))]
     return "\n".join(lines) + "\n"
 
 
