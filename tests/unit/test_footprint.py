@@ -105,9 +105,9 @@ def test_a_method_states_its_memory_and_its_deviations(name: str) -> None:
     for one in kind.deviations:
         assert all(text.strip() for text in (one.paper, one.here, one.why))
     text = " ".join(
-        CliRunner().invoke(app, ["methods", name, "--grid", "32,32,32"], env={"COLUMNS": "160"}).stdout.split()
+        CliRunner().invoke(app, ["methods", name, "--grid", "64,64,32"], env={"COLUMNS": "160"}).stdout.split()
     )
-    assert "memory of training on 32 x 32 x 32 voxels" in text
+    assert "memory of training on 64 x 64 x 32 voxels" in text
 
 
 @pytest.mark.parametrize("name", ["implicit_field", "healthy_atlas", "intensity_threshold"])
