@@ -17,6 +17,7 @@ from vesalius.platform.contracts import (
     Augmentation,
     Batch,
     CohortFacts,
+    Collective,
     Effort,
     Method,
     MethodSettings,
@@ -344,3 +345,29 @@ def test_training_sees_the_augmentation(toy_store: CohortStore) -> None:
     with_it = contract.trained(_Blurred, _Settings(), toy_store).state_dict()
     without = contract.trained(_Blurred, _Settings(augmentation=Augmentation()), toy_store).state_dict()
     assert not torch.equal(with_it["layer.weight"], without["layer.weight"])
+
+
+class _AskedFor(_Blurred):
+    """The same, its augmentation depending on what an earlier stage fitted."""
+
+    def __init__(self, settings: MethodSettings, cohort: CohortFacts) -> None:
+        super().__init__(settings, cohort)
+        self.register_buffer("brightness", torch.zeros(()))
+
+    def stages(self) -> Sequence[Stage]:
+        first = Stage(name="level", view=WholeVolumes(), batch_size=1, epochs=1, step=lambda batch, update: {})
+        (second,) = super().stages()
+        return [
+            replace(first, finish=self._fit),
+            replace(second, augmentation=lambda: Augmentation(brightness=float(self.get_buffer("brightness")))),
+        ]
+
+    def _fit(self, collective: Collective) -> None:
+        self.get_buffer("brightness").fill_(0.25)
+
+
+def test_a_stage_asks_for_its_augmentation_once_earlier_stages_are_done(toy_store: CohortStore) -> None:
+    asked = contract.trained(_AskedFor, _Settings(), toy_store).state_dict()
+    given = contract.trained(_Blurred, _Settings(augmentation=Augmentation(brightness=0.25)), toy_store).state_dict()
+    assert torch.equal(asked["layer.weight"], given["layer.weight"])
+    contract.assert_exact_resume(_AskedFor, _Settings(), toy_store, moments=2)

@@ -17,7 +17,7 @@ from vesalius.platform.errors import CohortError, VolumeError
 from vesalius.platform.tables import lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 GRID = (8, 9, 10)
 EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -55,6 +55,7 @@ class Ranks:
 
     def __init__(self, others: Sequence[Method] = ()) -> None:
         self.others = others
+        self.observed: Mapping[str, float] = {}
 
     def sum(self, value: Tensor) -> Tensor:
         return value.clone()

@@ -11,8 +11,10 @@ from vesalius.methods.blocks import (
     MapSettings,
     average_pool,
     check_channels,
+    erode,
     finish_map,
     image_score,
+    median_pool,
     min_pool,
 )
 from vesalius.platform.config import override
@@ -42,6 +44,55 @@ def test_average_pool_divides_by_the_voxels_inside(shape: tuple[int, ...], size:
     total = ndimage.uniform_filter(values.numpy(), size=size, mode="constant", cval=0.0)
     inside = ndimage.uniform_filter(np.ones(shape), size=size, mode="constant", cval=0.0)
     np.testing.assert_allclose(average_pool(values, size).numpy(), total / inside, rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("memory", [1, 2**25])
+def test_median_pool_is_the_median_of_the_voxels_inside(
+    shape: tuple[int, ...], size: int, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vesalius.methods.blocks.maps._WINDOW_VALUES", memory)  # one plane a slab, and all in one
+    values = random_map(shape)
+
+    def lower_median(window: np.ndarray) -> float:
+        known = np.sort(window[np.isfinite(window)])
+        return float(known[(len(known) - 1) // 2])
+
+    expected = ndimage.generic_filter(values.numpy(), lower_median, size=size, mode="constant", cval=np.inf)
+    np.testing.assert_array_equal(median_pool(values, size).numpy(), expected)
+
+
+def test_median_is_scipys_away_from_the_border() -> None:
+    values = random_map((9, 10, 11))
+    inner = (slice(2, -2),) * 3
+    expected = ndimage.median_filter(values.numpy(), size=5)[inner]
+    np.testing.assert_array_equal(median_pool(values, 5).numpy()[inner], expected)
+
+
+@pytest.mark.parametrize("voxels", [0, 1, 2])
+def test_erosion_is_scipys_and_a_cut_brain_loses_nothing_at_the_cut(voxels: int) -> None:
+    brain = random_map((12, 13, 14)) > 0.4
+    expected = brain.numpy()
+    if voxels:
+        expected = ndimage.binary_erosion(expected, iterations=voxels, border_value=1)
+    np.testing.assert_array_equal(erode(brain, voxels).numpy(), expected)
+    assert bool(erode(torch.ones(4, 4, 4), 3).all())
+
+
+def test_the_median_sees_the_whole_map_and_the_eroded_brain_keeps_it() -> None:
+    brain = torch.zeros(9, 9, 9, dtype=torch.bool)
+    brain[2:7, 2:7, 2:7] = True
+    values = torch.ones(9, 9, 9)
+    settings = MapSettings(median_pool=3, erosion=1, voxels="brain")
+    finished = finish_map(values, brain, settings)
+    assert torch.equal(finished > 0, erode(brain, 1))
+    assert float(finished.max()) == 1.0
+
+
+def test_an_erosion_without_effect_is_refused() -> None:
+    with pytest.raises(SettingError, match="erosion has no effect"):
+        override(MapSettings(), {"erosion": 1})
 
 
 def test_pooling_treats_channels_alone() -> None:
@@ -147,3 +198,18 @@ def test_other_channels_are_refused_by_name() -> None:
     )
     with pytest.raises(VolumeError, match=r"sub-7: the volume has 2 channels .* 1 \(T1w\)"):
         check_channels(volume, cohort)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("box", [(3, 7, 7), (1, 1, 5), (5, 3, 1)])
+def test_a_box_averages_along_each_axis_as_far_as_it_says(shape: tuple[int, ...], box: tuple[int, int, int]) -> None:
+    values, brain = random_map(shape) + 1, blob(shape)
+    window = np.ones(box)
+    count = ndimage.convolve(np.ones(shape), window, mode="constant")
+    expected = ndimage.convolve(values.numpy(), window, mode="constant") / count
+    np.testing.assert_allclose(average_pool(values, box).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(finish_map(values, brain, MapSettings(average_pool=9), box).numpy(), expected, rtol=1e-5)
+    inside = np.rint(ndimage.convolve(brain.numpy().astype(float), window, mode="constant"))
+    total = ndimage.convolve(np.where(brain, values.numpy(), 0), window, mode="constant")
+    expected = np.where(brain, total / np.maximum(inside, 1), 0)
+    np.testing.assert_allclose(average_pool(values, box, brain).numpy(), expected, rtol=1e-5)

@@ -88,6 +88,7 @@ def test_the_verbs_are_those_that_were_agreed() -> None:
         "score",
         "evaluate",
         "promote",
+        "reproduce",
         "methods",
         "datasets",
         "demo",

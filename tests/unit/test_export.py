@@ -186,6 +186,30 @@ def test_a_map_goes_home_to_the_file(untouched: CohortStore, tmp_path: Path) -> 
         export_volumes(untouched, ["sub-00"], ["restoration"], tmp_path / "out", scores_of=lambda _: scores)
 
 
+def test_further_maps_go_home_too(untouched: CohortStore, tmp_path: Path) -> None:
+    record = untouched.record("sub-00")
+    image = torch.from_numpy(untouched.image("sub-00")[0])
+    info = ScoreInfo(method="m", model_digest="0", cohort_digest=untouched.digest, store="s", split=record.split)
+    kept = {name: getattr(record, name) for name in ("channels", "shape", "spacing_mm", "affine", "source")}
+    score = Score(map=image / 100, image_score=1.0, extras={"spread": image / 200, "rarity": image / 50})
+    with ScoreStore.writing(tmp_path / "scores", info) as writing:
+        writing.write(ScoreRecord(subject_id="sub-00", image_score=1.0, seconds=0.1, has_lesion=True, **kept), score)
+        writing.finish()
+    scores = ScoreStore.open(tmp_path / "scores")
+    report = export_volumes(untouched, ["sub-00"], ["map", "extras"], tmp_path / "out", scores_of=lambda _: scores)
+    names = [Path(file.path).name for file in report.files]
+    assert names == ["sub-00_map.nii.gz", "sub-00_extras_rarity.nii.gz", "sub-00_extras_spread.nii.gz"]
+    assert [file.channel for file in report.files] == [None, "rarity", "spread"]
+    map_values, affine, _ = load(report.files[0].path)
+    for file, factor in zip(report.files[1:], (2.0, 0.5), strict=True):
+        values, own, _ = load(file.path)
+        assert np.array_equal(own, affine)
+        assert np.allclose(values, factor * map_values, rtol=2e-3, atol=1e-6)
+    plain = scored(tmp_path / "plain", untouched, "sub-00")
+    with pytest.raises(CohortError, match="has no extras"):
+        export_volumes(untouched, ["sub-00"], ["extras"], tmp_path / "none", scores_of=lambda _: plain)
+
+
 def test_the_verb_finds_the_maps_of_a_run(untouched: CohortStore, tmp_path: Path) -> None:
     from vesalius.platform.runs import RunSpec, create_run
 

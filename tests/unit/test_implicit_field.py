@@ -32,7 +32,7 @@ from vesalius.platform.contracts import (
 from vesalius.platform.errors import SettingError, VolumeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 GRID = (18, 16, 14)
@@ -76,6 +76,7 @@ class OneProcess:
 
     def __init__(self, images: Sequence[Tensor]) -> None:
         self.images = images
+        self.observed: Mapping[str, float] = {}
         self.stage: Stage
 
     def sum(self, value: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class OneProcess:
     def gather(self, value: Tensor) -> list[Tensor]:
         return [value.clone()]
 
-    def __call__(self, optimizer: str, loss: Callable[[Batch], tuple[Tensor, Any]], batch: Batch) -> float:
+    def __call__(self, optimizer: str, loss: Callable[[Batch], tuple[Any, ...]], batch: Batch) -> float:
         chosen = self.stage.optimizers[optimizer]
         chosen.zero_grad()
         total, count = loss(batch)

@@ -184,7 +184,7 @@ def test_capacity_limits_a_call(tmp_path: Path, toy_store: CohortStore, toy: Toy
         score_store(toy, toy_store, "test", tmp_path / "t", info=INFO, batch_volumes=0)
 
 
-def test_only_volumes_of_one_shape_share_a_call(tmp_path: Path, toy: Toy) -> None:
+def test_volumes_of_different_shapes_share_a_call(tmp_path: Path, toy: Toy) -> None:
     store = CohortStore.create(tmp_path / "c", recipe={"name": "shapes"}, channels=("T1w",))
     shapes = {"a": (4, 4, 4), "b": (4, 4, 4), "c": (5, 4, 4), "d": (4, 4, 4)}
     with store.lock():
@@ -194,7 +194,7 @@ def test_only_volumes_of_one_shape_share_a_call(tmp_path: Path, toy: Toy) -> Non
             records.append(store.write(stored(name, shape), arrays))
         store.commit(records)
     scores = score_store(toy, store, "test", tmp_path / "s", info=INFO)
-    assert toy.calls == [["a", "b"], ["c"], ["d"]]
+    assert toy.calls == [["a", "b", "c", "d"]]
     assert {name: scores.map(name).shape for name in shapes} == shapes
 
 

@@ -26,7 +26,7 @@ from vesalius.platform.contracts import (
     Volume,
     WholeVolumes,
 )
-from vesalius.platform.errors import DivergenceError, RunError, SettingError
+from vesalius.platform.errors import CohortError, DivergenceError, RunError, SettingError
 from vesalius.platform.loading import VolumeCache, load_batch
 from vesalius.platform.testing import methods as contract
 from vesalius.platform.testing.training_runs import BreakAt
@@ -208,6 +208,8 @@ class Regressor(Toy):
     def __init__(self, settings: MethodSettings, cohort: CohortFacts) -> None:
         super().__init__(settings, cohort)
         self.net = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3))
+        self.shift: Tensor
+        self.register_buffer("shift", torch.zeros(()))  # what was observed, kept: ranks must agree on it
 
     def stages(self) -> Sequence[Stage]:
         return [
@@ -218,14 +220,22 @@ class Regressor(Toy):
                 epochs=4,
                 trains=[self.net],
                 optimizers={"net": torch.optim.Adam(self.net.parameters(), self.lr / 4)},
-                step=lambda batch, update: {"loss": update("net", self._loss, batch)},
+                step=self._step,
+                observes=("never", "shift"),
             )
         ]
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Batch, update: Update) -> Metrics:
+        loss = update("net", self._loss, batch)
+        self.shift += update.observed["shift"]
+        return {"loss": loss}
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         keep = batch.brain[:, 2, 2, 2]
-        error = (self.net(batch.image) - batch.position).norm(dim=1)
-        return (error * keep).sum(), keep.sum()
+        answer = self.net(batch.image)
+        error = (answer - batch.position).norm(dim=1)
+        shift = (answer - batch.position).mean(dim=1)
+        return (error * keep).sum(), keep.sum(), {"shift": (shift * keep).sum()}
 
 
 TOYS = [AutoDecoder, Adversarial, Moments, Regressor]
@@ -299,11 +309,22 @@ def test_micro_batches_weight_unequal_counts_right(toy_store: CohortStore, micro
     assert 0 < int(keep.sum()) < len(keep), "the case needs discarded patches"
     reference = (method.net(batch.image) - batch.position).norm(dim=1)[keep].mean()
     expected = torch.autograd.grad(reference, list(method.net.parameters()))
+    shift = (method.net(batch.image) - batch.position)[keep].mean()
     update = Updater(stage, Alone(), TrainingSettings(micro_batch_size=micro, precision="fp32"), CPU)
     assert update("net", method._loss, batch) == pytest.approx(reference.item(), rel=1e-5)
+    assert update.observed == {"shift": pytest.approx(shift.item(), rel=1e-4)}
     for parameter, gradient in zip(method.net.parameters(), expected, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_stage_does_not_observe_may_not_be_reported(toy_store: CohortStore) -> None:
+    method = contract.build(Regressor, ToySettings(), toy_store)
+    assert isinstance(method, Regressor)
+    stage, batch = _first(toy_store, method)
+    update = Updater(replace(stage, observes=()), Alone(), TrainingSettings(precision="fp32"), CPU)
+    with pytest.raises(SettingError, match="'regress' reports 'shift'"):
+        update("net", method._loss, batch)
 
 
 def test_clipping_bounds_the_norm(toy_store: CohortStore) -> None:
@@ -324,7 +345,7 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_optimiser(toy_store: Coh
     before = [p.clone() for p in method.net.parameters()]
 
     def loss(micro: Batch) -> tuple[Tensor, Tensor]:
-        total, count = method._loss(micro)
+        total, count, _ = method._loss(micro)
         return total * bad, count
 
     with pytest.raises(DivergenceError, match=r"'net' is not finite at step 0 of stage 'regress'"):
@@ -630,3 +651,51 @@ def test_a_rank_that_looks_late_follows_rank_0(toy_store: CohortStore, tmp_path:
 def test_state_survives_json() -> None:
     state = State(stage_index=1, stage="a", step=5, finished_stages=("b",), seconds={"b": 1.5})
     assert State.model_validate_json(state.model_dump_json()) == state
+
+
+def test_an_optional_stage_without_subjects_begins_and_finishes_and_takes_no_step(
+    toy_store: CohortStore, tmp_path: Path
+) -> None:
+    class Nobody:
+        """The toy cohort without healthy validation subjects."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(toy_store, name)
+
+        def subjects(self, split: str | None = None, healthy: bool | None = None) -> Any:
+            return [] if split == "validation" else toy_store.subjects(split, healthy=healthy)
+
+    called: list[str] = []
+
+    class Optional(Moments):
+        required = False
+
+        def stages(self) -> Sequence[Stage]:
+            (first,) = super().stages()
+            second = replace(
+                first,
+                name="second",
+                split="validation",
+                optional=not self.required,
+                begin=lambda: called.append("begin"),
+                step=self._counted,
+                finish=lambda collective: called.append("finish"),
+            )
+            return [first, second]
+
+        def _counted(self, batch: Batch, update: Update) -> Metrics:
+            called.append("step")
+            return {}
+
+    class Required(Optional):
+        required = True
+
+    method = contract.build(Optional, ToySettings(), toy_store)
+    result = train(method, Nobody(), contract.training_settings(), tmp_path / "a", device=CPU)  # type: ignore[arg-type]
+    assert called == ["begin", "finish"]
+    assert result.state.finished_stages == ("moments", "second")
+    contract.trained(Optional, ToySettings(), toy_store)
+    assert "step" in called
+    method = contract.build(Required, ToySettings(), toy_store)
+    with pytest.raises(CohortError, match="stage 'second' needs healthy subjects in the 'validation' split"):
+        train(method, Nobody(), contract.training_settings(), tmp_path / "b", device=CPU)  # type: ignore[arg-type]

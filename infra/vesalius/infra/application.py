@@ -52,13 +52,14 @@ class Answer:
 
     @property
     def anomalous_ml(self) -> float | None:
-        """Millilitres at or above the threshold."""
-        if self.threshold is None:
+        """Millilitres at or above the threshold, without the components that are too small for it."""
+        found = self.card.thresholds.get("all")
+        if found is None:
             return None
         voxel_ml = float(np.prod(self.record.spacing_mm)) / 1000.0
         # Thresholds are chosen on maps as they are kept, in float16: the same rounding decides here.
-        kept = self.score.map.to(torch.float16).to(torch.float32)
-        return round(float((kept >= self.threshold).sum()) * voxel_ml, 3)
+        anomalous = found.segment(self.score.map.to(torch.float16).numpy())
+        return round(int(np.count_nonzero(anomalous)) * voxel_ml, 3)
 
 
 def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None = None, device: str = "cpu") -> Answer:
@@ -77,7 +78,7 @@ def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None =
             "give one file for each, in this order"
         )
     record, arrays = prepare_file(dict(zip(channels, files, strict=True)), card.recipe, brain_mask)
-    if record.shape != card.cohort.grid:
+    if record.shape != card.cohort.grid and not method.any_grid:
         raise VolumeError(
             f"{files[0]} becomes a grid of {_grid(record.shape)} and the model was trained on "
             f"{_grid(card.cohort.grid)}: "
@@ -105,6 +106,9 @@ def stored_answer(store: CohortStore, scores: ScoreStore, card: ModelCard, subje
             map=torch.from_numpy(scores.map(subject_id).astype(np.float32)),
             image_score=record.image_score,
             restoration=None if restoration is None else torch.from_numpy(restoration.astype(np.float32)),
+            extras={
+                name: torch.from_numpy(scores.extra(subject_id, name).astype(np.float32)) for name in record.extras
+            },
         ),
         seconds=record.seconds,
         card=card,
@@ -112,9 +116,9 @@ def stored_answer(store: CohortStore, scores: ScoreStore, card: ModelCard, subje
 
 
 def write_answer(answer: Answer, folder: Path, stem: str) -> dict[str, str]:
-    """Write map, restoration and picture below ``folder`` and return their paths by kind.
+    """Write map, restoration, further maps and picture below ``folder`` and return their paths by kind.
 
-    Map and restoration are NIfTI in the input file's own shape and affine.
+    All but the picture are NIfTI in the input file's own shape and affine; a further map NAME is ``extras_NAME``.
 
     Raises:
         SettingError: the folder is a file.
@@ -131,6 +135,9 @@ def write_answer(answer: Answer, folder: Path, stem: str) -> dict[str, str]:
             key = "restoration" if len(answer.card.cohort.channels) == 1 else f"restoration_{channel}"
             written[key] = folder / f"{stem}_{key}.nii.gz"
             write_native(written[key], answer.score.restoration[index].numpy(), answer.record)
+    for name, values in sorted(answer.score.extras.items()):
+        written[f"extras_{name}"] = folder / f"{stem}_extras_{name}.nii.gz"
+        write_native(written[f"extras_{name}"], values.numpy(), answer.record)
     written["picture"] = draw_score(
         answer.record,
         answer.arrays,
@@ -143,10 +150,11 @@ def write_answer(answer: Answer, folder: Path, stem: str) -> dict[str, str]:
 
 
 def _room(answer: Answer) -> int:
-    """Return the bytes that map, restoration and picture may take, uncompressed."""
+    """Return the bytes that the maps, the restoration and the picture may take, uncompressed."""
     source = answer.record.source
     shape = answer.record.shape if source is None else source.shape
-    volumes = 1 + (len(answer.card.cohort.channels) if answer.score.restoration is not None else 0)
+    volumes = 1 + len(answer.score.extras)
+    volumes += len(answer.card.cohort.channels) if answer.score.restoration is not None else 0
     return 4 * int(np.prod(shape)) * volumes + 2_000_000
 
 

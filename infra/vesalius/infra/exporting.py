@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from vesalius.platform.scoring.native import Placed
     from vesalius.platform.store import CohortStore, SubjectRecord
 
-What = Literal["image", "brain", "head", "lesion", "structures", "map", "restoration"]
+What = Literal["image", "brain", "head", "lesion", "structures", "map", "restoration", "extras"]
 Grid = Literal["native", "prepared"]
 
 WHATS: tuple[What, ...] = get_args(What)
-OF_A_RUN: frozenset[str] = frozenset({"map", "restoration"})
+OF_A_RUN: frozenset[str] = frozenset({"map", "restoration", "extras"})
 ENDINGS = (".nii.gz", ".nii")
 _SLACK_BYTES = 1_000_000
 
@@ -44,7 +44,7 @@ class ExportedFile(Settings):
     Attributes:
         subject_id: whose.
         what: which of its volumes.
-        channel: the modality, where the volume has channels.
+        channel: the modality, where the volume has channels; of ``extras`` the further map's name.
         path: the file.
         shape: its voxels.
         spacing_mm: its voxel size.
@@ -74,7 +74,7 @@ class ExportReport(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class _Planned:
-    """One stored array and the files it becomes: one, or one a channel."""
+    """One stored array and the files it becomes: one, or one a channel; of ``extras``, one for each further map."""
 
     record: SubjectRecord
     what: What
@@ -95,10 +95,10 @@ def export_volumes(
 ) -> ExportReport:
     """Write volumes of subjects as NIfTI files, each complete or absent.
 
-    Images, maps and restorations are sampled linearly as float32, masks (uint8) and structure labels (uint8 or uint16)
-    by nearest neighbour. Where the prepared grid is the file's own (turned, flipped or cropped), every voxel is copied.
-    Intensities are the prepared ones. A voxel of the file that the prepared grid does not reach is 0 in masks and
-    labels, and the volume's least value in the others.
+    Images, maps (``extras`` are a method's further ones, such as ``spread``) and restorations are sampled linearly as
+    float32, masks (uint8) and structure labels (uint8 or uint16) by nearest neighbour. Where the prepared grid is the
+    file's own (turned, flipped or cropped), every voxel is copied. Intensities are the prepared ones. A voxel of the
+    file that the prepared grid does not reach is 0 in masks and labels, and the volume's least value in the others.
 
     Args:
         store: the cohort.
@@ -162,8 +162,7 @@ def _plan(
         record = store.record(subject_id)
         for what in dict.fromkeys(whats):
             if _has(record, what, scores_of):
-                channels = record.channels if what in ("image", "restoration") else (None,)
-                paths = {channel: _target(out, record, what, channel) for channel in channels}
+                paths = {part: _target(out, record, what, part) for part in _parts(record, what, scores_of)}
                 planned.append(_Planned(record=record, what=what, paths=paths))
             elif lenient:
                 without[what] = (*without.get(what, ()), subject_id)
@@ -179,14 +178,22 @@ def _has(record: SubjectRecord, what: What, scores_of: ScoresOf | None) -> bool:
     if scores_of is None:
         raise SettingError(f"a {what} is a run's: name the run that made it")
     found = scores_of(record).record(record.subject_id)
-    return what == "map" or found.restoration
+    return {"map": True, "restoration": found.restoration}.get(what, bool(found.extras))
+
+
+def _parts(record: SubjectRecord, what: What, scores_of: ScoresOf | None) -> tuple[str | None, ...]:
+    """Return what tells the files of one array apart."""
+    if what == "extras" and scores_of is not None:
+        return scores_of(record).record(record.subject_id).extras
+    return record.channels if what in ("image", "restoration") else (None,)
 
 
 def _target(out: Path, record: SubjectRecord, what: What, channel: str | None) -> Path:
     if out.name.endswith(ENDINGS):
         return out
     # A modality may be called anything; a file may not.
-    suffix = "" if channel is None or len(record.channels) == 1 else f"_{re.sub(r'[^A-Za-z0-9._-]', '-', channel)}"
+    alone = channel is None or (what != "extras" and len(record.channels) == 1)
+    suffix = "" if alone else f"_{re.sub(r'[^A-Za-z0-9._-]', '-', channel or '')}"
     return out / f"{record.subject_id}_{what}{suffix}.nii.gz"
 
 
@@ -215,12 +222,15 @@ def _volumes(
     record, what = item.record, item.what
     placed: Placed = record
     values: NDArray[Any] | None
-    if what == "map" or what == "restoration":
+    if what == "map" or what == "restoration" or what == "extras":
         assert scores_of is not None  # _has refused it otherwise
         scores = scores_of(record)
         # Where a map lies is the scoring's to say: the store may have been made anew since.
         placed = scores.record(record.subject_id)
-        values = scores.map(record.subject_id) if what == "map" else scores.restoration(record.subject_id)
+        if what == "extras":
+            values = np.stack([scores.extra(record.subject_id, str(name)) for name in item.paths])
+        else:
+            values = scores.map(record.subject_id) if what == "map" else scores.restoration(record.subject_id)
     elif what == "image":
         values = store.image(record.subject_id)
     elif what == "structures":

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vesalius.datasets.template import mni152
-from vesalius.infra.figures import Case, MethodColumn, Tile, draw_comparison, draw_montage, draw_overlay
+from vesalius.infra.figures import (
+    Case,
+    HistogramPanel,
+    MethodColumn,
+    Tile,
+    draw_comparison,
+    draw_histogram,
+    draw_montage,
+    draw_overlay,
+)
 from vesalius.infra.figures.montage import common_brain, middle_planes, overlap
 from vesalius.infra.pipeline import scores_folder
 from vesalius.platform.errors import CohortError, SettingError
+from vesalius.platform.evaluation import Histogram, subject_histogram
 from vesalius.platform.geometry import resample
 from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vesalius.platform.contracts import Score
-    from vesalius.platform.evaluation import Figures, VoxelSet
+    from vesalius.platform.evaluation import Figures, Threshold, VoxelSet
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.store import Place, SubjectArrays, SubjectRecord
 
@@ -140,16 +150,71 @@ def draw_runs(
     Raises:
         SettingError: the runs were trained on different stores and none is named to draw them on.
     """
+    cohort = store or _one_store(judged)
+    scored = [(ScoreStore.open(scores_folder(run, split, cohort)), figures["all"]) for run, figures in judged]
+    title = title or f"{cohort.name or cohort.path.name}: what the methods find in the {split} split"
+    return draw_evaluation(cohort, split, scored, path, title=title, caption=caption)
+
+
+def draw_histograms(
+    judged: Sequence[tuple[RunFolder, Mapping[VoxelSet, Figures]]],
+    split: str,
+    path: Path,
+    *,
+    store: CohortStore | None = None,
+    voxel_set: VoxelSet = "brain",
+) -> Path:
+    """Draw the scores of healthy and of lesion voxels of evaluated runs; their maps are read one at a time.
+
+    Args:
+        judged: runs with their figures on the split.
+        split: what was evaluated.
+        path: the PNG to write.
+        store: the store evaluated, where it is not the runs' own.
+        voxel_set: which voxels count.
+
+    Raises:
+        SettingError: the runs were trained on different stores and none is named.
+    """
+    cohort = store or _one_store(judged)
+    scored = [(ScoreStore.open(scores_folder(run, split, cohort)), figures[voxel_set]) for run, figures in judged]
+    panels = []
+    for index, (scores, figures) in enumerate(scored):
+        counted = (subject_histogram(scores, cohort, record, voxel_set) for record in cohort.subjects(split))
+        threshold = figures.threshold
+        panels.append(
+            HistogramPanel(
+                name=_column_name(index, scored),
+                counts=Histogram.pooled(histogram for histogram in counted if histogram is not None),
+                threshold=None if threshold is None else threshold.value,
+                how="" if threshold is None else how_chosen(threshold),
+            )
+        )
+    which = {"all": "all voxels", "brain": "the voxels inside the brain"}[voxel_set]
+    return draw_histogram(
+        panels,
+        path,
+        title=f"{cohort.name or cohort.path.name}: scores of healthy and of lesion voxels in the {split} split",
+        caption=f"Exact counts over {which} of {len(cohort.subjects(split))} subjects; each kind divided by its own "
+        "number of voxels.",
+    )
+
+
+def how_chosen(threshold: Threshold) -> str:
+    """Return how a threshold was chosen, in a few words."""
+    if threshold.quantile is not None:
+        return f"{threshold.quantile:.4g} quantile of healthy {threshold.split} voxels"
+    return {"best_dice": "best Dice", "quantile": "quantile"}[threshold.policy] + f" on {threshold.split}"
+
+
+def _one_store(judged: Sequence[tuple[RunFolder, Mapping[VoxelSet, Figures]]]) -> CohortStore:
     stores = {run.spec.store for run, _ in judged}
-    if store is None and len(stores) > 1:
+    if len(stores) > 1:
         raise SettingError(
             f"the runs were trained on different stores ({', '.join(sorted(stores))}): "
             "name the one to draw with --store"
         )
-    cohort = store or CohortStore.open(stores.pop())
-    scored = [(ScoreStore.open(scores_folder(run, split, cohort)), figures["all"]) for run, figures in judged]
-    title = title or f"{cohort.name or cohort.path.name}: what the methods find in the {split} split"
-    return draw_evaluation(cohort, split, scored, path, title=title, caption=caption)
+    return CohortStore.open(stores.pop())
 
 
 def draw_score(

@@ -12,6 +12,42 @@ METHODS: dict[str, TableEntry] = {
         path="vesalius.methods.implicit_field:ImplicitField",
         summary="3D implicit-field auto-decoder over intensity classes (Naval Marimont and Tarroni 2021)",
     ),
+    "residual_vae": TableEntry(
+        path="vesalius.methods.residual_vae:ResidualVae",
+        summary="2D VAE with residual blocks: difference from the reconstruction (Naval Marimont and Tarroni 2021)",
+    ),
+    "vae_restoration": TableEntry(
+        path="vesalius.methods.vae_restoration:VaeRestoration",
+        summary="2D VAE: change of the image on its way to a probable one (You et al. 2019; Chen et al. 2020)",
+    ),
+    "vq_vae": TableEntry(
+        path="vesalius.methods.vq_vae:VqVae",
+        summary="2D VQ-VAE whose prior resamples unlikely codes (Naval Marimont and Tarroni 2020 and 2021)",
+    ),
+    "autoencoder": TableEntry(
+        path="vesalius.methods.autoencoder:Autoencoder",
+        summary="2D convolutional autoencoder, dense or spatial (Baur et al. 2018, dAE and sAE)",
+    ),
+    "variational_autoencoder": TableEntry(
+        path="vesalius.methods.variational_autoencoder:VariationalAutoencoder",
+        summary="2D variational autoencoder, dense or spatial (Baur et al. 2018, dVAE and sVAE)",
+    ),
+    "context_autoencoder_gan": TableEntry(
+        path="vesalius.methods.context_autoencoder_gan:ContextAutoencoderGAN",
+        summary="2D context autoencoder with adversarial training (Baur et al. 2018, sAE-GAN)",
+    ),
+    "anovaegan": TableEntry(
+        path="vesalius.methods.anovaegan:AnoVAEGAN",
+        summary="2D spatial variational autoencoder with a discriminator (Baur et al. 2018)",
+    ),
+    "anogan": TableEntry(
+        path="vesalius.methods.anogan:AnoGAN",
+        summary="2D generative adversarial network with a search for the code (Schlegl et al. 2017; Baur et al. 2018)",
+    ),
+    "implicit_field_2d": TableEntry(
+        path="vesalius.methods.implicit_field_2d:ImplicitField2D",
+        summary="2D implicit-field auto-decoder, a code per slice (Naval Marimont and Tarroni 2021)",
+    ),
     "healthy_atlas": TableEntry(
         path="vesalius.methods.healthy_atlas:HealthyAtlas",
         summary="Baseline: distance from the voxel-wise healthy mean in voxel-wise deviations",

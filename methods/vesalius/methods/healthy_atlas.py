@@ -24,6 +24,7 @@ from vesalius.methods.blocks import (
 )
 from vesalius.platform.contracts import (
     Choice,
+    Deviation,
     Method,
     MethodSettings,
     Range,
@@ -77,6 +78,13 @@ class HealthyAtlas(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = HealthyAtlasSettings
+    deviations: ClassVar[Sequence[Deviation]] = (
+        Deviation(
+            paper="none: no paper describes this baseline",
+            here="voxel-wise mean and deviation of the training subjects, smoothed and floored as the settings say",
+            why="published tables without it cannot tell whether a network has learnt more than an average",
+        ),
+    )
     settings: HealthyAtlasSettings
     mean: Tensor
     deviation: Tensor

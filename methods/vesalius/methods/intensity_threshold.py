@@ -14,19 +14,18 @@ from torch import Tensor
 from vesalius.methods.blocks import (
     BrainMapSettings,
     Window,
+    brain_moments,
     check_channels,
     finish_map,
     image_score,
-    one_pass,
     smooth,
 )
-from vesalius.platform.contracts import Choice, Method, MethodSettings, Score, Stage, setting
-from vesalius.platform.errors import CohortError
+from vesalius.platform.contracts import Choice, Deviation, Method, MethodSettings, Score, Stage, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Update, Volume
+    from vesalius.platform.contracts import CohortFacts, Effort, Volume
 
 
 class IntensityThresholdSettings(MethodSettings):
@@ -58,6 +57,13 @@ class IntensityThreshold(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = IntensityThresholdSettings
+    deviations: ClassVar[Sequence[Deviation]] = (
+        Deviation(
+            paper="Baur et al. 2021 threshold hyperintense voxels of FLAIR volumes whose histogram was equalised",
+            here="distance from the healthy brain's mean, either way (direction), of intensities as prepared",
+            why="lesions are dark in some modalities; the recipe is the cohort's, the same for every method",
+        ),
+    )
     settings: IntensityThresholdSettings
     mean: Tensor
     deviation: Tensor
@@ -66,7 +72,6 @@ class IntensityThreshold(Method):
         super().__init__(settings, cohort)
         self.register_buffer("mean", torch.zeros(len(cohort.channels)))
         self.register_buffer("deviation", torch.ones(len(cohort.channels)))
-        self._moments = torch.zeros(0)
 
     @classmethod
     def presets(cls) -> Mapping[str, MethodSettings]:
@@ -76,7 +81,7 @@ class IntensityThreshold(Method):
 
     def stages(self) -> Sequence[Stage]:
         """One stage without optimisers: moments of the brain's intensities."""
-        return [one_pass("moments", self._begin, self._accumulate, self._solve)]
+        return [brain_moments("intensity_threshold", self)]
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """See :class:`vesalius.platform.contracts.Method`; ``effort`` makes no difference."""
@@ -94,24 +99,3 @@ class IntensityThreshold(Method):
             number = image_score(map_DHW, brain, self.settings.map)
             scores.append(Score(map=map_DHW.to(volume.image.device), image_score=number))
         return scores
-
-    def _begin(self) -> None:
-        # Count, sum and sum of squares a channel; float64 keeps the order of summing from showing in float32.
-        self._moments = torch.zeros(3, len(self.cohort.channels), dtype=torch.float64, device=self.mean.device)
-
-    def _accumulate(self, batch: Batch, update: Update) -> Metrics:
-        inside = batch.image.movedim(1, 0)[:, batch.brain].double()
-        count = torch.full_like(inside[:, 0] if inside.shape[1] else inside.sum(1), inside.shape[1])
-        self._moments += torch.stack([count, inside.sum(1), inside.square().sum(1)]).to(self._moments.device)
-        return {}
-
-    def _solve(self, collective: Collective) -> None:
-        count, first, second = collective.sum(self._moments)
-        if bool((count < 2).any()):
-            raise CohortError("intensity_threshold: the training subjects' brain masks are empty: prepare them again")
-        mean = first / count
-        variance = (second / count - mean.square()).clamp(min=0)
-        if bool((variance == 0).any()):
-            raise CohortError("intensity_threshold: every brain voxel of the training subjects has the same intensity")
-        self.mean.copy_(mean)
-        self.deviation.copy_(variance.sqrt())

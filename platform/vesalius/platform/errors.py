@@ -15,6 +15,7 @@
     ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
     ├── WorkerLostError               a worker process died, again and again         (exit code 1)
     ├── DivergenceError               a loss or gradient is not finite; names stage and step  (exit code 1)
+    ├── RowsFailedError               some rows of a paper's table failed; the others stand  (exit code 1)
     └── NotPromotedError              the candidate did not beat the champion     (exit code 1)
 
 The message is a sentence for the person at the other end. The command line prints it without a traceback
@@ -82,6 +83,10 @@ class WorkerLostError(VesaliusError):
 
 class DivergenceError(VesaliusError):
     """A loss or a gradient is not finite. The message names the stage and the step."""
+
+
+class RowsFailedError(VesaliusError):
+    """Some rows of a paper's table could not be reproduced. The others stand; the message lists the failures."""
 
 
 class NotPromotedError(VesaliusError):

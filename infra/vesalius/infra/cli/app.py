@@ -5,7 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from vesalius.infra.cli import check, demo, evaluate, export, ingest, lesions, listings, promote, score, train
+from vesalius.infra.cli import (
+    check,
+    demo,
+    evaluate,
+    export,
+    ingest,
+    lesions,
+    listings,
+    promote,
+    reproduce,
+    score,
+    train,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -32,6 +44,7 @@ VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (score.score, LEARN, "vesalius score models:/brain@champion patient_T1w.nii.gz --out patient"),
     (evaluate.evaluate, LEARN, "vesalius evaluate RUN OTHER_RUN --split test --picture maps.png"),
     (promote.promote, LEARN, "vesalius promote RUN --name brain"),
+    (reproduce.reproduce, LEARN, "vesalius reproduce anovaegan_2018 --row dAE --row AnoVAEGAN --budget 20m"),
     (listings.methods, LOOK_UP, "vesalius methods implicit_field"),
     (listings.datasets, LOOK_UP, "vesalius datasets bids"),
     (demo.demo, LOOK_UP, "vesalius demo --out demo"),

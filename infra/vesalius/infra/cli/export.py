@@ -8,7 +8,10 @@ import typer
 from vesalius.infra.cli.options import HomeOption, JsonOption, StoreArgument, absolute, home_folder, one_of, place
 from vesalius.infra.console import Terminal
 
-_WHAT_HELP = "image, brain, head, lesion, structures; with --run also map, restoration. May be given several times."
+_WHAT_HELP = (
+    "image, brain, head, lesion, structures; with --run also map, restoration, extras (further maps). "
+    "May be given several times."
+)
 
 
 def export(
@@ -59,7 +62,7 @@ def export(
         if needs_run and run is None:
             raise SettingError(f"--what {needs_run[0]} needs --run RUN: a {needs_run[0]} is what a run's model made")
         if run is not None and not needs_run:
-            raise SettingError("--run goes with --what map or --what restoration: the store's own volumes need none")
+            raise SettingError("--run goes with --what map, restoration or extras: the store's own volumes need none")
 
         cohort = CohortStore.open(place(store))
         ids = [record.subject_id for record in cohort.subjects(split)]

@@ -12,32 +12,88 @@ def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A method, to see its settings.", show_default=False)
     ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D,H,W",
+            help="Voxels that training's memory is computed for (default: 64,64,64); large ones take time and memory.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the methods, or with NAME one method's settings, presets and search spaces."""
+    """List the methods, or with NAME one method's settings, presets, deviations and memory.
+
+    Settings come with their paper's section and search space. Memory is that of the paper's settings in training, on
+    volumes of one modality: counted for weights and optimisers, measured on made-up data for what autograd keeps.
+    """
     with Terminal(as_json) as terminal:
         from vesalius.infra import tables
         from vesalius.methods import METHODS
+        from vesalius.platform.errors import SettingError
         from vesalius.platform.tables import lookup
 
         if name is None:
+            if grid is not None:
+                raise SettingError("--grid goes with the name of a method, as in `vesalius methods implicit_field`")
             rows = [{"name": key, "summary": entry.summary} for key, entry in METHODS.items()]
             terminal.result(
                 {"methods": rows}, tables.listing(rows, "Method"), "One method's settings: vesalius methods NAME"
             )
             return
         kind = lookup(METHODS, name, "method")
+        voxels = _edges(grid)
         document = {"name": name, "summary": METHODS[name].summary, **describe_method(kind)}
+        document["memory"] = describe_memory(kind, voxels)
+        shown: list[Any] = [tables.deviations(document["deviations"])] if document["deviations"] else []
+        if document["memory"] is not None:
+            shown.append(tables.memory(document["memory"]))
         terminal.result(
             document,
             tables.heading(name, document["summary"]),
             tables.settings(document["settings"], "method"),
             tables.presets(document["presets"]),
+            *shown,
         )
 
 
+def _edges(grid: str | None) -> tuple[int, int, int] | None:
+    """Return the voxels that --grid asks for.
+
+    Raises:
+        SettingError: not three whole numbers from 1 to 2048.
+    """
+    from vesalius.platform.errors import SettingError
+
+    if grid is None:
+        return None
+    parts = grid.replace("x", ",").split(",")
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in parts]
+    if len(numbers) != 3 or not all(1 <= number <= 2048 for number in numbers):
+        raise SettingError(f"--grid is '{grid}': expected three numbers of voxels, such as 160,160,160")
+    return (numbers[0], numbers[1], numbers[2])
+
+
+def describe_memory(kind: Any, grid: tuple[int, int, int] | None) -> dict[str, Any] | None:
+    """Return what training with the paper's settings takes, or None where the default grid does not fit the method.
+
+    Raises:
+        SettingError: the grid that was asked for does not fit.
+    """
+    from vesalius.infra.footprint import DEFAULT_GRID, footprint
+    from vesalius.platform.errors import InputError
+
+    try:
+        return footprint(kind, kind.settings_type(), grid or DEFAULT_GRID).model_dump(mode="json")
+    except InputError:
+        if grid is not None:
+            raise
+        return None
+
+
 def describe_method(kind: Any) -> dict[str, Any]:
-    """Return the settings (default, description, source, space, choices) and presets of a method class."""
+    """Return the settings (default, description, source, space, choices), presets and deviations of a method class."""
+    from dataclasses import asdict
+
     from vesalius.infra.tables import describe_settings
     from vesalius.platform.config import flatten
 
@@ -46,7 +102,11 @@ def describe_method(kind: Any) -> dict[str, Any]:
     for preset, chosen in kind.presets().items():
         flat = flatten(chosen)
         presets[preset] = {key: value for key, value in flat.items() if value != default.get(key)}
-    return {"settings": describe_settings(kind.settings_type()), "presets": presets}
+    return {
+        "settings": describe_settings(kind.settings_type()),
+        "presets": presets,
+        "deviations": [asdict(one) for one in kind.deviations],
+    }
 
 
 def datasets(

@@ -30,8 +30,9 @@ def score(
 ) -> None:
     """Score one volume, or every subject of a split, with a trained MODEL.
 
-    Anomaly map and restoration are written as NIfTI in the input's own space and affine, beside a picture. The maps
-    of a run's split stay with the run; with --out they are also written as files.
+    Anomaly map, restoration and what else the method makes (a spread) are written as NIfTI in the input's own space
+    and affine, beside a picture. The maps of a run's split stay with the run; with --out they are also written as
+    files.
     """
     with Terminal(as_json) as terminal:
         from vesalius.platform.errors import SettingError

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from vesalius.infra.figures.comparison import Case, MethodColumn, draw_comparison
+from vesalius.infra.figures.gallery import GalleryCase, GalleryRow, draw_gallery
+from vesalius.infra.figures.histogram import HistogramPanel, draw_histogram
 from vesalius.infra.figures.montage import Tile, draw_montage
 from vesalius.infra.figures.overlay import draw_overlay
 
-__all__ = ["Case", "MethodColumn", "Tile", "draw_comparison", "draw_montage", "draw_overlay"]
+__all__ = [
+    "Case",
+    "GalleryCase",
+    "GalleryRow",
+    "HistogramPanel",
+    "MethodColumn",
+    "Tile",
+    "draw_comparison",
+    "draw_gallery",
+    "draw_histogram",
+    "draw_montage",
+    "draw_overlay",
+]

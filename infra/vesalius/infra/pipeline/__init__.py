@@ -7,6 +7,7 @@ the work once, and a broken-off one goes on.
 from __future__ import annotations
 
 from vesalius.infra.pipeline.judging import (
+    ThresholdRule,
     device_name,
     evaluate_run,
     fit_thresholds,
@@ -24,6 +25,7 @@ from vesalius.infra.pipeline.training import (
 )
 
 __all__ = [
+    "ThresholdRule",
     "choose_settings",
     "describe_run",
     "device_name",

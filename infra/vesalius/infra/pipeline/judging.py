@@ -6,9 +6,12 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field, model_validator
+
 from vesalius.infra.pipeline.training import require_model, tracked_as
 from vesalius.methods import METHODS
 from vesalius.platform import tracking
+from vesalius.platform.config import Settings
 from vesalius.platform.errors import CohortError, RunError, SettingError, StoreError
 from vesalius.platform.evaluation import VOXEL_SETS, Figures, evaluate, fit_threshold
 from vesalius.platform.models import ModelCard, load_model, model_digest, update_card
@@ -28,6 +31,32 @@ if TYPE_CHECKING:
 
 Policy = Literal["auto", "best_dice", "quantile"]
 VALIDATION = "validation"
+PAPER_QUANTILE = 0.98
+
+
+class ThresholdRule(Settings):
+    """How a run's thresholds are chosen.
+
+    Attributes:
+        policy: ``auto`` takes the best Dice where the split has outlined lesions, else the quantile of healthy scores.
+        quantile: share of healthy voxels below the threshold; 0.98 where None.
+        split: on which split; Baur et al. 2018 take the training residuals.
+        min_component: components of fewer voxels are dropped; kept with the threshold. Baur et al. 2018 take 6.
+    """
+
+    policy: Policy = "auto"
+    quantile: float | None = Field(None, gt=0, lt=1)
+    split: Literal["train", "validation"] = "validation"
+    min_component: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _quantile_is_read(self) -> ThresholdRule:
+        if self.quantile is not None and self.policy != "quantile":
+            raise ValueError("a quantile goes with the policy quantile: set the policy, or leave the quantile out")
+        return self
+
+
+DEFAULT_RULE = ThresholdRule()
 
 
 def score_run(
@@ -38,7 +67,7 @@ def score_run(
     Args:
         run: a finished run.
         split: of ``store``.
-        store: another store of the same grid; the run's own by default.
+        store: another store, of the model's grid where its method asks for that; the run's own by default.
         device: cpu, cuda or auto.
         progress: called after each volume.
 
@@ -73,47 +102,57 @@ def scores_folder(run: RunFolder, split: str, store: CohortStore) -> Path:
 
 
 def fit_thresholds(
-    run: RunFolder, *, policy: Policy = "auto", device: str = "auto", progress: Progress = silent
+    run: RunFolder, *, rule: ThresholdRule = DEFAULT_RULE, device: str = "auto", progress: Progress = silent
 ) -> ModelCard:
-    """Choose a threshold for each voxel set on the validation split of a run's own store, and keep them with the model.
+    """Choose a threshold for each voxel set on a split of a run's own store, and keep them with the model.
 
-    The figures of that split at those thresholds become the card's metrics (``validation/all/average_precision`` and
-    so on), and go to the run's folder and to tracking. ``auto`` takes the best Dice where the split has outlined
-    lesions and otherwise the 98th percentile of healthy scores. A store without a validation split leaves the model
-    as it is, and so does a second call that comes to the same.
+    The figures of the validation split at those thresholds become the card's metrics
+    (``validation/all/average_precision`` and so on), and go to the run's folder and to tracking. A store without the
+    rule's split leaves the model as it is, and so does a second call that comes to the same.
 
     Raises:
         RunError: the run is not finished.
         CohortError: the split lacks what the policy needs.
     """
-    return _fit_own(run, CohortStore.open(run.spec.store), policy, device, progress)
+    store = CohortStore.open(run.spec.store)
+    return _fit_own(run, store, store, rule, device, progress)
 
 
-def _fit_own(run: RunFolder, store: CohortStore, policy: Policy, device: str, progress: Progress) -> ModelCard:
+def _fit_own(
+    run: RunFolder, store: CohortStore, reference: CohortStore, rule: ThresholdRule, device: str, progress: Progress
+) -> ModelCard:
     card = require_model(run)
-    thresholds = _thresholds_on(run, store, policy, device, progress)
+    thresholds = _thresholds_on(run, store, reference, rule, device, progress)
     if not thresholds:
         return card
-    scores = score_run(run, VALIDATION, store=store, device=device, progress=progress)
-    figures = evaluate(scores, store, thresholds)
+    figures: dict[VoxelSet, Figures] = {}
+    if store.subjects(VALIDATION):
+        scores = score_run(run, VALIDATION, store=store, device=device, progress=progress)
+        figures = evaluate(scores, reference, thresholds)
     numbers = _numbers(VALIDATION, figures)
     if card.thresholds == thresholds and _lasting(card.metrics) == _lasting(numbers):
         return card
-    keep_figures(run, VALIDATION, store, figures)
+    if figures:
+        keep_figures(run, VALIDATION, store, figures)
     return update_card(run.model, thresholds=thresholds, metrics=numbers)
 
 
 def _thresholds_on(
-    run: RunFolder, store: CohortStore, policy: Policy, device: str, progress: Progress
+    run: RunFolder, store: CohortStore, reference: CohortStore, rule: ThresholdRule, device: str, progress: Progress
 ) -> dict[VoxelSet, Threshold]:
-    """Choose thresholds on a store's validation split and write them nowhere; empty where it has no such split."""
-    records = store.subjects(VALIDATION)
+    """Choose thresholds on a store's split and write them nowhere; empty where it has no such split.
+
+    Maps are of ``store``, voxels and truth of ``reference``.
+    """
+    records = store.subjects(rule.split)
     if not records:
         return {}
+    policy = rule.policy
     if policy == "auto":
         policy = "best_dice" if any("lesion" in r.arrays and r.has_lesion for r in records) else "quantile"
-    scores = score_run(run, VALIDATION, store=store, device=device, progress=progress)
-    return {voxels: fit_threshold(scores, store, policy, voxels) for voxels in VOXEL_SETS}
+    quantile = PAPER_QUANTILE if rule.quantile is None else rule.quantile
+    scores = score_run(run, rule.split, store=store, device=device, progress=progress)
+    return {voxels: fit_threshold(scores, store, policy, voxels, quantile, rule.min_component) for voxels in VOXEL_SETS}
 
 
 def evaluate_run(
@@ -121,18 +160,20 @@ def evaluate_run(
     split: str,
     *,
     store: CohortStore | None = None,
-    policy: Policy = "auto",
+    reference: CohortStore | None = None,
+    rule: ThresholdRule = DEFAULT_RULE,
     device: str = "auto",
     progress: Progress = silent,
 ) -> dict[VoxelSet, Figures]:
-    """Return a finished run's figures on a split, at the thresholds chosen on validation.
+    """Return a finished run's figures on a split, at thresholds chosen on validation or training subjects.
 
     They are also written to the run's folder and to tracking, under the same keys. Another store than the run's own
-    has thresholds chosen on its own validation split, for this evaluation alone: the model keeps those it has. Where
-    such a store has no validation split, the model's own thresholds are taken.
+    has thresholds chosen on its own split, for this evaluation alone: the model keeps those it has. Where such a store
+    does not have the rule's split, the model's own thresholds are taken. With ``reference``, a store of the same
+    subjects on another grid, maps are brought to that grid and counted there.
 
     Raises:
-        RunError: the run is not finished, or there is no threshold because there is no validation split.
+        RunError: the run is not finished, or there is no threshold because there is no split to choose one on.
         CohortError: the split is empty, or the validation split lacks what the policy needs, or one of the two holds
             an image that the model was trained on.
     """
@@ -141,15 +182,15 @@ def evaluate_run(
     refuse_trained_on(run, card, cohort, {split, VALIDATION} - {"train"})
     thresholds: dict[VoxelSet, Threshold] = {}
     if is_own(run, cohort):
-        card = _fit_own(run, cohort, policy, device, progress)
+        card = _fit_own(run, cohort, reference or cohort, rule, device, progress)
     else:
-        thresholds = _thresholds_on(run, cohort, policy, device, progress)
+        thresholds = _thresholds_on(run, cohort, reference or cohort, rule, device, progress)
     if not thresholds:
         thresholds = {voxels: card.thresholds[voxels] for voxels in VOXEL_SETS if voxels in card.thresholds}
     if not thresholds:
-        raise RunError(f"run '{run.run_id}' has no threshold: {cohort.path} has no validation split to choose one on")
+        raise RunError(f"run '{run.run_id}' has no threshold: {cohort.path} has no {rule.split} split to choose one on")
     scores = score_run(run, split, store=cohort, device=device, progress=progress)
-    figures = evaluate(scores, cohort, thresholds)
+    figures = evaluate(scores, reference or cohort, thresholds)
     keep_figures(run, split, cohort, figures)
     return figures
 

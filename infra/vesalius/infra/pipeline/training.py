@@ -19,10 +19,10 @@ from vesalius.platform.progress import silent
 from vesalius.platform.runs import RunFolder, RunSpec, check_new_run, create_run, find_run, new_run_id
 from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
-from vesalius.platform.training import Checkpoints, TrainingSettings, choose_device
+from vesalius.platform.training import Checkpoints, TrainingSettings, choose_device, stage_subjects
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vesalius.platform.contracts import Method, MethodSettings
@@ -40,16 +40,25 @@ def method_type(name: str) -> type[Method]:
     return kind
 
 
-def choose_settings(name: str, preset: str, assignments: Sequence[str]) -> tuple[MethodSettings, TrainingSettings]:
+def choose_settings(
+    name: str, preset: str, assignments: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> tuple[MethodSettings, TrainingSettings]:
     """Return a method's and the loop's settings: a preset, changed by ``method.*`` and ``training.*`` assignments.
+
+    Args:
+        name: of the method.
+        preset: where its settings start.
+        assignments: texts such as ``method.latent_dim=64``.
+        settings: the method's settings, complete, in the preset's place.
 
     Raises:
         SettingError: an unknown method, preset or key (with the nearest known one), or a value that does not fit.
     """
-    presets = method_type(name).presets()
+    kind = method_type(name)
+    presets = kind.presets()
     if preset not in presets:
         raise SettingError(f"{name} has no preset '{preset}': it has {', '.join(presets)}")
-    start = presets[preset]
+    start = presets[preset] if settings is None else validate(kind.settings_type, settings, f"settings of {name}")
     combined = create_model(
         "RunSettings", __base__=Settings, method=(type(start), start), training=(TrainingSettings, TrainingSettings())
     )
@@ -66,6 +75,7 @@ def start_run(
     home: Path,
     preset: str = "paper",
     assignments: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
     num_workers: int = 1,
     name: str | None = None,
     start_from: str | None = None,
@@ -73,17 +83,23 @@ def start_run(
 ) -> RunFolder:
     """Check all that can be checked, then create a run's folder and its tracked run.
 
+    ``settings`` are the method's, complete, as plain JSON, in the place of the preset's; the preset is then a tag.
+
     Raises:
         SettingError: the method or a setting is not known or does not fit.
         StoreError: the store cannot be used.
-        CohortError: it holds no healthy training subjects of one grid.
+        CohortError: it holds no healthy training subjects, or not of one grid where a stage needs that.
         RunError: the name is taken, or the run to start from is missing.
     """
-    settings, training = choose_settings(name_of_method, preset, assignments)
+    chosen, training = choose_settings(name_of_method, preset, assignments, settings)
     if num_workers == 0:  # else the cluster's devices decide, not this machine's
         choose_device(training.device)
     cohort = CohortStore.open(store)
-    method = method_type(name_of_method)(settings, cohort.facts())  # a setting that does not fit the cohort says so now
+    kind = method_type(name_of_method)
+    # A setting that does not fit the cohort, or a cohort that does not fit a stage, says so now.
+    method = kind(chosen, cohort.facts(any_grid=kind.any_grid))
+    for stage in method.stages():
+        stage_subjects(stage, cohort, method.cohort)
     run_id = name or new_run_id(name_of_method)
     if start_from is not None:
         _check_start(start_from, home, name_of_method, method, cohort.digest)
@@ -92,7 +108,7 @@ def start_run(
     spec = RunSpec(
         run_id=run_id,
         method=name_of_method,
-        settings=settings.model_dump(mode="json"),
+        settings=chosen.model_dump(mode="json"),
         training=training,
         store=str(store),
         cohort_digest=cohort.digest,
@@ -172,7 +188,7 @@ def _write_model(run: RunFolder) -> ModelCard:
     spec = run.spec
     store = check_store(spec)
     kind = method_type(spec.method)
-    facts = store.facts()
+    facts = store.facts(any_grid=kind.any_grid)
     method = kind(validate(kind.settings_type, spec.settings, str(run.path / "run.json")), facts)
     checkpoints = Checkpoints(run.checkpoints)
     last = checkpoints.last()

@@ -4,19 +4,22 @@
 
     frames.py      the house style; names with sentences, keys with values
     choices.py     settings, presets, the steps of a paper
+    reproduction.py  a paper's table with ours beside it
     judgements.py  figures, image scores, the gate
     volumes.py     exported files, outliers
 """
 
 from __future__ import annotations
 
-from vesalius.infra.tables.choices import describe_settings, paper_steps, presets, settings
+from vesalius.infra.tables.choices import describe_settings, deviations, memory, paper_steps, presets, settings
 from vesalius.infra.tables.frames import heading, key_values, listing, pairs, plain_text
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion
+from vesalius.infra.tables.reproduction import paper_table, row_notes
 from vesalius.infra.tables.volumes import exported, findings
 
 __all__ = [
     "describe_settings",
+    "deviations",
     "exported",
     "figures",
     "figures_title",
@@ -26,10 +29,13 @@ __all__ = [
     "image_scores",
     "key_values",
     "listing",
+    "memory",
     "pairs",
     "paper_steps",
+    "paper_table",
     "plain_text",
     "presets",
     "promotion",
+    "row_notes",
     "settings",
 ]

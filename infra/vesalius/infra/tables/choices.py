@@ -65,6 +65,42 @@ def paper_steps(steps: Sequence[Mapping[str, str]]) -> Table:
     return table
 
 
+def deviations(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Return where a method parts from its paper, and why."""
+    table = plain(title="where it parts from the paper", title_style="dim")
+    for head in ("the paper", "here", "why"):
+        table.add_column(head, ratio=1)
+    for row in rows:
+        table.add_row(row["paper"], row["here"], row["why"])
+    return table
+
+
+def memory(document: Mapping[str, Any]) -> Table:
+    """Return what training takes, stage by stage: a document of :class:`vesalius.infra.footprint.Footprint`."""
+    grid = " x ".join(str(edge) for edge in document["grid"])
+    held = f"{document['num_parameters']:,} parameters; with buffers {mib(document['parameter_bytes'])}"
+    title = f"memory of training on {grid} voxels, float32  ({held})"
+    table = plain(title=title, title_style="dim")
+    table.add_column("stage", style="cyan", no_wrap=True)
+    for head in ("batch", "gradients", "optimiser", "kept for backward"):
+        table.add_column(head, justify="right")
+    for row in document["stages"]:
+        numbers = [mib(row[f"{key}_bytes"]) for key in ("gradient", "optimizer", "activation")]
+        table.add_row(row["stage"], str(row["batch_size"]), *numbers)
+    table.caption = (
+        f"together {mib(document['peak_bytes'])} at most; measured on one and two groups of a batch's items on the CPU."
+        " Not in it: temporary tensors, workspaces of libraries, cached volumes, scoring"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def mib(num_bytes: int) -> str:
+    """Return bytes in MiB or GiB, three figures."""
+    value = num_bytes / 2**20
+    return f"{value:.3g} MiB" if value < 1000 else f"{value / 1024:.3g} GiB"
+
+
 def presets(chosen: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return presets with what they change from the defaults."""
     table = plain(title="presets  (--preset NAME)", title_style="dim")

@@ -6,6 +6,8 @@
     classes.py      intensity classes: exact one-dimensional k-means; mode pooling
     decoder.py      position encoding and the network, the code's part taken once a volume
     restoration.py  codes of new volumes, many at a time; cross-entropy at every voxel
+    encoder.py      an optional network that gives a restoration its first code
+    warm_start.py   how that is trained and asked
     method.py       the stages and the score
 """
 

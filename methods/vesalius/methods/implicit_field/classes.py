@@ -62,7 +62,7 @@ def fit_centres(samples: Tensor, num_classes: int) -> Tensor:
 
 def assign_classes(image: Tensor, centres: Tensor) -> Tensor:
     """Return the class of each intensity, uint8 of the image's shape: the nearest centre, the lower one on a tie."""
-    return torch.bucketize(image, (centres[1:] + centres[:-1]) / 2, out_int32=True).to(torch.uint8)
+    return torch.bucketize(image.contiguous(), (centres[1:] + centres[:-1]) / 2, out_int32=True).to(torch.uint8)
 
 
 def mode_of_points(labels: Tensor, num_classes: int) -> Tensor:
@@ -82,11 +82,12 @@ def mode_of_points(labels: Tensor, num_classes: int) -> Tensor:
     return best
 
 
-def mode_pool(labels_DHW: Tensor, size: int, num_classes: int) -> Tensor:
+def mode_pool(labels_DHW: Tensor, size: int, num_classes: int, *, planar: bool = False) -> Tensor:
     """Return the commonest class in a cube of ``size`` voxels around each voxel, (D, H, W) uint8.
 
-    Ties go to the lowest class. Beyond the grid the edge voxel repeats; an even cube reaches from the voxel towards
-    higher indices: the same neighbourhood that the ``Points`` view gives.
+    With ``planar`` the first axis counts slices, and the neighbourhood is a square of each. Ties go to the lowest
+    class. Beyond the grid the edge voxel repeats; an even cube reaches from the voxel towards higher indices: the same
+    neighbourhood that the ``Points`` view gives.
 
     One class at a time is counted, by running sums along the axes: seven arrays of the volume's size at most.
     """
@@ -94,13 +95,15 @@ def mode_pool(labels_DHW: Tensor, size: int, num_classes: int) -> Tensor:
         return labels_DHW
     low, high = (size - 1) // 2, size // 2
     # Replicating is done on whole numbers that padding supports; classes are below 256, exact as float.
-    padded = F.pad(labels_DHW[None, None].float(), (low, high) * 3, mode="replicate")[0, 0].to(torch.uint8)
+    axes = (1, 2) if planar else (0, 1, 2)
+    padding = (low, high) * len(axes) + (0, 0) * (3 - len(axes))
+    padded = F.pad(labels_DHW[None, None].float(), padding, mode="replicate")[0, 0].to(torch.uint8)
     # A cube of 6^3 = 216 voxels still counts in a byte.
     best = torch.zeros_like(labels_DHW)
     most = torch.zeros_like(labels_DHW)
     for label in range(num_classes):
         count = (padded == label).to(torch.uint8)
-        for axis in range(3):
+        for axis in axes:
             num = count.shape[axis] - size + 1
             count = sum((count.narrow(axis, start, num) for start in range(1, size)), count.narrow(axis, 0, num))
         best = torch.where(count > most, label, best)

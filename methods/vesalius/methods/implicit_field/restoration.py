@@ -75,11 +75,13 @@ class Field:
 
     def position_rows(self, axes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what each voxel index gives to the entry and to the skip layer: by axis (n, U) of ``dtype``."""
+        rows = [self.axis_rows(number, axis) for number, axis in enumerate(axes)]
+        return [entry for entry, _ in rows], [skip for _, skip in rows]
+
+    def axis_rows(self, number: int, axis: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what indices along one of D, H, W give to the entry and to the skip layer: (n, U) of ``dtype``."""
         entry, skip = (
-            [
-                torch.einsum("nlt,ult->nu", axis_encoding(axis, weight.shape[2]), weight[:, number]).to(self.dtype)
-                for number, axis in enumerate(axes)
-            ]
+            torch.einsum("nlt,ult->nu", axis_encoding(axis, weight.shape[2]), weight[:, number]).to(self.dtype)
             for weight in self.position
         )
         return entry, skip
@@ -200,6 +202,18 @@ def cross_entropy(
     return anomaly.view(d, h, w), restored.view(d, h, w)
 
 
+def averaged(restorations: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the mean evidence and intensities of several restorations of a volume, and the evidence's deviation.
+
+    Of one restoration its own, and no deviation. The deviation (over N, as of a whole population) is taken of the
+    evidence before post-processing.
+    """
+    if len(restorations) == 1:
+        return *restorations[0], None
+    evidence, restored = (torch.stack(maps) for maps in zip(*restorations, strict=True))
+    return evidence.mean(0), restored.mean(0), evidence.std(0, correction=0)
+
+
 def _by_axis(weight: Tensor) -> Tensor:
     """Arrange the position columns (U, 2 * 3 * L), sines before cosines, as (U, 3, L, 2)."""
     return weight.reshape(weight.shape[0], 2, 3, -1).permute(0, 2, 3, 1).contiguous()
@@ -210,18 +224,20 @@ def _tables(field: Field, targets: Sequence[Target]) -> tuple[tuple[Tensor, Tens
     entry: list[Tensor] = []
     skip: list[Tensor] = []
     offsets: list[tuple[int, int, int]] = []
-    known: dict[tuple[tuple[float, ...], ...], tuple[int, int, int]] = {}
+    known: dict[tuple[int, tuple[float, ...]], int] = {}
     total = 0
     for target in targets:
-        key = tuple(tuple(axis.tolist()) for axis in target.axes)
-        if key not in known:
-            d, h, w = (axis.numel() for axis in target.axes)
-            known[key] = (total, total + d, total + d + h)
-            total += d + h + w
-            rows = field.position_rows(target.axes)
-            entry += rows[0]
-            skip += rows[1]
-        offsets.append(known[key])
+        for number, axis in enumerate(target.axes):
+            # Volumes of one grid share all axes, slices of one plane two of them.
+            key = (number, tuple(axis.tolist()))
+            if key not in known:
+                known[key] = total
+                total += axis.numel()
+                rows = field.axis_rows(number, axis)
+                entry.append(rows[0])
+                skip.append(rows[1])
+        d, h, w = (known[number, tuple(axis.tolist())] for number, axis in enumerate(target.axes))
+        offsets.append((d, h, w))
     return (torch.cat(entry), torch.cat(skip)), offsets
 
 

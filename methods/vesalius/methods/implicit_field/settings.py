@@ -54,12 +54,20 @@ class RestorationSettings(Settings):
     prior: bool = setting(
         True, "keep the training's code prior in the objective", source=f"{_PAPER}, Eq. 4; the code leaves it out"
     )
-    start: Literal["random", "mean"] = setting(
+    start: Literal["random", "mean", "encoder"] = setting(
         "random",
-        "where a code starts: drawn as training codes are, or at the training codes' mean",
-        source=f"{_PAPER}, section 2",
+        "where a code starts: drawn as training codes are, at the training codes' mean, or where the encoder says",
+        source=f"{_PAPER}, section 2; section 3 proposes an encoder",
     )
-    volumes: int = setting(6, "volumes fitted in one batch at most", ge=1, source="this implementation")
+    restorations: int = setting(
+        1,
+        "restorations of a volume: the others start code_init_std away from the first and draw points of their own; "
+        "the map is of their mean evidence, their deviation is the extra map 'spread'",
+        ge=1,
+        le=64,
+        source=f"{_PAPER}: one; section 3 proposes several",
+    )
+    volumes: int = setting(6, "restorations of volumes fitted in one batch at most", ge=1, source="this implementation")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "arithmetic of the network; auto takes bfloat16 where the device has matrix units for it",
@@ -72,6 +80,35 @@ class RestorationSettings(Settings):
             raise ValueError("restoration.steps and restoration.points need one number for each phase")
         if min(*self.steps, *self.points, 1) < 1:
             raise ValueError("restoration.steps and restoration.points must be at least 1")
+        return self
+
+
+class EncoderSettings(Settings):
+    """A network that gives a restoration its first code, trained after the decoder; none by default."""
+
+    epochs: float = setting(
+        0.0, "passes over the training subjects; 0 trains no encoder", ge=0, source=f"{_PAPER}: proposed, not built"
+    )
+    code_weight: float = setting(
+        0.5,
+        "1: regress the training codes; 0: the decoder's loss of the encoder's codes; between: both, weighted",
+        ge=0,
+        le=1,
+        source="this implementation",
+        space=Range(low=0.0, high=1.0),
+    )
+    cells: int = setting(
+        32, "cells along each edge of the cohort's box that it sees", ge=8, le=128, source="this implementation"
+    )
+    width: int = setting(16, "channels of its first convolution", ge=1, source="this implementation")
+    learning_rate: float = setting(
+        1e-3, "Adam's learning rate", gt=0, source="this implementation", space=Range(low=1e-4, high=1e-2, log=True)
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.cells % 8:
+            raise ValueError("encoder.cells must be a multiple of 8, since three convolutions halve it")
         return self
 
 
@@ -151,6 +188,7 @@ class ImplicitFieldSettings(MethodSettings):
         source="this implementation",
     )
     restoration: RestorationSettings = RestorationSettings()
+    encoder: EncoderSettings = EncoderSettings()
     map: FieldMapSettings = FieldMapSettings()
 
     @model_validator(mode="after")
@@ -165,6 +203,8 @@ class ImplicitFieldSettings(MethodSettings):
             raise ValueError("skip_layer must be smaller than hidden_layers")
         if self.code_bound is not None and self.code_bound <= 0:
             raise ValueError("code_bound must be positive, or null for none")
+        if self.restoration.start == "encoder" and not self.encoder.epochs:
+            raise ValueError("restoration.start is encoder and none is trained: set encoder.epochs above 0")
         return self
 
 

@@ -51,7 +51,7 @@ def work(config: Mapping[str, Any]) -> None:
             )
         settings = config["method"].settings_type.model_validate(spec.settings)
         torch.manual_seed(spec.training.seed)  # initial weights: the same on every rank
-        method = config["method"](settings, store.facts())
+        method = config["method"](settings, store.facts(any_grid=config["method"].any_grid))
         start_from = None
         if spec.start_from:
             other_id, _, stage = spec.start_from.partition("@")

@@ -18,7 +18,7 @@ state lives in parameters, buffers and the stages' optimisers, so that a checkpo
 from vesalius.platform.config import Matrix4
 from vesalius.platform.contracts.augmentation import Augmentation, Drawn, vae_baselines_2021
 from vesalius.platform.contracts.batch import Batch, generator
-from vesalius.platform.contracts.method import Effort, Method
+from vesalius.platform.contracts.method import Deviation, Effort, Method
 from vesalius.platform.contracts.precision import bfloat16_pays
 from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, setting, spaces
 from vesalius.platform.contracts.stage import Collective, Metrics, Stage, Update
@@ -32,6 +32,7 @@ __all__ = [
     "Choice",
     "CohortFacts",
     "Collective",
+    "Deviation",
     "Drawn",
     "Effort",
     "Matrix4",

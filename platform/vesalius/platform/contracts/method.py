@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
@@ -17,16 +18,36 @@ if TYPE_CHECKING:
 Effort = Literal["full", "quick"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """Where a method here parts from its paper, by choice or because the paper does not say.
+
+    Attributes:
+        paper: what the paper says, or leaves open, and in which section.
+        here: what is done instead; names the setting that leads back where there is one.
+        why: the reason.
+    """
+
+    paper: str
+    here: str
+    why: str
+
+
 class Method(nn.Module, ABC):
     """A published method. State lives in parameters, buffers and the stages' optimisers, nowhere else.
 
     Attributes:
         settings_type: the settings class.
+        any_grid: does it take volumes of any grid? They are then scored on their own, and training subjects may lie on
+            several where every stage takes ``Points``: the cohort's facts describe a box around all of them.
+        deviations: where it parts from its paper.
         settings: frozen settings this instance was built from.
         cohort: what it knows of the cohort.
     """
 
     settings_type: ClassVar[type[MethodSettings]]
+    any_grid: ClassVar[bool] = False
+    deviations: ClassVar[Sequence[Deviation]] = ()
 
     def __init__(self, settings: MethodSettings, cohort: CohortFacts) -> None:
         super().__init__()

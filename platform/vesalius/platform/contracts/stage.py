@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from vesalius.platform.contracts.views import Patches, Slices, WholeVolumes
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts.batch import Batch
     from vesalius.platform.contracts.views import View
 
+    LossSum = tuple[Tensor, Tensor | float] | tuple[Tensor, Tensor | float, Mapping[str, Tensor]]
+
 Metrics = Mapping[str, "float | Tensor"]
 
 
@@ -27,14 +29,21 @@ class Update(Protocol):
     precision says so), calls backward for that optimiser's parameters only, sums gradients and counts over
     ranks and divides, checks finiteness, clips, steps. So a generator's loss leaves nothing in the critic, and
     unequal counts over ranks or micro-batches are weighted right. No graph may be shared by two updates.
+
+    Attributes:
+        observed: means over the global batch of what the last call's loss named beside its sum (the same on every
+            rank), such as a discriminator's accuracy.
     """
 
-    def __call__(self, optimizer: str, loss: Callable[[Batch], tuple[Tensor, Tensor | float]], batch: Batch) -> float:
+    observed: Mapping[str, float]
+
+    def __call__(self, optimizer: str, loss: Callable[[Batch], LossSum], batch: Batch) -> float:
         """Step ``optimizer`` on the loss.
 
         Args:
             optimizer: a name of the stage's ``optimizers``.
-            loss: ``micro_batch -> (sum of losses, count)``; the sum is a scalar with a graph.
+            loss: ``micro_batch -> (sum of losses, count)``; the sum is a scalar with a graph. A third element may name
+                further sums, of the stage's ``observes``, to be divided by the count as well.
             batch: this rank's share of the global batch.
 
         Returns:
@@ -42,6 +51,7 @@ class Update(Protocol):
 
         Raises:
             DivergenceError: the loss or a gradient is not finite.
+            SettingError: the loss names a sum that is not among the stage's ``observes``.
         """
         ...
 
@@ -100,7 +110,12 @@ class Stage:
         after_update: called on every rank after each step: project codes onto the ball.
         finish: called on every rank after the last step: solve moments, build a memory.
         selectable: may "best so far" be chosen in this stage?
-        augmentation: random changes of whole slices or volumes, made before ``step`` sees them; none by default.
+        observes: names of the sums that its losses may report beside the loss; see :class:`Update`.
+        augmentation: random changes of whole slices or volumes, made before ``step`` sees them; none by default. A
+            function is asked when the stage begins, and when it goes on after a break: for changes measured in what
+            an earlier stage fitted, such as the cohort's mean and deviation. Its answer may depend on nothing else.
+        optional: where its split holds no subject that it may see, ``begin`` and ``finish`` are called and no step is
+            taken. Any other stage stops with a ``CohortError`` then.
     """
 
     name: str
@@ -118,7 +133,9 @@ class Stage:
     after_update: Callable[[], None] = _nothing
     finish: Callable[[Collective], None] = _nothing_to_finish
     selectable: bool = False
-    augmentation: Augmentation | None = None
+    observes: Sequence[str] = ()
+    augmentation: Augmentation | Callable[[], Augmentation] | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done right.
@@ -143,3 +160,7 @@ class Stage:
                 f"stage '{self.name}' discards items and asks for groups of {self.group_size} (group_size): groups "
                 "would differ with the number of workers; draw from the foreground instead, with sampling='touching'"
             )
+
+    def settled(self) -> Stage:
+        """Return the stage with the augmentation that it has now, where a function says which."""
+        return replace(self, augmentation=self.augmentation()) if callable(self.augmentation) else self

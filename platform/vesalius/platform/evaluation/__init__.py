@@ -1,5 +1,6 @@
 """Figures of detection from counts, thresholds, and intervals over subjects."""
 
+from vesalius.platform.evaluation.components import drop_small_components, mask_dice
 from vesalius.platform.evaluation.figures import FIGURE_KEYS, Figures, evaluate
 from vesalius.platform.evaluation.histogram import Histogram
 from vesalius.platform.evaluation.intervals import Interval, PairedResult, bootstrap_intervals, paired_bootstrap
@@ -16,10 +17,12 @@ from vesalius.platform.evaluation.metrics import (
 from vesalius.platform.evaluation.thresholds import Policy, Threshold, fit_threshold
 from vesalius.platform.evaluation.voxels import (
     VOXEL_SETS,
+    SubjectVoxels,
     VoxelSet,
     resampled_onto,
     subject_histogram,
     subject_histograms,
+    subject_voxels,
 )
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "PairedResult",
     "Policy",
     "PooledFigure",
+    "SubjectVoxels",
     "Threshold",
     "VoxelSet",
     "auroc",
@@ -39,12 +43,15 @@ __all__ = [
     "best_dice",
     "bootstrap_intervals",
     "dice_at",
+    "drop_small_components",
     "evaluate",
     "fit_threshold",
     "fpr_at_recall",
     "image_auroc",
+    "mask_dice",
     "paired_bootstrap",
     "resampled_onto",
     "subject_histogram",
     "subject_histograms",
+    "subject_voxels",
 ]

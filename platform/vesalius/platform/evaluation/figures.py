@@ -20,12 +20,13 @@ from vesalius.platform.evaluation.metrics import (
     image_auroc,
 )
 from vesalius.platform.evaluation.thresholds import Threshold, refuse_choosing
-from vesalius.platform.evaluation.voxels import VOXEL_SETS, VoxelSet, subject_histograms
+from vesalius.platform.evaluation.voxels import VOXEL_SETS, VoxelSet, subject_voxels
 from vesalius.platform.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from vesalius.platform.evaluation.voxels import SubjectVoxels
     from vesalius.platform.progress import Progress
     from vesalius.platform.scoring import ScoreStore
     from vesalius.platform.store import CohortStore, SubjectRecord
@@ -57,7 +58,8 @@ class Figures(Settings):
         num_images: subjects behind ``image_auroc``: also those known to be anomalous without a mask.
         best_dice: best Dice over all voxels and thresholds (the paper's [DICE]): an upper bound, as its threshold is
             chosen on the very voxels it is reported on.
-        dice_mean: mean over subjects with lesions of the Dice at ``threshold``.
+        dice_mean: mean over subjects with lesions of the Dice at ``threshold``, components below its
+            ``min_component`` dropped; no other figure knows of components.
         dice_std: their standard deviation (of the population: divided by n).
         average_precision: over all voxels.
         auroc: over all voxels.
@@ -130,20 +132,38 @@ def evaluate(
     _check_thresholds(thresholds)
     records = _reported(scores, store, subjects)
     histograms: dict[VoxelSet, dict[str, Histogram]] = {name: {} for name in VOXEL_SETS}
+    dice: dict[VoxelSet, dict[str, float | None]] = {name: {} for name in VOXEL_SETS}
     for done, record in enumerate(records, 1):
-        for name, histogram in (subject_histograms(scores, store, record) or {}).items():
-            histograms[name][record.subject_id] = histogram
+        voxels = subject_voxels(scores, store, record)
         progress(done, len(records), record.subject_id)
+        if voxels is None:
+            continue
+        for name in VOXEL_SETS:
+            histogram = voxels.histogram(name)
+            histograms[name][record.subject_id] = histogram
+            dice[name][record.subject_id] = _dice(voxels, histogram, name, thresholds.get(name))
     return {
-        name: _figures(scores, records, histograms[name], name, thresholds.get(name), bootstrap, seed)
+        name: _figures(scores, records, histograms[name], dice[name], name, thresholds.get(name), bootstrap, seed)
         for name in VOXEL_SETS
     }
+
+
+def _dice(
+    voxels: SubjectVoxels, histogram: Histogram, voxel_set: VoxelSet, threshold: Threshold | None
+) -> float | None:
+    if threshold is None:
+        return None
+    if threshold.min_component == 1:
+        return dice_at(histogram, threshold.value)
+    # Which voxels hang together the counts do not say: the map is asked, while it is at hand.
+    return voxels.dice(voxel_set, threshold.value, threshold.min_component)
 
 
 def _figures(
     scores: ScoreStore,
     records: list[SubjectRecord],
     histograms: dict[str, Histogram],
+    dice: dict[str, float | None],
     voxel_set: VoxelSet,
     threshold: Threshold | None,
     bootstrap: int,
@@ -151,10 +171,6 @@ def _figures(
 ) -> Figures:
     pooled = Histogram.pooled(histograms.values())
     best = best_dice(pooled)
-    dice: dict[str, float | None] = {
-        name: None if threshold is None else dice_at(histogram, threshold.value)
-        for name, histogram in histograms.items()
-    }
     known = {name: value for name, value in dice.items() if value is not None}
     image_scores = [scores.record(record.subject_id).image_score for record in records]
     labels = [record.has_lesion for record in records]

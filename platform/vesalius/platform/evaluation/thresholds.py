@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import CohortError, SettingError
+from vesalius.platform.evaluation.components import drop_small_components
 from vesalius.platform.evaluation.histogram import VALUES, Histogram
 from vesalius.platform.evaluation.metrics import best_dice
 from vesalius.platform.evaluation.voxels import VoxelSet, subject_histogram
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vesalius.platform.scoring import ScoreStore
     from vesalius.platform.store import CohortStore
 
@@ -31,12 +34,17 @@ class Threshold(Settings):
         policy: how it was chosen.
         split: on which split: ``train`` or ``validation``.
         voxel_set: over which voxels.
+        quantile: of the policy quantile: the share of healthy voxels that lie below ``value``.
+        min_component: 3D components of ``score >= value`` with fewer voxels are dropped (26 neighbours touch, see
+            :func:`vesalius.platform.evaluation.components.drop_small_components`); 1 keeps all.
     """
 
     value: float
     policy: Policy
     split: str
     voxel_set: VoxelSet
+    quantile: float | None = Field(None, gt=0, lt=1)
+    min_component: int = Field(1, ge=1)
 
     @field_validator("split")
     @classmethod
@@ -44,6 +52,16 @@ class Threshold(Settings):
         if split not in FITTING_SPLITS:
             raise ValueError(f"thresholds come from {' or '.join(FITTING_SPLITS)}")
         return split
+
+    @model_validator(mode="after")
+    def _quantile_of_its_policy(self) -> Threshold:
+        if self.quantile is not None and self.policy != "quantile":
+            raise ValueError(f"a threshold of the policy {self.policy} has no quantile")
+        return self
+
+    def segment(self, score_map: NDArray[np.float16]) -> NDArray[np.bool_]:
+        """Return which voxels of a map (D, H, W) are anomalous; a map is compared as it is kept, in float16."""
+        return drop_small_components(score_map >= self.value, self.min_component)
 
 
 def refuse_choosing(split: str, what: str) -> None:
@@ -66,6 +84,7 @@ def fit_threshold(
     policy: Policy = "best_dice",
     voxel_set: VoxelSet = "all",
     quantile: float = 0.98,
+    min_component: int = 1,
 ) -> Threshold:
     """Choose a threshold on the split that was scored.
 
@@ -79,6 +98,7 @@ def fit_threshold(
         policy: how to choose.
         voxel_set: over which voxels.
         quantile: share of healthy voxels below the threshold; read by the quantile policy only.
+        min_component: kept with the threshold, which is chosen as if it were 1.
 
     Raises:
         SettingError: the split is kept for reporting or promotion, or a setting is out of range.
@@ -90,6 +110,8 @@ def fit_threshold(
         raise SettingError(f"unknown threshold policy '{policy}': the known ones are {', '.join(get_args(Policy))}")
     if not 0 < quantile < 1:
         raise SettingError(f"quantile is {quantile}, expected a share between 0 and 1, such as 0.98")
+    if min_component < 1:
+        raise SettingError(f"min_component is {min_component}, expected 1 (keep every component) or more voxels")
     records = [store.record(record.subject_id) for record in scores.records]
     if policy == "quantile":
         records = [record for record in records if not record.has_lesion]
@@ -110,7 +132,14 @@ def fit_threshold(
                 "use the policy best_dice or another split"
             )
         value = healthy_quantile(pooled, quantile)
-    return Threshold(value=value, policy=policy, split=split, voxel_set=voxel_set)
+    return Threshold(
+        value=value,
+        policy=policy,
+        split=split,
+        voxel_set=voxel_set,
+        quantile=quantile if policy == "quantile" else None,
+        min_component=min_component,
+    )
 
 
 def healthy_quantile(histogram: Histogram, quantile: float) -> float:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from vesalius.platform.errors import VolumeError
+from vesalius.platform.evaluation.components import drop_small_components, mask_dice
 from vesalius.platform.evaluation.histogram import Histogram
 from vesalius.platform.geometry import resample
 from vesalius.platform.scoring.files import as_float16
 from vesalius.platform.scoring.native import Placed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from vesalius.platform.scoring import ScoreStore
@@ -65,16 +69,49 @@ def resampled_onto(score_map: NDArray[Any], scored: Grid, reference: Grid) -> ND
     return as_float16(moved, "a resampled anomaly map")
 
 
-def subject_histograms(
+@dataclass(frozen=True, kw_only=True)
+class SubjectVoxels:
+    """One subject's map on the reference grid beside its truth.
+
+    Attributes:
+        score_map: (D, H, W) float16.
+        lesion: (D, H, W) bool, or None for a healthy subject.
+        inside: by voxel set, (D, H, W) bool, or None where every voxel counts.
+    """
+
+    score_map: NDArray[np.float16]
+    lesion: NDArray[np.bool_] | None
+    inside: Mapping[VoxelSet, NDArray[np.bool_] | None]
+
+    def histogram(self, voxel_set: VoxelSet) -> Histogram:
+        """Count the voxels of a set."""
+        return Histogram.of(self.score_map, self.lesion, self.inside[voxel_set])
+
+    def dice(self, voxel_set: VoxelSet, threshold: float, min_component: int) -> float | None:
+        """Return the Dice of ``score >= threshold`` in a set, components of fewer voxels dropped.
+
+        Components are those of the whole set's segmentation: what lies outside the set neither counts nor connects.
+        None without a lesion voxel in the set.
+        """
+        if self.lesion is None:
+            return None
+        found, truth = self.score_map >= threshold, self.lesion
+        inside = self.inside[voxel_set]
+        if inside is not None:
+            found, truth = found & inside, truth & inside
+        return mask_dice(drop_small_components(found, min_component), truth)
+
+
+def subject_voxels(
     scores: ScoreStore, store: CohortStore, record: SubjectRecord, voxel_sets: tuple[VoxelSet, ...] = VOXEL_SETS
-) -> dict[VoxelSet, Histogram] | None:
-    """Count one subject's voxels in each set; its map is read once.
+) -> SubjectVoxels | None:
+    """Read one subject's map and truth, once.
 
     Args:
         scores: with the subject's map, on whatever grid.
         store: the reference store: its grid, its lesion and brain masks.
         record: the subject there.
-        voxel_sets: which.
+        voxel_sets: which will be asked for.
 
     Returns:
         None where the subject counts as anomalous and nobody marked which voxels are.
@@ -83,13 +120,23 @@ def subject_histograms(
     if record.has_lesion and (lesion is None or not lesion.any()):
         return None
     score_map = resampled_onto(scores.map(record.subject_id), scores.record(record.subject_id), record)
-    inside = {"all": None, "brain": store.brain(record.subject_id) if "brain" in voxel_sets else None}
-    return {name: Histogram.of(score_map, lesion, inside[name]) for name in voxel_sets}
+    inside: dict[VoxelSet, NDArray[np.bool_] | None] = {
+        name: store.brain(record.subject_id) if name == "brain" else None for name in voxel_sets
+    }
+    return SubjectVoxels(score_map=score_map, lesion=lesion, inside=inside)
+
+
+def subject_histograms(
+    scores: ScoreStore, store: CohortStore, record: SubjectRecord, voxel_sets: tuple[VoxelSet, ...] = VOXEL_SETS
+) -> dict[VoxelSet, Histogram] | None:
+    """Count one subject's voxels in each set; see :func:`subject_voxels`."""
+    voxels = subject_voxels(scores, store, record, voxel_sets)
+    return None if voxels is None else {name: voxels.histogram(name) for name in voxel_sets}
 
 
 def subject_histogram(
     scores: ScoreStore, store: CohortStore, record: SubjectRecord, voxel_set: VoxelSet = "all"
 ) -> Histogram | None:
-    """Count one subject's voxels in one set; see :func:`subject_histograms`."""
+    """Count one subject's voxels in one set; see :func:`subject_voxels`."""
     found = subject_histograms(scores, store, record, (voxel_set,))
     return None if found is None else found[voxel_set]

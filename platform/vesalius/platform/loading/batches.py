@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vesalius.platform.contracts import Batch
+from vesalius.platform.contracts import Augmentation, Batch, Points
 from vesalius.platform.errors import CohortError, DivergenceError
 from vesalius.platform.loading.augmentation import draw
 from vesalius.platform.loading.buffers import Buffers
@@ -52,7 +52,7 @@ def load_batch(
         CohortError: the stage's split holds no subject that the stage may see, or one that does not fit.
         DivergenceError: an intensity is not finite.
     """
-    stream = _stream(cache, stage, facts, seed, rank, world_size)
+    stream = _stream(cache, stage.settled(), facts, seed, rank, world_size)
     cutter = Cutter(stage, facts, seed)
     cache.require(cutter.foreground)
     return _load(stream, cutter, cache, facts, step, buffers or Buffers(0))
@@ -87,7 +87,7 @@ def batches(
         num_readers: threads that read volumes before their turn; 0 reads each when it is cut.
         pin: make them in page-locked memory, for a CUDA device.
     """
-    stream = _stream(cache, stage, facts, seed, rank, world_size)
+    stream = _stream(cache, stage.settled(), facts, seed, rank, world_size)
     cutter = Cutter(stage, facts, seed)
     cache.require(cutter.foreground)
     # One being made, ``ahead`` made, one with the caller.
@@ -153,7 +153,7 @@ def _load(stream: Stream, cutter: Cutter, cache: VolumeCache, facts: CohortFacts
             del voxels  # or a volume that is dropped would live on while the next one is read
     items = range(*share.items)
     drawn = None
-    if stage.augmentation is not None and not stage.augmentation.is_identity:
+    if isinstance(stage.augmentation, Augmentation) and not stage.augmentation.is_identity:
         keys = {"seed": stream.seed, "step": step}
         drawn = draw(stage.augmentation, stage.view, facts, stage=stage.name, items=items, **keys)
     batch = Batch(
@@ -178,7 +178,9 @@ def _require_sound(voxels: Voxels, stage: Stage, step: int, facts: CohortFacts) 
             f"an intensity is not finite at step {step} of stage '{stage.name}' (subjects {voxels.subject}): "
             "run `vesalius check` on the store and ingest the subject again"
         )
-    if voxels.is_whole and voxels.image.shape != (len(facts.channels), *facts.grid):
+    # Points have a place in millimetres, whatever the grid they are drawn from: of a volume only the channels count.
+    of_any_grid = isinstance(stage.view, Points) and voxels.image.shape[:1] == (len(facts.channels),)
+    if voxels.is_whole and not of_any_grid and voxels.image.shape != (len(facts.channels), *facts.grid):
         raise CohortError(
             f"subject {voxels.subject} has the shape {voxels.image.shape} and stage '{stage.name}' expects "
             f"{(len(facts.channels), *facts.grid)} (C, D, H, W): prepare all subjects with one grid"

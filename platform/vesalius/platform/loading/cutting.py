@@ -42,14 +42,19 @@ class Cutter:
         self._key = (seed, stage.name)
         self._num_channels = len(facts.channels)
         self._background = facts.background
-        axes = zip(facts.grid, facts.spacing_mm, facts.box_mm, strict=True)
-        self._axes = [axis_positions(*axis).numpy() for axis in axes]
+        self._spacing_mm, self._box_mm = facts.spacing_mm, facts.box_mm
+        self._axes = self._axes_of(facts.grid, facts.spacing_mm)
         self._cut: Callable[..., None] = {
             Points: self._points,
             Patches: self._patches,
             Slices: self._slices,
             WholeVolumes: self._volumes,
         }[type(stage.view)]
+
+    def _axes_of(self, grid: Grid, spacing_mm: tuple[float, float, float]) -> list[NDArray[np.float32]]:
+        """Return the coordinates of voxel centres along D, H, W in the cohort's box."""
+        axes = zip(grid, spacing_mm, self._box_mm, strict=True)
+        return [axis_positions(*axis).numpy() for axis in axes]
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of one item's image, brain and position."""
@@ -103,7 +108,13 @@ class Cutter:
     def _points(self, voxels: Voxels, places: Any, rows: Any, image: Any, brain: Any, position: Any, _: Any) -> None:
         view = self.view
         assert isinstance(view, Points)
-        _, height, width = self.grid
+        grid = voxels.mask("brain").shape
+        depth, height, width = grid
+        axes = self._axes
+        spacing_mm = voxels.spacing_mm or self._spacing_mm
+        # A hair of difference between files of one grid is no other grid: the store takes it for the same.
+        if grid != self.grid or not np.allclose(spacing_mm, self._spacing_mm, rtol=0, atol=1e-4):
+            axes = self._axes_of((depth, height, width), spacing_mm)
         mask = voxels.mask("brain").reshape(-1)
         channels = [channel.reshape(-1) for channel in voxels.image]
         for place, row in zip(places.tolist(), rows, strict=True):
@@ -116,22 +127,15 @@ class Cutter:
             i = plane // height
             index = (i, plane - i * height, flat - plane * width)
             for axis, places_along in enumerate(index):
-                position[row, :, axis] = self._axes[axis].take(places_along)
+                position[row, :, axis] = axes[axis].take(places_along)
             brain[row] = mask.take(flat)
             if view.neighbourhood == 1:
                 for channel, values in enumerate(channels):
                     image[row, :, channel, 0] = values.take(flat)
                 continue
-            neighbours = self._neighbours(index, view.neighbourhood)
+            neighbours = _neighbours(index, grid, view.neighbourhood)
             for channel, values in enumerate(channels):
                 image[row, :, channel] = values.take(neighbours)
-
-    def _neighbours(self, index: Iterable[NDArray[Any]], n: int) -> NDArray[Any]:
-        reach = np.arange(-((n - 1) // 2), n // 2 + 1)
-        i, j, k = (np.clip(v[:, None] + reach, 0, size - 1) for v, size in zip(index, self.grid, strict=True))
-        _, height, width = self.grid
-        cube = (i[:, :, None, None] * height + j[:, None, :, None]) * width + k[:, None, None, :]
-        return cube.reshape(len(cube), n**3)
 
     def _voxels(self, random: np.random.Generator, voxels: Voxels, num: int) -> NDArray[np.int64]:
         """Draw voxels uniformly from the foreground: by rejection, since listing a foreground costs a full pass."""
@@ -245,6 +249,14 @@ class Cutter:
     def _volumes(self, voxels: Voxels, places: Any, rows: Any, image: Any, brain: Any, *_: Any) -> None:
         for row in rows:
             image[row], brain[row] = voxels.image, voxels.mask("brain")
+
+
+def _neighbours(index: Iterable[NDArray[Any]], grid: Sequence[int], n: int) -> NDArray[Any]:
+    reach = np.arange(-((n - 1) // 2), n // 2 + 1)
+    i, j, k = (np.clip(v[:, None] + reach, 0, size - 1) for v, size in zip(index, grid, strict=True))
+    _, height, width = grid
+    cube = (i[:, :, None, None] * height + j[:, None, :, None]) * width + k[:, None, None, :]
+    return cube.reshape(len(cube), n**3)
 
 
 def foreground_of(view: View) -> str:

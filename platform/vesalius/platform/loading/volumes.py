@@ -99,10 +99,19 @@ class VolumeCache:
         reader: the store.
         subjects: ids, in the order of the split.
         limit_bytes: of memory.
+        spacing_mm: each subject's voxel size, where their grids differ; None where all have the cohort's.
     """
 
-    def __init__(self, reader: VolumeReader, subjects: Sequence[str], limit_bytes: int) -> None:
+    def __init__(
+        self,
+        reader: VolumeReader,
+        subjects: Sequence[str],
+        limit_bytes: int,
+        *,
+        spacing_mm: Sequence[tuple[float, float, float]] | None = None,
+    ) -> None:
         self.subjects = tuple(subjects)
+        self._spacing_mm = spacing_mm
         self.limit_bytes = limit_bytes
         self.num_reads = 0
         self.num_parts = 0
@@ -303,10 +312,12 @@ class VolumeCache:
 
     def _read(self, subject: int) -> Voxels:
         name = self.subjects[subject]
-        voxels = read_whole(self._reader, name, self._roles)
+        spacing_mm = self._spacing_mm[subject] if self._spacing_mm is not None else None
+        voxels = read_whole(self._reader, name, self._roles, spacing_mm)
         with self._lock:
             self.num_reads += 1
-            self._size, self._shape = voxels.num_bytes, voxels.image.shape
+            if voxels.num_bytes >= (self._size or 0):  # of several grids the largest: what is read must find room
+                self._size, self._shape = voxels.num_bytes, voxels.image.shape
         return voxels
 
     def _read_parts(self, subject: int, boxes: Sequence[Box]) -> Voxels:

@@ -35,6 +35,7 @@ class Voxels:
         image: (C, D, H, W) in the store's own type; empty where only parts were read.
         finite: whether every intensity is.
         num_bytes: of memory.
+        spacing_mm: size of its voxels; None where it is the cohort's.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Voxels:
         image: NDArray[Any],
         masks: Mapping[str, NDArray[np.bool_]],
         parts: Mapping[Box, tuple[NDArray[Any], Mapping[str, NDArray[np.bool_]]]] | None = None,
+        spacing_mm: tuple[float, float, float] | None = None,
     ) -> None:
         self.subject = subject
+        self.spacing_mm = spacing_mm
         self.image = image
         self.masks = masks
         self._parts = parts
@@ -70,10 +73,13 @@ class Voxels:
         return self.image[(slice(None), *where)], {role: mask[where] for role, mask in self.masks.items()}
 
 
-def read_whole(reader: VolumeReader, subject: str, roles: Sequence[str]) -> Voxels:
+def read_whole(
+    reader: VolumeReader, subject: str, roles: Sequence[str], spacing_mm: tuple[float, float, float] | None = None
+) -> Voxels:
     """Read a subject's image and masks."""
     image = np.ascontiguousarray(reader.stored(subject, "image"))
-    return Voxels(subject, image, {role: _as_bool(reader.stored(subject, role)) for role in roles})
+    masks = {role: _as_bool(reader.stored(subject, role)) for role in roles}
+    return Voxels(subject, image, masks, spacing_mm=spacing_mm)
 
 
 def read_parts(reader: VolumeReader, subject: str, roles: Sequence[str], boxes: Sequence[Box]) -> Voxels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import CohortError, SettingError, StoreError
@@ -41,12 +40,12 @@ def score_store(
 ) -> ScoreStore:
     """Score a split and keep the maps; go on where a killed call stopped, reuse what is finished.
 
-    Volumes of one shape are scored together. Which ones is decided by the split alone and not by what is done already,
-    so that a resumed scoring gives the maps of an unbroken one, bit for bit (same device). A method is deterministic:
-    its noise is keyed by each volume's content.
+    Neighbours in the split are scored together, whatever their shapes. Which ones is decided by the split alone and not
+    by what is done already, so that a resumed scoring gives the maps of an unbroken one, bit for bit (same device). A
+    method is deterministic: its noise is keyed by each volume's content.
 
     Seconds per volume are measured around each scoring call (transfers included, disk excluded) and divided by the
-    volumes in it; see :func:`score_volumes`.
+    volumes in it, whatever their sizes; see :func:`score_volumes`.
 
     Args:
         method: trained.
@@ -83,7 +82,8 @@ def score_store(
         capacity = method.capacity()
         size = min(batch_volumes or capacity or _BATCH_VOLUMES, capacity or batch_volumes or _BATCH_VOLUMES)
         done = len(wanted) - len(missing)
-        for group in _groups(wanted, size):
+        for first in range(0, len(wanted), size):
+            group = wanted[first : first + size]
             if missing.isdisjoint(record.subject_id for record in group):
                 continue
             answers, seconds = score_volumes(
@@ -118,15 +118,6 @@ def _wanted(store: CohortStore, split: str, subjects: Collection[str] | None) ->
     if strangers:
         raise CohortError(f"{store.path}: subject '{strangers[0]}' is not in the split '{split}'")
     return [record for record in records if record.subject_id in set(subjects)]
-
-
-def _groups(records: Sequence[SubjectRecord], size: int) -> list[list[SubjectRecord]]:
-    """Return neighbours of one shape together, at most ``size`` a group."""
-    groups: list[list[SubjectRecord]] = []
-    for _, same in groupby(records, key=lambda record: record.shape):
-        run = list(same)
-        groups.extend(run[start : start + size] for start in range(0, len(run), size))
-    return groups
 
 
 def _num_bytes(record: SubjectRecord) -> int:

@@ -123,19 +123,22 @@ class CommittedCohort:
         """Return (D, H, W) structure labels (see ``record.structures``), or None where the subject has none."""
         return self._read(subject_id, "structures") if "structures" in self.record(subject_id).arrays else None
 
-    def facts(self, split: str = "train") -> CohortFacts:
+    def facts(self, split: str = "train", *, any_grid: bool = False) -> CohortFacts:
         """Return what a method may know of the cohort: the ordered subjects of a split and their one grid.
 
         All of the training split counts: an anomalous subject stands there only by the user's word. Of other splits
         the healthy ones do. The affine is the first subject's; another's may differ by where its grid lies.
 
+        Args:
+            split: whose subjects.
+            any_grid: let them lie on different grids (:attr:`Method.any_grid`). Grid and spacing are then the finest
+                voxels over the largest extent, so that :attr:`CohortFacts.box_mm` holds every subject's grid.
+
         Raises:
-            CohortError: there is no such subject, or they do not share one grid.
+            CohortError: there is no such subject, or they do not share one grid and need to.
         """
-        healthy = None if split == "train" else True
-        return cohort_facts(
-            self.path, self.subjects(split, healthy=healthy), split, self.channels, self.digest, self.recipe
-        )
+        subjects = self.subjects(split, healthy=None if split == "train" else True)
+        return cohort_facts(self.path, subjects, split, self.channels, self.digest, self.recipe, any_grid=any_grid)
 
     def folder(self, subject_id: str) -> Place:
         """Return where a committed subject's group lies.

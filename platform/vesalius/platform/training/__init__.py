@@ -19,6 +19,7 @@ from vesalius.platform.training.collective import Alone, Distributed, backend_fo
 from vesalius.platform.training.devices import choose_device
 from vesalius.platform.training.loop import TrainingResult, train
 from vesalius.platform.training.settings import TrainingSettings
+from vesalius.platform.training.subjects import stage_subjects
 from vesalius.platform.training.update import Updater
 from vesalius.platform.training.watching import Unwatched, Watcher
 
@@ -36,5 +37,6 @@ __all__ = [
     "backend_for",
     "choose_device",
     "collective",
+    "stage_subjects",
     "train",
 ]

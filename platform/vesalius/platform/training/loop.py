@@ -76,7 +76,7 @@ def train(
     Raises:
         DivergenceError: a loss or gradient is not finite; names the stage and step.
         RunError: a checkpoint does not fit.
-        CohortError: a stage's split is empty.
+        CohortError: a stage's split is empty, or holds a subject of another grid where the stage cannot take one.
     """
     collective = collective or Alone()
     device = device or choose_device(settings.device)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vesalius.platform.errors import SettingError
 from vesalius.platform.loading import VolumeCache, batches, budget_bytes, num_steps
 from vesalius.platform.training.devices import workers_here
+from vesalius.platform.training.subjects import stage_subjects
 from vesalius.platform.training.update import has_batch_norm
 
 if TYPE_CHECKING:
@@ -15,10 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from vesalius.platform.contracts import Batch, Collective, Method, Stage
-    from vesalius.platform.store import CohortStore
+    from vesalius.platform.store import CohortStore, SubjectRecord
     from vesalius.platform.training.settings import TrainingSettings
-
-_TRAINING_SPLITS = ("train", "validation")
 
 
 class Plan:
@@ -52,12 +51,27 @@ class Plan:
         if len(set(self.names)) != len(self.names):
             raise SettingError(f"two stages of {type(method).__name__} share a name: {', '.join(self.names)}")
         budget = budget_bytes(settings.cache_mib, workers_here(collective, device))
-        subjects = [_subjects(stage, store) for stage in self.stages]
-        shared = {ids: VolumeCache(store, ids, budget) for ids in dict.fromkeys(subjects)}
+        records = [self._records(stage, store) for stage in self.stages]
+        subjects = [tuple(record.subject_id for record in seen) for seen in records]
+        shared = {
+            ids: VolumeCache(store, ids, budget, spacing_mm=[record.spacing_mm for record in seen])
+            for ids, seen in zip(subjects, records, strict=True)
+        }
         self._caches = [shared[ids] for ids in subjects]
         self.steps = [
-            num_steps(stage, len(ids), self._cohort.grid) for stage, ids in zip(self.stages, subjects, strict=True)
+            0 if stage.optional and not ids else num_steps(stage, len(ids), self._cohort.grid)
+            for stage, ids in zip(self.stages, subjects, strict=True)
         ]
+
+    def _records(self, stage: Stage, store: CohortStore) -> list[SubjectRecord]:
+        """Return the subjects that a stage learns from, after checking that it may and can."""
+        records = stage_subjects(stage, store, self._cohort)
+        if stage.group_size == 1 and has_batch_norm(stage.trains):
+            raise SettingError(
+                f"stage '{stage.name}' trains batch normalisation but states no group_size: its statistics would "
+                "depend on the number of workers"
+            )
+        return records
 
     @property
     def total(self) -> int:
@@ -73,6 +87,8 @@ class Plan:
         for cache in self._caches:
             if cache is not self._caches[index]:
                 cache.clear()  # the memory is one stage's at a time
+        if not self.steps[index]:  # an optional stage without a subject
+            return ()
         return batches(
             self._caches[index],
             self.stages[index],
@@ -86,20 +102,3 @@ class Plan:
             num_readers=self._settings.readers,
             pin=self._pin,
         )
-
-
-def _subjects(stage: Stage, store: CohortStore) -> tuple[str, ...]:
-    """Return the ids that a stage learns from, after checking that it may and can."""
-    if stage.split not in _TRAINING_SPLITS:
-        raise SettingError(
-            f"stage '{stage.name}' asks for the split '{stage.split}': only {' and '.join(_TRAINING_SPLITS)} may "
-            "be learnt from; gate and test are for judging"
-        )
-    if stage.group_size == 1 and has_batch_norm(stage.trains):
-        raise SettingError(
-            f"stage '{stage.name}' trains batch normalisation but states no group_size: its statistics would "
-            "depend on the number of workers"
-        )
-    # Whoever stands in the training split is trained on: anomalous subjects get there only by the user's word.
-    healthy = True if stage.healthy_only and stage.split != "train" else None
-    return tuple(record.subject_id for record in store.subjects(stage.split, healthy=healthy))

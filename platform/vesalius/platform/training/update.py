@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vesalius.platform.contracts import bfloat16_pays
-from vesalius.platform.errors import DivergenceError
+from vesalius.platform.errors import DivergenceError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vesalius.platform.contracts import Batch, Collective, Stage
+    from vesalius.platform.contracts.stage import LossSum
     from vesalius.platform.training.settings import TrainingSettings
 
 
@@ -42,22 +43,29 @@ class Updater:
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in stage.optimizers.items()
         }
+        self.observed: Mapping[str, float] = {}
 
-    def __call__(self, optimizer: str, loss: Callable[[Batch], tuple[Tensor, Tensor | float]], batch: Batch) -> float:
+    def __call__(self, optimizer: str, loss: Callable[[Batch], LossSum], batch: Batch) -> float:
         """Step ``optimizer``; see the contract."""
         parameters = self._parameters[optimizer]
         for parameter in parameters:
             parameter.grad = None
-        totals = torch.zeros(2, dtype=torch.float64, device=self._device)
+        # Loss and count; then a sum and a count for whatever else the stage observes. The names are the stage's, not
+        # the loss's, so that a rank without items sends as many numbers as the others.
+        totals = torch.zeros(2 + 2 * len(self._stage.observes), dtype=torch.float64, device=self._device)
         statistics = _Statistics(self._stage.trains, self._collective)
         for start, stop in self._micro_batches(len(batch)):
             statistics.start_group()
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-                loss_sum, count = loss(batch.select(start, stop))
+                loss_sum, count, *beside = loss(batch.select(start, stop))
             if loss_sum.requires_grad:
                 torch.autograd.backward(loss_sum, inputs=parameters)
             totals[0] += loss_sum.detach()
             totals[1] += count
+            for name, value in beside[0].items() if beside else ():
+                place = self._place(name)
+                totals[place] += value.detach()
+                totals[place + 1] += count
             statistics.end_group()
         statistics.settle()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
@@ -66,7 +74,12 @@ class Updater:
             totals = self._collective.sum(totals)
             sizes = [g.numel() for g in gradients]
             gradients = [part.view_as(g) for part, g in zip(torch.split(flat, sizes), gradients, strict=True)]
-        loss_total, count_total = totals.tolist()
+        loss_total, count_total, *observed = totals.tolist()
+        self.observed = {
+            name: total / count
+            for name, total, count in zip(self._stage.observes, observed[::2], observed[1::2], strict=True)
+            if count
+        }
         if count_total == 0:  # every item was discarded (patches of background only): nothing to learn from
             return 0.0
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -84,6 +97,13 @@ class Updater:
             nn.utils.clip_grads_with_norm_(parameters, self._settings.clip_norm, norm)
         self._stage.optimizers[optimizer].step()
         return float(mean)
+
+    def _place(self, name: str) -> int:
+        if name not in self._stage.observes:
+            raise SettingError(
+                f"a loss of stage '{self._stage.name}' reports '{name}', which the stage does not name in observes"
+            )
+        return 2 + 2 * list(self._stage.observes).index(name)
 
     def _micro_batches(self, num: int) -> list[tuple[int, int]]:
         # Batch statistics see one group at a time, however many of them this worker has.

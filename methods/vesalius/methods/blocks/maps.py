@@ -1,4 +1,4 @@
-"""What several methods share: pooling of score maps, their settings, the number for a whole volume, stages that count.
+"""Score maps: windows, their settings, the number for a whole volume.
 
 Windows are counted in voxels, as in the papers. Borders never invent data: a minimum sees only voxels inside the
 volume (padding is plus infinity), an average divides by the voxels inside the volume (padding is left out). What the
@@ -7,22 +7,21 @@ surface of the brain is to a map kept inside it, a setting says (``MapSettings.o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from torch.nn import functional as F
 
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, Stage, WholeVolumes, setting
+from vesalius.platform.contracts import Choice, setting
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Metrics, Update, Volume
+    from vesalius.platform.contracts import CohortFacts, Volume
 
 
 def _odd(value: int) -> int:
@@ -31,17 +30,30 @@ def _odd(value: int) -> int:
     return value
 
 
+_WINDOW_VALUES = 2**25
+"""Values of all windows that a median holds at a time: 128 MiB."""
+
 Window = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 """Edge of a cubic window in voxels: odd, 1 for no pooling."""
+
+Box = tuple[int, int, int]
+"""Edges of a window along D, H, W in voxels, each odd."""
 
 
 class MapSettings(Settings):
     """How raw evidence becomes a score map and a number for the volume."""
 
+    median_pool: Window = setting(1, "edge of the median window in voxels; 1 is none", source="this implementation")
     min_pool: Window = setting(1, "edge of the minimum window in voxels; 1 is none", source="this implementation")
     average_pool: Window = setting(1, "edge of the averaging window in voxels; 1 is none", source="this implementation")
     voxels: Literal["all", "brain"] = setting(
         "all", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
+    )
+    erosion: int = setting(
+        0,
+        "voxels that the brain is eroded by before a map is kept inside it (voxels = brain)",
+        ge=0,
+        source="this implementation",
     )
     outside: Literal["zero", "left_out"] = setting(
         "zero",
@@ -59,6 +71,12 @@ class MapSettings(Settings):
         0.01, "fraction of brain voxels that top_mean averages", gt=0, le=1, source="this implementation"
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.erosion and self.voxels == "all":
+            raise ValueError("erosion has no effect on a map of all voxels: set voxels to brain, or erosion to 0")
+        return self
+
 
 class BrainMapSettings(MapSettings):
     """Inside the brain, averaged: what a baseline takes, to which the background would be the greatest anomaly of all.
@@ -70,16 +88,6 @@ class BrainMapSettings(MapSettings):
     voxels: Literal["all", "brain"] = setting(
         "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )
-
-
-def one_pass(
-    name: str,
-    begin: Callable[[], None],
-    step: Callable[[Batch, Update], Metrics],
-    finish: Callable[[Collective], None],
-) -> Stage:
-    """Return a stage without optimisers, in which every training volume is seen once, for methods that only count."""
-    return Stage(name=name, view=WholeVolumes(), batch_size=1, epochs=1, begin=begin, step=step, finish=finish)
 
 
 def min_pool(map_DHW: Tensor, size: int, inside_DHW: Tensor | None = None) -> Tensor:
@@ -98,20 +106,58 @@ def min_pool(map_DHW: Tensor, size: int, inside_DHW: Tensor | None = None) -> Te
     return pooled if inside_DHW is None else pooled.masked_fill(~inside_DHW, 0)
 
 
-def average_pool(map_DHW: Tensor, size: int, inside_DHW: Tensor | None = None) -> Tensor:
+def median_pool(map_DHW: Tensor, size: int) -> Tensor:
+    """Return the median over a cube of ``size`` voxels (odd) around each voxel of a (D, H, W) map.
+
+    Only voxels inside the volume count. Of an even number of values it is the lower of the middle two.
+    """
+    if size == 1:
+        return map_DHW
+    reach = size // 2
+    padded = F.pad(map_DHW, (reach,) * 6, value=float("nan"))
+    num_depth, num_rows, num_columns = map_DHW.shape
+    # A slab at a time: the windows of all voxels together would take size^3 times the map's memory.
+    depth = max(1, _WINDOW_VALUES // (num_rows * num_columns * size**3))
+    slabs = []
+    for first in range(0, num_depth, depth):
+        slab = padded[first : min(first + depth, num_depth) + 2 * reach]
+        windows = slab.unfold(0, size, 1).unfold(1, size, 1).unfold(2, size, 1).flatten(-3)
+        slabs.append(torch.nanmedian(windows, dim=-1).values)
+    return torch.cat(slabs)
+
+
+def erode(mask_DHW: Tensor, voxels: int) -> Tensor:
+    """Return a mask (D, H, W) without the voxels that have one outside it within ``voxels`` steps along the axes.
+
+    What lies beyond the volume counts as inside: a brain that the grid cuts off loses nothing at the cut.
+    """
+    eroded = mask_DHW.bool()
+    for _ in range(voxels):
+        kept = eroded.clone()
+        for axis in range(3):
+            num = eroded.shape[axis]
+            kept.narrow(axis, 0, num - 1).logical_and_(eroded.narrow(axis, 1, num - 1))
+            kept.narrow(axis, 1, num - 1).logical_and_(eroded.narrow(axis, 0, num - 1))
+        eroded = kept
+    return eroded
+
+
+def average_pool(map_DHW: Tensor, size: int | Box, inside_DHW: Tensor | None = None) -> Tensor:
     """Return the mean over a cube of ``size`` voxels (odd) around each voxel of a (..., D, H, W) map.
 
-    Only voxels inside the volume count: at a border the sum is divided by what is there. Where ``inside_DHW`` (bool,
-    (D, H, W)) is given, only its voxels count, and the result is zero outside it.
+    Three sizes, along D, H and W, are those of a box. Only voxels inside the volume count: at a border the sum is
+    divided by what is there. Where ``inside_DHW`` (bool, (D, H, W)) is given, only its voxels count, and the result is
+    zero outside it.
     """
     pooled = map_DHW if inside_DHW is None else map_DHW.masked_fill(~inside_DHW, 0)
-    if size == 1:
+    box = (size, size, size) if isinstance(size, int) else size
+    if box == (1, 1, 1):
         return pooled
     if inside_DHW is None:
-        return _window_mean(pooled, size) / _fraction_in_volume(pooled, size)
-    # A voxel inside counts itself, so that the fraction is 1 / size^3 at least wherever the result is kept.
-    fraction = _window_mean(inside_DHW.to(map_DHW.dtype), size).clamp(min=0.5 / size**3)
-    return (_window_mean(pooled, size) / fraction).masked_fill(~inside_DHW, 0)
+        return _window_mean(pooled, box) / _fraction_in_volume(pooled, box)
+    # A voxel inside counts itself, so that the fraction is one voxel of the box at least where the result is kept.
+    fraction = _window_mean(inside_DHW.to(map_DHW.dtype), box).clamp(min=0.5 / math.prod(box))
+    return (_window_mean(pooled, box) / fraction).masked_fill(~inside_DHW, 0)
 
 
 def smooth(map_DHW: Tensor, size: int, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
@@ -123,15 +169,24 @@ def smooth(map_DHW: Tensor, size: int, brain_DHW: Tensor, settings: MapSettings)
     return average_pool(map_DHW, size, inside)
 
 
-def finish_map(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
-    """Return the score map (D, H, W): min-pooled, then averaged, kept inside the brain where asked.
+def finish_map(map_DHW: Tensor, brain_DHW: Tensor, settings: MapSettings, average: Box | None = None) -> Tensor:
+    """Return the score map (D, H, W): median, minimum, then average, kept inside the (eroded) brain where asked.
 
-    Windows at the brain's surface take zeros from outside it, or leave what lies there out (``outside``). Zeros dim
+    The median comes before the map is kept inside the brain, as in Baur et al. 2018; minimum and average after. Their
+    windows at the brain's surface take zeros from outside it, or leave what lies there out (``outside``). Zeros dim
     the rim of the brain; a minimum takes it away. Outside the brain the map is zero in the end; all of it is, where the
     brain is empty.
+
+    Args:
+        map_DHW: raw evidence.
+        brain_DHW: bool.
+        settings: the windows and where the map is kept.
+        average: the averaging window along D, H and W where it is no cube, in place of ``average_pool``.
     """
+    brain_DHW = erode(brain_DHW, settings.erosion)
+    map_DHW = median_pool(map_DHW, settings.median_pool)
     map_DHW, inside = _restricted(map_DHW, brain_DHW, settings)
-    map_DHW = average_pool(min_pool(map_DHW, settings.min_pool, inside), settings.average_pool, inside)
+    map_DHW = average_pool(min_pool(map_DHW, settings.min_pool, inside), average or settings.average_pool, inside)
     return _restricted(map_DHW, brain_DHW, settings)[0]
 
 
@@ -176,21 +231,21 @@ def _line(axis: int, size: int) -> tuple[tuple[int, int, int], int, tuple[int, i
     return (kernel[0], kernel[1], kernel[2]), 1, (padding[0], padding[1], padding[2])
 
 
-def _window_mean(map_DHW: Tensor, size: int) -> Tensor:
-    """Return the mean over each cube of ``size`` voxels of a (..., D, H, W) map, zeros beyond the volume counted in."""
+def _window_mean(map_DHW: Tensor, box: Box) -> Tensor:
+    """Return the mean over each box of voxels of a (..., D, H, W) map, zeros beyond the volume counted in."""
     pooled = map_DHW.reshape(-1, 1, *map_DHW.shape[-3:])
     # Padding by hand: torch refuses its own where an axis is shorter than the window.
-    for axis in range(3):
+    for axis, size in enumerate(box):
         kernel, stride, (d, h, w) = _line(axis, size)
         pooled = F.avg_pool3d(F.pad(pooled, (w, w, h, h, d, d)), kernel, stride)
     return pooled.reshape(map_DHW.shape)
 
 
-def _fraction_in_volume(map_DHW: Tensor, size: int) -> Tensor:
-    """Return what fraction of the cube of ``size`` voxels around each voxel lies in the volume: (D, H, W)."""
-    # The number of voxels in a clipped cube is a product over the axes.
+def _fraction_in_volume(map_DHW: Tensor, box: Box) -> Tensor:
+    """Return what fraction of the box around each voxel lies in the volume: (D, H, W)."""
+    # The number of voxels in a clipped box is a product over the axes.
     lines = []
-    for num in map_DHW.shape[-3:]:
+    for num, size in zip(map_DHW.shape[-3:], box, strict=True):
         index = torch.arange(num, device=map_DHW.device)
         inside = (index + size // 2 + 1).clamp(max=num) - (index - size // 2).clamp(min=0)
         lines.append(inside.to(map_DHW.dtype) / size)

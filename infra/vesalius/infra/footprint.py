@@ -1,0 +1,229 @@
+"""How much memory a method takes to train: what can be counted is counted, what autograd keeps is measured.
+
+Parameters, buffers, gradients and optimiser state follow from the networks and their optimisers. What autograd keeps
+between forward and backward depends on the code, so each loss of a stage is run on the CPU on made-up data, on one and
+on two groups of items, and the bytes of the tensors it keeps are counted; the batch's are on the line through the two.
+It is what training needs on any device in float32. Not counted: temporary tensors within an operation, the workspaces
+of libraries, cached volumes, and what scoring takes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vesalius.platform.config import Settings
+from vesalius.platform.contracts import Batch, CohortFacts, Patches, Points, Slices, Stage
+from vesalius.platform.geometry import as_matrix, grid_affine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch.optim import Optimizer
+
+    from vesalius.platform.contracts import Method, MethodSettings
+    from vesalius.platform.contracts.stage import LossSum
+
+DEFAULT_GRID = (64, 64, 64)
+NUM_SUBJECTS = 40
+_PROBE_POINTS = 512
+
+
+class StageFootprint(Settings):
+    """What one stage takes while it trains.
+
+    Attributes:
+        stage: its name.
+        batch_size: items of its global batch.
+        gradient_bytes: gradients of the parameters that its optimisers step.
+        optimizer_bytes: state of its optimisers after a step.
+        activation_bytes: what autograd keeps for the update that keeps most, of the whole batch at once; without the
+            parameters themselves.
+    """
+
+    stage: str
+    batch_size: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+
+
+class Footprint(Settings):
+    """Memory that training a method takes, in bytes.
+
+    Attributes:
+        grid: of the volumes.
+        num_parameters: trainable numbers of the method.
+        parameter_bytes: parameters and buffers.
+        stages: those that learn by gradients, in order.
+        peak_bytes: parameters and what the largest stage adds.
+    """
+
+    grid: tuple[int, int, int]
+    num_parameters: int
+    parameter_bytes: int
+    stages: tuple[StageFootprint, ...]
+    peak_bytes: int
+
+
+def footprint(
+    kind: type[Method],
+    settings: MethodSettings,
+    grid: tuple[int, int, int] = DEFAULT_GRID,
+    num_subjects: int = NUM_SUBJECTS,
+) -> Footprint:
+    """Return what training takes on volumes of one channel.
+
+    Args:
+        kind: the method.
+        settings: its settings.
+        grid: voxels of the prepared volumes.
+        num_subjects: training subjects: an auto-decoder has a code for each.
+
+    Raises:
+        SettingError: the method's networks do not fit such a grid.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = kind(settings, made_up_cohort(grid, num_subjects))
+        stages = [_of_stage(method, stage) for stage in method.stages() if stage.optimizers]
+    held = sum(value.numel() * value.element_size() for value in method.state_dict().values())
+    added = [one.gradient_bytes + one.optimizer_bytes + one.activation_bytes for one in stages]
+    return Footprint(
+        grid=grid,
+        num_parameters=sum(parameter.numel() for parameter in method.parameters()),
+        parameter_bytes=held,
+        stages=tuple(stages),
+        peak_bytes=held + max(added, default=0),
+    )
+
+
+def made_up_cohort(grid: tuple[int, int, int], num_subjects: int) -> CohortFacts:
+    """Return facts of a cohort of one channel and 1 mm that no store holds."""
+    return CohortFacts(
+        subjects=tuple(f"subject-{number:04d}" for number in range(num_subjects)),
+        grid=grid,
+        spacing_mm=(1.0, 1.0, 1.0),
+        affine=as_matrix(grid_affine(grid, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))),
+        channels=("T1w",),
+        digest="",
+    )
+
+
+class _Kept:
+    """An update that runs the losses, counts what autograd keeps, and steps nothing."""
+
+    def __init__(self, method: Method, stage: Stage) -> None:
+        self._own = {value.untyped_storage().data_ptr() for value in method.state_dict().values()}
+        self.observed: Mapping[str, float] = dict.fromkeys(stage.observes, 0.5)
+        self.most = 0
+
+    def __call__(self, optimizer: str, loss: Callable[[Batch], LossSum], batch: Batch) -> float:
+        storages: dict[int, int] = {}
+
+        def pack(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in self._own:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            kept = loss(batch)
+        self.most = max(self.most, sum(storages.values()))
+        return float(kept[0].detach())
+
+
+def _of_stage(method: Method, stage: Stage) -> StageFootprint:
+    method.eval().requires_grad_(False)
+    for module in stage.trains:
+        module.train().requires_grad_(True)
+    small, per_item = _probe_view(stage)
+    group = stage.group_size
+    one = _kept(method, small, _batch(method, small, group))
+    batch_size = stage.batch_size
+    kept = one
+    if batch_size > group:
+        two = _kept(method, small, _batch(method, small, 2 * group))
+        kept = round(one + (two - one) * (batch_size / group - 1))
+    parameters = {
+        id(parameter): parameter
+        for optimizer in stage.optimizers.values()
+        for group_of in optimizer.param_groups
+        for parameter in group_of["params"]
+    }
+    return StageFootprint(
+        stage=stage.name,
+        batch_size=batch_size,
+        gradient_bytes=sum(value.numel() * value.element_size() for value in parameters.values()),
+        optimizer_bytes=sum(_state_bytes(optimizer) for optimizer in stage.optimizers.values()),
+        activation_bytes=max(0, round(kept * per_item)),
+    )
+
+
+def _probe_view(stage: Stage) -> tuple[Stage, float]:
+    """Return a stage of fewer points an item, and how many times more the true one keeps: losses are sums of points."""
+    view = stage.view
+    if not isinstance(view, Points) or view.per_volume <= _PROBE_POINTS:
+        return stage, 1.0
+    return replace(stage, view=replace(view, per_volume=_PROBE_POINTS)), view.per_volume / _PROBE_POINTS
+
+
+def _kept(method: Method, stage: Stage, batch: Batch) -> int:
+    update = _Kept(method, stage)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    stage.begin()
+    stage.step(batch, update)
+    method.load_state_dict(before)
+    return update.most
+
+
+def _batch(method: Method, stage: Stage, num: int) -> Batch:
+    """Return ``num`` items of a stage's view, of noise in [0, 1)."""
+    cohort = method.cohort
+    image: tuple[int, ...]
+    brain: tuple[int, ...]
+    position: tuple[int, ...]
+    num_channels = len(cohort.channels)
+    view = stage.view
+    if isinstance(view, Points):
+        image = (view.per_volume, num_channels, view.neighbourhood**3)
+        brain, position = (view.per_volume,), (view.per_volume, 3)
+    elif isinstance(view, Patches):
+        image, brain, position = (num_channels, *(view.size,) * 3), (view.size,) * 3, (3,)
+    elif isinstance(view, Slices):
+        plane = tuple(edge for axis, edge in enumerate(cohort.grid) if axis != view.axis)
+        image, brain, position = (num_channels, *plane), plane, (1,)
+    else:
+        image, brain, position = (num_channels, *cohort.grid), cohort.grid, (0,)
+    random = torch.Generator().manual_seed(0)
+    return Batch(
+        stage=stage.name,
+        step=0,
+        num_steps=1,
+        seed=0,
+        items=torch.arange(num),
+        global_size=num,
+        subjects=torch.arange(num) % len(cohort.subjects),
+        image=torch.rand(num, *image, generator=random),
+        brain=torch.ones(num, *brain, dtype=torch.bool),
+        position=2 * torch.rand(num, *position, generator=random) - 1,
+    )
+
+
+def _state_bytes(optimizer: Optimizer) -> int:
+    """Return the bytes of an optimiser's state after a step; a copy takes it, with gradients of zero."""
+    again = copy.deepcopy(optimizer)
+    for group in again.param_groups:
+        for value in group["params"]:
+            value.grad = torch.zeros_like(value)
+    again.step()
+    return sum(
+        value.numel() * value.element_size()
+        for state in again.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )

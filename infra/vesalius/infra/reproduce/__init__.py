@@ -1,0 +1,21 @@
+"""A paper's table, reproduced row by row on whatever data and time there are.
+
+::
+
+    protocols/     a JSON file a paper: rows, published figures, recipe, threshold
+    protocol.py    what such a file says
+    cohort.py      phantoms, a prepared store, or raw scans
+    probe.py       what a row would take on this machine
+    budget.py      the settings that fit a time
+    running.py     one row, from its settings to its figures
+    gallery.py     restorations and maps on one sheet
+    table.py       all of it
+"""
+
+from __future__ import annotations
+
+from vesalius.infra.reproduce.cohort import DataRequest
+from vesalius.infra.reproduce.protocol import Protocol, load_protocol, protocol_names
+from vesalius.infra.reproduce.table import reproduce
+
+__all__ = ["DataRequest", "Protocol", "load_protocol", "protocol_names", "reproduce"]

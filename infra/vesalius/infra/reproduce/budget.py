@@ -1,0 +1,187 @@
+"""A row's settings within a time: the paper's where they fit, else the demo's, with as many epochs as fit."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from vesalius.infra.pipeline import method_type
+from vesalius.infra.reproduce.probe import as_time, estimate
+from vesalius.platform.config import Settings, flatten, override
+from vesalius.platform.errors import SettingError
+from vesalius.platform.training import Alone, choose_device
+from vesalius.platform.training.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vesalius.infra.reproduce.probe import Estimate
+    from vesalius.infra.reproduce.protocol import Row
+    from vesalius.platform.contracts import MethodSettings
+    from vesalius.platform.store import CohortStore
+    from vesalius.platform.training import TrainingSettings
+
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BUDGET = re.compile(r"(?:\d+(?:\.\d+)?(?:s|min|m|h|d))+")
+_PART = re.compile(r"(\d+(?:\.\d+)?)(s|min|m|h|d)")
+_HEADROOM = 0.85
+"""Of the budget that settings are scaled to: a machine is never as quiet as while it is probed."""
+
+
+class Choice(Settings):
+    """What a row is trained with.
+
+    Attributes:
+        preset: ``paper`` and so on, or ``demo``.
+        settings: the method's, complete, as plain JSON.
+        scaled: whether these are not the paper's.
+        steps: that training takes.
+        paper_steps: that the paper's settings take on this cohort.
+        fraction: steps of how many.
+        said: in one sentence.
+    """
+
+    preset: str
+    settings: dict[str, Any]
+    scaled: bool
+    steps: int
+    paper_steps: int
+    fraction: float
+    said: str
+
+
+def parse_budget(text: str) -> float:
+    """Return the seconds of a time such as ``90s``, ``20m``, ``1.5h`` or ``1h30m``.
+
+    Raises:
+        SettingError: it is none, or nothing.
+    """
+    plain = text.strip().lower().replace(" ", "")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(plain))
+    if not _BUDGET.fullmatch(plain) or not math.isfinite(seconds) or seconds <= 0:
+        raise SettingError(f"--budget is '{text}': expected a time for each row, such as 90s, 20m, 1h30m or 2d")
+    return seconds
+
+
+def paper_settings(row: Row) -> MethodSettings:
+    """Return a row's settings as the paper has them.
+
+    Raises:
+        SettingError: the method, its preset or a setting is not known here.
+    """
+    presets = method_type(row.method).presets()
+    if row.preset not in presets:
+        raise SettingError(f"{row.method} has no preset '{row.preset}': it has {', '.join(presets)}")
+    return override(presets[row.preset], row.settings)
+
+
+def scaled_settings(row: Row, small: str = "demo") -> MethodSettings:
+    """Return a row's settings scaled down: its method's ``demo`` preset, made this row's by ``scaled``.
+
+    Raises:
+        SettingError: the method or a setting is not known here.
+    """
+    presets = method_type(row.method).presets()
+    return override(presets.get(small, paper_settings(row)), row.scaled)
+
+
+def choose(
+    row: Row,
+    training: TrainingSettings,
+    store: CohortStore,
+    splits: Sequence[str],
+    budget_seconds: float | None,
+    *,
+    small: str = "demo",
+) -> Choice:
+    """Return what a row is trained with.
+
+    Args:
+        row: of a paper's table.
+        training: the loop's settings.
+        store: the cohort it is trained on.
+        splits: those to be scored.
+        budget_seconds: for training and scoring; None takes the paper's settings as they stand.
+        small: the preset of the methods that is scaled.
+
+    Raises:
+        SettingError: not one step of each stage and the scoring fit; says what they take.
+    """
+    paper = paper_settings(row)
+    if budget_seconds is None:
+        return _as_they_stand(row, paper, _steps(row, paper, store, training))
+    whole = estimate(row.method, paper, training, store, splits, budget_seconds)
+    paper_steps = sum(whole.steps.values())
+    if whole.complete and whole.total_seconds <= budget_seconds:
+        return _as_they_stand(row, paper, paper_steps)
+    start = scaled_settings(row, small)
+    # The limit is for the stop of a hopeless probe alone: epochs can be cut, so that only a single step has to fit.
+    probed = estimate(row.method, start, training, store, splits, math.inf)
+    settings = fit_epochs(start, paper, probed, budget_seconds, paper_steps)
+    steps = _steps(row, settings, store, training)
+    at_least = "more than " if not whole.complete else ""
+    return Choice(
+        preset=small,
+        settings=settings.model_dump(mode="json"),
+        scaled=True,
+        steps=steps,
+        paper_steps=paper_steps,
+        fraction=steps / paper_steps,
+        said=f"scaled to {as_time(budget_seconds)}: preset {small}, {steps:,} steps; the paper's settings are "
+        f"{paper_steps:,} steps and would take {at_least}{as_time(whole.total_seconds)} here",
+    )
+
+
+def fit_epochs(
+    start: MethodSettings, paper: MethodSettings, probed: Estimate, budget_seconds: float, paper_steps: int
+) -> MethodSettings:
+    """Return ``start`` with every ``epochs`` multiplied alike, so that training fills what scoring leaves.
+
+    None is more than the paper's, nor are the steps, whose batches may be smaller. Stages without epochs of their own
+    keep their length.
+
+    Raises:
+        SettingError: scoring, or one step of each stage, takes longer than the budget.
+    """
+    room = budget_seconds * _HEADROOM - probed.scoring_seconds
+    least = sum(probed.step_seconds.values())
+    if room < least:
+        raise SettingError(
+            f"--budget {as_time(budget_seconds)} is too small here: scoring {probed.num_volumes} volumes "
+            f"takes {as_time(probed.scoring_seconds)} and one step of each stage {as_time(least)} with the smallest "
+            f"settings; give it {as_time(2 * (probed.scoring_seconds + 100 * least))} or more, or a smaller cohort"
+        )
+    known = flatten(paper)
+    epochs = {key: value for key, value in flatten(start).items() if key.rpartition(".")[2] == "epochs"}
+    factor = min(room / max(probed.training_seconds, 1e-9), paper_steps / sum(probed.steps.values()))
+    wanted = {
+        key: min(_whole(value * factor), float(known.get(key, value))) for key, value in epochs.items() if value > 0
+    }
+    return override(start, {key: value for key, value in wanted.items() if value > 0})
+
+
+def _as_they_stand(row: Row, paper: MethodSettings, steps: int) -> Choice:
+    whose = "the paper's settings" if row.published is not None else "its defaults"
+    return Choice(
+        preset=row.preset,
+        settings=paper.model_dump(mode="json"),
+        scaled=False,
+        steps=steps,
+        paper_steps=steps,
+        fraction=1.0,
+        said=f"{whose} (preset {row.preset}), {steps:,} steps",
+    )
+
+
+def _whole(epochs: float) -> float:
+    """Return three figures of a number of epochs, rounded down: a run's name should not hang on the microsecond."""
+    if epochs <= 0:
+        return epochs
+    scale = 10 ** (math.floor(math.log10(epochs)) - 2)
+    return float(f"{math.floor(epochs / scale + 1e-9) * scale:.3g}")
+
+
+def _steps(row: Row, settings: MethodSettings, store: CohortStore, training: TrainingSettings) -> int:
+    method = method_type(row.method)(settings, store.facts())
+    return Plan(method, store, training, Alone(), choose_device(training.device)).total

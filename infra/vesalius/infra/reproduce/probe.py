@@ -1,0 +1,192 @@
+"""What a row would take on this machine: a few real steps of each stage and one scoring, timed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from vesalius.infra.pipeline import method_type
+from vesalius.platform.config import Settings
+from vesalius.platform.loading import augmented
+from vesalius.platform.scoring import score_volume, volume_of
+from vesalius.platform.training import Alone, Updater, choose_device
+from vesalius.platform.training.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vesalius.platform.contracts import Method, MethodSettings, Stage
+    from vesalius.platform.store import CohortStore, SubjectRecord
+    from vesalius.platform.training import TrainingSettings
+
+_STEPS = 16
+_ENOUGH_SECONDS = 5.0
+"""A stage is probed for up to 16 steps, more than are loaded ahead, or until this long."""
+
+_VALIDATIONS = 4
+
+
+class Estimate(Settings):
+    """What a row takes, in seconds, as far as a probe can tell.
+
+    Attributes:
+        steps: of each stage.
+        step_seconds: of one step of each stage that was reached; a stage without optimisers includes its end.
+        quick_seconds: scoring one volume with the reduced settings, as validation passes do.
+        volume_seconds: scoring one volume.
+        num_volumes: volumes to score.
+        passes: volumes scored with the reduced settings while training.
+        complete: whether every stage and the scoring were reached before the limit was passed.
+    """
+
+    steps: dict[str, int]
+    step_seconds: dict[str, float]
+    quick_seconds: float
+    volume_seconds: float
+    num_volumes: int
+    passes: int
+    complete: bool
+
+    @property
+    def training_seconds(self) -> float:
+        """Of the steps that were reached."""
+        return sum(self.steps[name] * seconds for name, seconds in self.step_seconds.items())
+
+    @property
+    def scoring_seconds(self) -> float:
+        """Of the volumes, and of the validation passes."""
+        return self.num_volumes * self.volume_seconds + self.passes * self.quick_seconds
+
+    @property
+    def total_seconds(self) -> float:
+        """Training and scoring; a lower bound where the estimate is not complete."""
+        return self.training_seconds + self.scoring_seconds
+
+
+def estimate(
+    name: str,
+    settings: MethodSettings,
+    training: TrainingSettings,
+    store: CohortStore,
+    splits: Sequence[str],
+    limit_seconds: float,
+) -> Estimate:
+    """Time a method with these settings; stop as soon as it is seen to take longer than the limit.
+
+    The probe trains a method of its own, in this process, and leaves nothing behind. Scoring comes last, with the
+    reduced settings and in full where those leave room: a restoration of hundreds of steps is not begun to find out
+    that training alone is too long.
+
+    Args:
+        name: of the method.
+        settings: of the method.
+        training: the loop's.
+        store: the cohort.
+        splits: those to be scored.
+        limit_seconds: for training and scoring together.
+
+    Raises:
+        SettingError: the method does not fit the cohort.
+        DivergenceError: it already failed in its first steps.
+    """
+    with _undisturbed(training.threads or os.cpu_count() or 1):
+        return _probe(method_type(name)(settings, store.facts()), training, store, splits, limit_seconds)
+
+
+def _probe(
+    method: Method, training: TrainingSettings, store: CohortStore, splits: Sequence[str], limit_seconds: float
+) -> Estimate:
+    device = choose_device(training.device)
+    plan = Plan(method.to(device), store, training, Alone(), device)
+    volumes = [record for split in splits for record in store.subjects(split)]
+    held = min(training.validate_subjects, len(store.subjects("validation")))
+    found = Estimate(
+        steps=dict(zip(plan.names, plan.steps, strict=True)),
+        step_seconds={},
+        quick_seconds=0.0,
+        volume_seconds=0.0,
+        num_volumes=len(volumes),
+        passes=_VALIDATIONS * held * sum(stage.selectable for stage in plan.stages),
+        complete=False,
+    )
+    for index, stage in enumerate(plan.stages):
+        seconds = _stage_seconds(method, plan, index, stage, training, device)
+        found = found.model_copy(update={"step_seconds": {**found.step_seconds, stage.name: seconds}})
+        if found.total_seconds > limit_seconds:
+            return found
+    quick = _score_seconds(method, store, volumes[0], device, quick=True)
+    found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
+    if found.total_seconds > limit_seconds:
+        return found
+    full = _score_seconds(method, store, volumes[0], device, quick=False)
+    return found.model_copy(update={"volume_seconds": full, "complete": True})
+
+
+def _stage_seconds(
+    method: Method, plan: Plan, index: int, stage: Stage, training: TrainingSettings, device: torch.device
+) -> float:
+    """Return the seconds of a step; the first one, which warms up, counts only where it is alone."""
+    method.eval().requires_grad_(False)
+    for module in stage.trains:
+        module.train().requires_grad_(True)
+    update = Updater(stage, Alone(), training, device)
+    stage.begin()
+    spent: list[float] = []
+    start = begun = time.perf_counter()
+    # What is solved at a stage's end may need more than one batch: a deviation has none of a single subject.
+    least = 1 if stage.optimizers else 2
+    with contextlib.ExitStack() as stack:
+        batches = iter(plan.batches(index, 0))
+        # Broken off, its readers stop here and not when it is forgotten.
+        stack.callback(getattr(batches, "close", lambda: None))
+        for batch in batches:
+            stage.step(augmented(batch.to(device)), update)
+            stage.after_update()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            now = time.perf_counter()
+            spent.append(now - start)
+            start = now
+            if len(spent) == _STEPS or (len(spent) >= least and now - begun > _ENOUGH_SECONDS):
+                break
+        start = time.perf_counter()
+    mean = sum(spent[1:]) / (len(spent) - 1) if len(spent) > 1 else spent[0]
+    if stage.optimizers:
+        return mean
+    # What is fitted at the stage's end is fitted to a few steps here, and to all of them in earnest.
+    stage.finish(Alone())
+    return mean + (time.perf_counter() - start) / len(spent)
+
+
+def _score_seconds(
+    method: Method, store: CohortStore, record: SubjectRecord, device: torch.device, *, quick: bool
+) -> float:
+    volume = volume_of(store, record)
+    _, seconds = score_volume(method, volume, device, effort="quick" if quick else "full")
+    return seconds
+
+
+@contextlib.contextmanager
+def _undisturbed(num_threads: int) -> Iterator[None]:
+    """Compute with as many threads as training will, and leave torch's generator and threads as they were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def as_time(seconds: float) -> str:
+    """Return seconds as a person says them: 40 s, 12 min, 3.4 h, 2.1 days."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

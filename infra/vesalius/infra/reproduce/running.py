@@ -1,0 +1,225 @@
+"""One row: choose its settings, train it, judge it; and find again what an earlier call did."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vesalius.infra import pipeline
+from vesalius.infra.reproduce.budget import Choice, choose
+from vesalius.platform.config import Settings, digest
+from vesalius.platform.errors import DiskSpaceError, RunError, VesaliusError
+from vesalius.platform.runs import find_run
+from vesalius.platform.training import Checkpoints, TrainingSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vesalius.infra.console import Terminal
+    from vesalius.infra.reproduce.cohort import Cohorts
+    from vesalius.infra.reproduce.protocol import Protocol, Row
+    from vesalius.platform.evaluation import Figures, VoxelSet
+    from vesalius.platform.runs import RunFolder
+    from vesalius.platform.store import CohortStore
+
+SPLIT = "test"
+_SPECIAL = str.maketrans(dict.fromkeys(" ()/*", "-"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What all rows of a call share.
+
+    Attributes:
+        protocol: the paper's.
+        cohorts: what is learnt from and judged on.
+        home: of the runs.
+        out: where choices of settings are kept.
+        budget_seconds: a row's, or None for the paper's settings.
+        num_workers: Ray Train workers; 0 trains in this process.
+        device: cpu, cuda or auto.
+        threads: of CPU, of one worker; None shares out the machine's cores.
+        small: the preset that is scaled to the budget.
+    """
+
+    protocol: Protocol
+    cohorts: Cohorts
+    home: Path
+    out: Path
+    budget_seconds: float | None
+    num_workers: int
+    device: str
+    threads: int | None
+    small: str
+
+    def store_of(self, row: Row) -> CohortStore:
+        """Return the store that a row is trained on."""
+        finer = self.cohorts.finer if row.finer is not None else None
+        return finer or self.cohorts.reference
+
+    def splits(self) -> list[str]:
+        """Return the splits that a row's maps are needed of, each once."""
+        return list(dict.fromkeys([self.protocol.rule.split, "validation", SPLIT]))
+
+    def training(self) -> TrainingSettings:
+        """Return the loop's settings."""
+        return TrainingSettings.model_validate({"device": self.device, "threads": self.threads})
+
+
+class Outcome(Settings):
+    """What became of a row.
+
+    Attributes:
+        choice: what it was trained with; None where that could not be told.
+        run: its run; None where none was begun.
+        training_minutes: over all stages.
+        error: the sentence that it failed with, or None.
+    """
+
+    choice: Choice | None = None
+    run: str | None = None
+    training_minutes: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A row's outcome, with its run and figures where it came to its end."""
+
+    row: Row
+    outcome: Outcome
+    run: RunFolder | None = None
+    figures: Mapping[VoxelSet, Figures] | None = None
+
+
+def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
+    """Do all that a row needs, or what is left of it; a failure of its own stays its own.
+
+    Raises:
+        DiskSpaceError: there is no room, for any row.
+        KeyboardInterrupt: what is done is kept; the same call goes on.
+    """
+    outcome = Outcome()
+    try:
+        with terminal.progress(f"probe {row.label}") as progress:
+            progress(0, 1, row.method)
+            choice = _choice(row, conditions)
+            progress(1, 1, choice.said)
+        outcome = outcome.model_copy(update={"choice": choice})
+        run = _find_or_start(row, choice, conditions)
+        outcome = outcome.model_copy(update={"run": run.run_id})
+        with terminal.progress(f"train {row.label}") as progress:
+            pipeline.train(run, progress=progress)
+        with terminal.progress(f"score {row.label}") as progress:
+            figures = pipeline.evaluate_run(
+                run,
+                SPLIT,
+                reference=conditions.cohorts.reference,
+                rule=conditions.protocol.rule,
+                device=conditions.device,
+                progress=progress,
+            )
+    except DiskSpaceError:
+        raise
+    except (VesaliusError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, VesaliusError) and not _is_out_of_memory(error):
+            raise
+        said = _sentence(error)
+        terminal.warn(f"{row.label}: {said}")
+        return Judged(row=row, outcome=outcome.model_copy(update={"error": said}))
+    minutes = training_seconds(run) / 60
+    return Judged(row=row, outcome=outcome.model_copy(update={"training_minutes": minutes}), run=run, figures=figures)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a type for CUDA's memory alone; of the CPU's it says so in words.
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, VesaliusError):
+        return " ".join(str(error).split())
+    return "this machine has not memory enough for it: give a budget, which scales it down, or coarser data"
+
+
+def training_seconds(run: RunFolder) -> float:
+    """Return the seconds that a run has spent in its stages."""
+    checkpoints = Checkpoints(run.checkpoints)
+    last = checkpoints.last()
+    return 0.0 if last is None else sum(checkpoints.state(last).seconds.values())
+
+
+def _choice(row: Row, conditions: Conditions) -> Choice:
+    """Return what the row is trained with; once probed it stays, so that the same call finds the same run."""
+    store = conditions.store_of(row)
+    key = digest(
+        [
+            row.model_dump(mode="json", include={"label", "method", "preset", "settings", "scaled"}),
+            conditions.protocol.rule.model_dump(mode="json"),
+            store.digest,
+            conditions.budget_seconds,
+            conditions.device,
+            conditions.small,
+        ]
+    )
+    path = conditions.out / "choices" / f"{conditions.protocol.name}-{slug(row.label)}-{key[:8]}.json"
+    try:
+        return Choice.model_validate_json(path.read_text())
+    except (OSError, ValueError):
+        pass
+    choice = choose(
+        row,
+        conditions.training(),
+        store,
+        conditions.splits(),
+        conditions.budget_seconds,
+        small=conditions.small,
+    )
+    write_json(path, choice.model_dump(mode="json"))
+    return choice
+
+
+def _find_or_start(row: Row, choice: Choice, conditions: Conditions) -> RunFolder:
+    """Return the row's run; its name holds a digest of what decides its outcome."""
+    store = conditions.store_of(row)
+    training = conditions.training()
+    key = digest([row.method, choice.settings, training.model_dump(mode="json"), store.digest, conditions.num_workers])
+    run_id = f"{slug(row.label)}-{key[:8]}"
+    try:
+        return find_run(conditions.home, run_id)
+    except RunError:
+        return pipeline.start_run(
+            row.method,
+            store.path,
+            home=conditions.home,
+            settings=choice.settings,
+            preset=choice.preset,
+            assignments=[f"training.device={training.device}", f"training.threads={json.dumps(training.threads)}"],
+            num_workers=conditions.num_workers,
+            name=run_id,
+            experiment=conditions.protocol.name,
+        )
+
+
+def slug(label: str) -> str:
+    """Return a label as a name of files and runs."""
+    return label.replace("*", "-full").translate(_SPECIAL)
+
+
+def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write JSON aside and rename it."""
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text aside and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

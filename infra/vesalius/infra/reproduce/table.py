@@ -1,0 +1,200 @@
+"""A paper's table, row by row, with ours beside what it printed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from vesalius.infra import tables
+from vesalius.infra.reproduce.budget import parse_budget
+from vesalius.infra.reproduce.cohort import check_request, facts_of, make_cohorts
+from vesalius.infra.reproduce.gallery import draw_table
+from vesalius.infra.reproduce.protocol import BASELINES, load_protocol
+from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row, write_json, write_text
+from vesalius.infra.tables.reproduction import markdown
+from vesalius.platform import cluster
+from vesalius.platform.errors import RowsFailedError, SettingError
+from vesalius.platform.training import choose_device
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vesalius.datasets.phantom import CohortSettings
+    from vesalius.infra.console import Terminal
+    from vesalius.infra.pipeline import ThresholdRule
+    from vesalius.infra.reproduce.cohort import Cohorts, DataRequest
+    from vesalius.infra.reproduce.protocol import Protocol
+
+
+def reproduce(
+    terminal: Terminal,
+    paper: str | Protocol,
+    out: Path,
+    request: DataRequest,
+    *,
+    labels: Sequence[str] = (),
+    budget: str | None = None,
+    home: Path | None = None,
+    num_workers: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    phantom: CohortSettings | None = None,
+    small: str = "demo",
+) -> None:
+    """Reproduce a paper's table below ``out``; what an earlier call finished is found and reused.
+
+    Args:
+        terminal: where progress and the result are written.
+        paper: its name, or a protocol of one's own.
+        out: folder for the cohort, the choices of settings, ``PAPER.json``, ``PAPER.md`` and ``PAPER.png``.
+        request: the data.
+        labels: rows of the table; none takes all. The trivial baselines come with any of them.
+        budget: time for each row, training and scoring; None takes the paper's settings as they stand.
+        home: of the runs; None keeps them below ``out``.
+        num_workers: Ray Train workers; 0 trains in this process.
+        device: cpu, cuda or auto.
+        threads: of CPU, of one worker; None shares out the machine's cores.
+        phantom: other phantoms than the protocol's.
+        small: the preset that is scaled to the budget.
+
+    Raises:
+        SettingError: an unknown paper or row, a budget that is none, data that are none.
+        RowsFailedError: a row failed; the result is written by then.
+    """
+    started = time.monotonic()
+    protocol = load_protocol(paper) if isinstance(paper, str) else paper
+    rows = (*protocol.choose(labels), *BASELINES)
+    seconds = None if budget is None else parse_budget(budget)
+    check_request(request)
+    choose_device(_checked(device), "--device")
+    if out.exists() and not out.is_dir():
+        raise SettingError(f"--out {out} is a file: give a folder")
+    finer = next((row.finer for row in rows if row.finer is not None), None)
+    num_tasks = min(4, os.cpu_count() or 1) if num_workers else 0
+    with contextlib.ExitStack() as stack:
+        if num_workers:
+            terminal.say("starting Ray")
+            stack.enter_context(cluster.session())
+        cohorts = make_cohorts(terminal, protocol, out, request, finer=finer, phantom=phantom, num_tasks=num_tasks)
+        conditions = Conditions(
+            protocol=protocol,
+            cohorts=cohorts,
+            home=home or out / "home",
+            out=out,
+            budget_seconds=seconds,
+            num_workers=num_workers,
+            device=device,
+            threads=threads,
+            small=small,
+        )
+        judged: list[Judged] = []
+        for row in rows:
+            judged.append(run_row(terminal, row, conditions))
+            # As soon as a row is done it can be read, whatever becomes of the others.
+            pending = [Judged(row=later, outcome=Outcome()) for later in rows[len(judged) :]]
+            write_json(out / f"{protocol.name}.json", _document(protocol, cohorts, [*judged, *pending], conditions))
+    document = _document(protocol, cohorts, judged, conditions)
+    picture = draw_table(
+        cohorts.reference,
+        judged,
+        out / f"{protocol.name}.png",
+        voxel_set=protocol.voxel_set,
+        title=f"{protocol.title.partition(',')[0]}, {protocol.table}: restorations and maps of the {SPLIT} split",
+        caption="Each method learnt from healthy subjects only. Left of a pair the restoration, right the map; "
+        f"threshold: {said_of(protocol.rule)}.",
+    )
+    document["picture"] = None if picture is None else str(picture)
+    document["markdown"] = str(out / f"{protocol.name}.md")
+    document["seconds"] = round(time.monotonic() - started, 1)
+    write_text(out / f"{protocol.name}.md", markdown(document, protocol.voxel_set))
+    write_json(out / f"{protocol.name}.json", document)
+    terminal.result(document, *_say(document, out / f"{protocol.name}.json"))
+    failed = [one for one in judged if one.outcome.error is not None]
+    if failed:
+        said = "; ".join(f"{one.row.label}: {one.outcome.error}" for one in failed)
+        raise RowsFailedError(f"{len(failed)} of {len(judged)} rows failed: {said}")
+
+
+def said_of(rule: ThresholdRule) -> str:
+    """Return a rule in a few words."""
+    if rule.policy == "quantile":
+        quantile = 0.98 if rule.quantile is None else rule.quantile
+        said = f"the {quantile:g} quantile of healthy {rule.split} voxels"
+    else:
+        said = f"the best Dice on {rule.split}"
+    if rule.min_component > 1:
+        said += f", components of fewer than {rule.min_component} voxels dropped"
+    return said
+
+
+def _checked(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise SettingError(f"--device is '{device}': expected cpu, cuda or auto")
+    return device
+
+
+def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], conditions: Conditions) -> dict[str, Any]:
+    return {
+        "paper": {"name": protocol.name, "title": protocol.title, "table": protocol.table},
+        "data": {
+            "paper": protocol.data,
+            **facts_of(cohorts),
+            "reference_grid": protocol.reference_grid,
+        },
+        "evaluation": {
+            "rule": protocol.rule.model_dump(mode="json"),
+            "said": said_of(protocol.rule),
+            "source": protocol.rule_source,
+            "split": SPLIT,
+            "voxel_set": protocol.voxel_set,
+        },
+        "budget_seconds": conditions.budget_seconds,
+        "home": str(conditions.home),
+        "rows": [_row(one, protocol) for one in judged],
+    }
+
+
+def _row(one: Judged, protocol: Protocol) -> dict[str, Any]:
+    row, outcome = one.row, one.outcome
+    choice = outcome.choice
+    differs = [*row.differs, *(protocol.differs if row.published is not None else ())]
+    return {
+        "label": row.label,
+        "latent": row.latent,
+        "method": row.method,
+        "source": row.source,
+        "published": None if row.published is None else row.published.model_dump(mode="json"),
+        "differs": differs,
+        "run": outcome.run,
+        "error": outcome.error,
+        "scale": None if choice is None else choice.model_dump(mode="json", exclude={"settings"}),
+        "settings": None if choice is None else choice.settings,
+        "training_minutes": outcome.training_minutes,
+        "figures": None
+        if one.figures is None
+        else {name: figures.model_dump(mode="json") for name, figures in one.figures.items()},
+    }
+
+
+def _say(document: Mapping[str, Any], path: Path) -> list[Any]:
+    paper, evaluation = document["paper"], document["evaluation"]
+    voxels = {"all": "all voxels", "brain": "voxels inside the brain"}[evaluation["voxel_set"]]
+    title = f"{paper['title'].partition(',')[0]}, {paper['table']}; {evaluation['split']} split, {voxels}"
+    differs = document["data"]["differs"]
+    rows: list[tuple[str, object]] = [
+        ("paper's data", document["data"]["paper"]),
+        ("ours", document["data"]["ours"]),
+        *([("what differs", "; ".join(differs))] if differs else []),
+        ("threshold", evaluation["said"]),
+        ("intervals", "95 %, bootstrap over subjects"),
+        ("picture", document["picture"] or "none: no row came to its end"),
+        ("table", document["markdown"]),
+        ("figures", path),
+        ("took", f"{document['seconds']:.0f} s"),
+    ]
+    notes = {row["label"]: "; ".join(said) for row in document["rows"] if (said := tables.row_notes(row))}
+    shown: list[Any] = ["", tables.paper_table(document["rows"], title, evaluation["voxel_set"])]
+    return [*shown, *([tables.pairs("row", notes)] if notes else []), tables.key_values(rows)]

@@ -1,0 +1,178 @@
+"""AnoVAEGAN: a spatial variational autoencoder whose decoder must also fool a discriminator (Baur et al. 2018).
+
+This is the paper's method. A comparative study of 2021 by the same group gives the name to another one (dense code,
+Wasserstein loss with gradient penalty).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from vesalius.methods.blocks.adversarial import BESIDE_RECONSTRUCTION, Adversary, AdversarySettings
+from vesalius.methods.blocks.autoencoders import (
+    DEMO,
+    TINY,
+    AutoEncoder,
+    ReconstructionSettings,
+    draw_code,
+    posterior_noise,
+    reconstruction_loss,
+    restore_by_posterior,
+)
+from vesalius.methods.blocks.residuals import Restored, score_by_residual
+from vesalius.methods.blocks.variational import gaussian_divergence
+from vesalius.platform.config import override
+from vesalius.platform.contracts import Method, MethodSettings, Range, Score, Stage, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Update, Volume
+
+
+class AnoVAEGANSettings(ReconstructionSettings):
+    """Settings of the AnoVAEGAN; the paper gives no weights."""
+
+    lambda_1: float = setting(
+        1.0, "weight of the l1 distance, a mean over a slice's values", source="this implementation", ge=0
+    )
+    lambda_2: float = setting(
+        1.0,
+        "weight of the divergence of a slice's code, summed and divided by the slice's number of values; as great as "
+        "lambda_1 it makes the evidence lower bound",
+        source="this implementation",
+        ge=0,
+        space=Range(low=1e-4, high=10, log=True),
+    )
+    lambda_3: float = setting(
+        1e-3,
+        "weight of the adversarial loss, one number a slice",
+        source="Pathak et al. 2016, section 4.1: 0.001 beside 0.999",
+        ge=0,
+        space=Range(low=1e-5, high=1e-1, log=True),
+    )
+    adversarial_reaches: Literal["decoder", "all"] = setting(
+        "decoder",
+        "what learns from the adversarial loss: the decoder, or the encoder as well",
+        source="Baur et al. 2018, section 2: the decoder is trained with the help of an adversarial network",
+    )
+    samples: int = setting(
+        0,
+        "draws that a restoration is the mean of, their deviation given as 'spread'; 0 takes the posterior's mean",
+        source="this implementation; the paper does not say what is decoded in testing",
+        ge=0,
+    )
+    adversary: AdversarySettings = BESIDE_RECONSTRUCTION
+
+
+class AnoVAEGAN(Method):
+    """The variational autoencoder of Eq. 1 against the discriminator of Eq. 2 (Baur et al. 2018).
+
+    In each step the discriminator is updated first, then the autoencoder. The divergence has a gradient to the encoder
+    alone; what the adversarial loss reaches is a setting. Batch statistics are taken over groups of ``group_size``
+    slices: over what a worker happens to have, two workers could not equal one.
+
+    Attributes:
+        network: trunk and bottleneck.
+        adversary: discriminator and watch.
+    """
+
+    settings_type: ClassVar[type[MethodSettings]] = AnoVAEGANSettings
+    settings: AnoVAEGANSettings
+
+    def __init__(self, settings: AnoVAEGANSettings, cohort: CohortFacts) -> None:
+        """Build the networks.
+
+        Raises:
+            SettingError: trunk or discriminator do not fit the cohort's slices or intensities.
+        """
+        super().__init__(settings, cohort)
+        axis = settings.slices.axis
+        self.network = AutoEncoder(settings.trunk, settings.bottleneck, cohort, axis, variational=True)
+        self.adversary = Adversary(settings.adversary, cohort, axis)
+
+    @classmethod
+    def presets(cls) -> Mapping[str, MethodSettings]:
+        """``paper``; ``demo`` for two CPU cores; ``tiny`` for tests."""
+        paper = AnoVAEGANSettings()
+        small = {"epochs": 6, "lambda_2": 0.01, "adversary.width": 8, "adversary.stages": 3}
+        return {
+            "paper": paper,
+            "demo": override(paper, {**DEMO, **small}),
+            "tiny": override(paper, {**small, **TINY, "adversary.width": 2, "adversary.stages": 2}),
+        }
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, ``anovaegan``, that updates ``discriminator`` and ``autoencoder`` in turn."""
+        settings = self.settings
+        return [
+            Stage(
+                name="anovaegan",
+                view=settings.slices.view(),
+                batch_size=settings.batch_size,
+                group_size=settings.group_size,
+                epochs=settings.epochs,
+                trains=(self.network, self.adversary.discriminator),
+                optimizers={
+                    "discriminator": self.adversary.optimizer(),
+                    "autoencoder": torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate),
+                },
+                step=self._step,
+                begin=self.adversary.watch.begin,
+                selectable=True,
+                observes=(*Adversary.OBSERVES, "reconstruction", "divergence", "adversarial"),
+            )
+        ]
+
+    def discriminator_loss(self, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
+        """Return Eq. 2 of slices against their reconstructions, summed; the number of slices; what is watched."""
+        with torch.no_grad():
+            fake = self.network.decode(self._code(batch)[0])
+        return self.adversary.loss(batch.image, fake)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
+        """Return Eq. 1 summed over the batch's slices; their number; and its three terms."""
+        settings = self.settings
+        code, apart = self._code(batch)
+        reconstruction = self.network.decode(code)
+        distance = reconstruction_loss(batch.image, reconstruction)
+        apart = apart / batch.image.shape[1:].numel()
+        # The same slices once more, from a code through which nothing gets back to the encoder.
+        fake = reconstruction if settings.adversarial_reaches == "all" else self.network.decode(code.detach())
+        lacking = self.adversary.fooled(fake)
+        total = settings.lambda_1 * distance + settings.lambda_2 * apart + settings.lambda_3 * lacking
+        observed = {"reconstruction": distance.sum(), "divergence": apart.sum(), "adversarial": lacking.sum()}
+        return total.sum(), len(batch), observed
+
+    def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
+        """Restore every slice from its posterior; ``quick`` takes the mean, whatever ``samples`` says."""
+        settings = self.settings
+        num_samples = settings.samples if effort == "full" else 0
+        return score_by_residual(
+            volumes,
+            self._restore,
+            cohort=self.cohort,
+            slices=settings.slices,
+            maps=settings.map,
+            device=next(self.parameters()).device,
+            draw=lambda volume, num: posterior_noise(volume, num, num_samples, self.network.code_shape),
+        )
+
+    def _code(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the slices' codes, drawn alike for both updates of a step, and their divergences (B,)."""
+        mean, log_sigma = self.network.posterior(batch.image)
+        code = draw_code(mean, log_sigma, batch.normal("posterior", self.network.code_shape))
+        return code, gaussian_divergence(mean, 2 * log_sigma)
+
+    def _restore(self, image: Tensor, noise: Tensor) -> Restored:
+        return restore_by_posterior(self.network, image, noise)
+
+    def _step(self, batch: Batch, update: Update) -> Metrics:
+        discriminator = update("discriminator", self.discriminator_loss, batch)
+        balance = self.adversary.watch.see(update.observed, batch)
+        loss = update("autoencoder", self.loss, batch)
+        return {"loss": loss, "discriminator_loss": discriminator, **balance, **update.observed}

@@ -1,0 +1,109 @@
+"""Convolutional autoencoder of slices, dense or spatial (Baur et al. 2018, rows dAE and sAE).
+
+It learns to give healthy slices back through a bottleneck; what it does not give back of a new one is the anomaly. A
+dense code of 512 loses the brain's folds as well as lesions; a spatial one of 16 x 16 x 64 keeps the folds, and is the
+paper's choice and the default.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from vesalius.methods.blocks.autoencoders import (
+    DEMO,
+    TINY,
+    AutoEncoder,
+    ReconstructionSettings,
+    reconstruction_loss,
+)
+from vesalius.methods.blocks.residuals import Restored, score_by_residual
+from vesalius.platform.config import override
+from vesalius.platform.contracts import Method, MethodSettings, Score, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Update, Volume
+
+
+class AutoencoderSettings(ReconstructionSettings):
+    """Settings of the autoencoder; defaults are the paper's best, 16 x 16 x 64."""
+
+
+class Autoencoder(Method):
+    """Encoder, bottleneck, decoder under an l1 loss (Baur et al. 2018).
+
+    All channels of a slice are reconstructed together. Batch statistics are taken over groups of
+    ``group_size`` slices: over what a worker happens to have, two workers could not equal one.
+
+    Attributes:
+        network: trunk and bottleneck.
+    """
+
+    settings_type: ClassVar[type[MethodSettings]] = AutoencoderSettings
+    settings: AutoencoderSettings
+
+    def __init__(self, settings: AutoencoderSettings, cohort: CohortFacts) -> None:
+        """Build the network.
+
+        Raises:
+            SettingError: the trunk does not fit the cohort's slices or intensities.
+        """
+        super().__init__(settings, cohort)
+        self.network = AutoEncoder(settings.trunk, settings.bottleneck, cohort, settings.slices.axis)
+
+    @classmethod
+    def presets(cls) -> Mapping[str, MethodSettings]:
+        """``paper`` is ``spatial_16``; ``spatial_8`` and ``dense_512`` are the table's other rows."""
+        paper = AutoencoderSettings()
+        return {
+            "paper": paper,
+            "spatial_16": paper,
+            "spatial_8": override(paper, {"trunk.stages": 5}),
+            "dense_512": override(paper, {"bottleneck.kind": "dense", "bottleneck.size": 512}),
+            "demo": override(paper, DEMO),
+            "tiny": override(paper, TINY),
+        }
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, ``autoencoder``."""
+        settings = self.settings
+        return [
+            Stage(
+                name="autoencoder",
+                view=settings.slices.view(),
+                batch_size=settings.batch_size,
+                group_size=settings.group_size,
+                epochs=settings.epochs,
+                trains=(self.network,),
+                optimizers={"adam": torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)},
+                step=self._step,
+                selectable=True,
+            )
+        ]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Return the l1 losses of the batch's slices, summed, and their number."""
+        return reconstruction_loss(batch.image, self.network(batch.image)).sum(), len(batch)
+
+    def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
+        """Restore every slice once; ``effort`` makes no difference, since one pass is all there is."""
+        settings = self.settings
+        return score_by_residual(
+            volumes,
+            self._restore,
+            cohort=self.cohort,
+            slices=settings.slices,
+            maps=settings.map,
+            device=next(self.parameters()).device,
+        )
+
+    def _restore(self, image: Tensor, drawn: Tensor) -> Restored:
+        return Restored(image=self.network(image))
+
+    def _step(self, batch: Batch, update: Update) -> Metrics:
+        return {"loss": update("adam", self.loss, batch)}

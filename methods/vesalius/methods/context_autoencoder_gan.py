@@ -1,0 +1,202 @@
+"""Context autoencoder with adversarial training (Baur et al. 2018, row sAE-GAN; Pathak et al. 2016).
+
+A spatial autoencoder that gives back whole slices of which parts were blanked out, and must also fool a discriminator.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import torch
+from pydantic import model_validator
+
+from vesalius.methods.blocks.adversarial import BESIDE_RECONSTRUCTION, Adversary, AdversarySettings
+from vesalius.methods.blocks.autoencoders import (
+    DEMO,
+    TINY,
+    AutoEncoder,
+    ReconstructionSettings,
+    reconstruction_loss,
+)
+from vesalius.methods.blocks.residuals import Restored, score_by_residual
+from vesalius.platform.config import Settings, override
+from vesalius.platform.contracts import Choice, Method, MethodSettings, Range, Score, Stage, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Update, Volume
+
+_PATHAK = "Pathak et al. 2016"
+
+
+class MaskingSettings(Settings):
+    """What is blanked out of a training slice; Baur et al. 2018 do not say."""
+
+    blocks: int = setting(
+        4,
+        "rectangles blanked out of each training slice, which may overlap; 0 is an autoencoder that sees all",
+        source=f"{_PATHAK}, section 3.3: several, possibly overlapping; the number is this implementation's",
+        ge=0,
+        space=Choice(values=(0, 1, 4, 16)),
+    )
+    edge: float = setting(
+        0.25,
+        "edge of a rectangle as a fraction of the slice's: four of a quarter blank a quarter of the slice at most",
+        source=f"{_PATHAK}, section 3.3: up to a quarter of the image",
+        gt=0,
+        le=1,
+        space=Range(low=0.05, high=0.5),
+    )
+    counted: Literal["all", "blanked"] = setting(
+        "all",
+        "which values the reconstruction loss counts: the whole slice's, as a residual of whole slices needs, or those "
+        "that were blanked out",
+        source=f"this implementation; blanked in {_PATHAK}, Eq. 1",
+    )
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if self.counted == "blanked" and not self.blocks:
+            raise ValueError("counted: with 0 blocks nothing is blanked, so that no value counts: set counted to all")
+        return self
+
+
+class ContextAutoencoderGANSettings(ReconstructionSettings):
+    """Settings of the context autoencoder; defaults are the paper's 16 x 16 x 64."""
+
+    masking: MaskingSettings = MaskingSettings()
+    adversarial_weight: float = setting(
+        1e-3,
+        "weight of the adversarial loss, one number a slice, beside the l1 distance, a mean over a slice's values",
+        source=f"{_PATHAK}, section 4.1: 0.001 beside 0.999",
+        ge=0,
+        space=Range(low=1e-5, high=1e-1, log=True),
+    )
+    adversarial_reaches: Literal["decoder", "all"] = setting(
+        "all",
+        "what learns from the adversarial loss: the decoder, or the encoder as well",
+        source=f"{_PATHAK}, Eq. 3",
+    )
+    adversary: AdversarySettings = BESIDE_RECONSTRUCTION
+
+
+class ContextAutoencoderGAN(Method):
+    """Autoencoder of blanked slices against a discriminator (Baur et al. 2018, sAE-GAN).
+
+    In each step the discriminator is updated first, then the autoencoder, both on the same blanked slices. New volumes
+    are restored from whole slices. Batch statistics are taken over groups of ``group_size`` slices: over what a
+    worker happens to have, two workers could not equal one.
+
+    Attributes:
+        network: trunk and bottleneck.
+        adversary: discriminator and watch.
+    """
+
+    settings_type: ClassVar[type[MethodSettings]] = ContextAutoencoderGANSettings
+    settings: ContextAutoencoderGANSettings
+
+    def __init__(self, settings: ContextAutoencoderGANSettings, cohort: CohortFacts) -> None:
+        """Build the networks.
+
+        Raises:
+            SettingError: trunk or discriminator do not fit the cohort's slices or intensities.
+        """
+        super().__init__(settings, cohort)
+        axis = settings.slices.axis
+        self.network = AutoEncoder(settings.trunk, settings.bottleneck, cohort, axis)
+        self.adversary = Adversary(settings.adversary, cohort, axis)
+
+    @classmethod
+    def presets(cls) -> Mapping[str, MethodSettings]:
+        """``paper``; ``demo`` for two CPU cores; ``tiny`` for tests."""
+        paper = ContextAutoencoderGANSettings()
+        return {
+            "paper": paper,
+            "demo": override(paper, {**DEMO, "epochs": 6, "adversary.width": 8, "adversary.stages": 3}),
+            "tiny": override(paper, {**TINY, "adversary.width": 2, "adversary.stages": 2}),
+        }
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, ``context_autoencoder``, that updates ``discriminator`` and ``autoencoder`` in turn."""
+        settings = self.settings
+        return [
+            Stage(
+                name="context_autoencoder",
+                view=settings.slices.view(),
+                batch_size=settings.batch_size,
+                group_size=settings.group_size,
+                epochs=settings.epochs,
+                trains=(self.network, self.adversary.discriminator),
+                optimizers={
+                    "discriminator": self.adversary.optimizer(),
+                    "autoencoder": torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate),
+                },
+                step=self._step,
+                begin=self.adversary.watch.begin,
+                selectable=True,
+                observes=(*Adversary.OBSERVES, "reconstruction", "adversarial"),
+            )
+        ]
+
+    def blanked(self, batch: Batch) -> Tensor:
+        """Return (B, 1, h, w) bool, what is blanked out of the batch's slices: per item, whatever stands beside it."""
+        masking = self.settings.masking
+        h, w = batch.image.shape[-2:]
+        tall, wide = (max(1, round(masking.edge * num)) for num in (h, w))
+        corners = batch.uniform("blanked", (masking.blocks, 2))
+        # Whole rectangles, anywhere in the slice.
+        top = (corners[..., 0] * (h - tall + 1)).long().clamp(max=h - tall)[..., None]
+        left = (corners[..., 1] * (w - wide + 1)).long().clamp(max=w - wide)[..., None]
+        row, column = (torch.arange(num, device=batch.image.device) for num in (h, w))
+        in_rows = (row >= top) & (row < top + tall)
+        in_columns = (column >= left) & (column < left + wide)
+        return (in_rows[..., :, None] & in_columns[..., None, :]).any(1, keepdim=True)
+
+    def discriminator_loss(self, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
+        """Return the discriminator's loss on slices and reconstructions, summed; their number; what is watched."""
+        with torch.no_grad():
+            fake = self.network(self._blank(batch, self.blanked(batch)))
+        return self.adversary.loss(batch.image, fake)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
+        """Return the slices' losses, summed; their number; and the two terms."""
+        settings = self.settings
+        blanked = self.blanked(batch)
+        code = self.network.encode(self._blank(batch, blanked))
+        reconstruction = self.network.decode(code)
+        if settings.masking.counted == "all":
+            distance = reconstruction_loss(batch.image, reconstruction)
+        else:
+            apart = (reconstruction - batch.image).abs().mean(1, keepdim=True) * blanked
+            distance = apart.flatten(1).sum(1) / blanked.flatten(1).sum(1).clamp(min=1)
+        fake = reconstruction if settings.adversarial_reaches == "all" else self.network.decode(code.detach())
+        lacking = self.adversary.fooled(fake)
+        observed = {"reconstruction": distance.sum(), "adversarial": lacking.sum()}
+        return (distance + settings.adversarial_weight * lacking).sum(), len(batch), observed
+
+    def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
+        """Restore every slice once, nothing blanked; ``effort`` makes no difference, since one pass is all there is."""
+        settings = self.settings
+        return score_by_residual(
+            volumes,
+            self._restore,
+            cohort=self.cohort,
+            slices=settings.slices,
+            maps=settings.map,
+            device=next(self.parameters()).device,
+        )
+
+    def _blank(self, batch: Batch, blanked: Tensor) -> Tensor:
+        return batch.image.masked_fill(blanked, self.cohort.background)
+
+    def _restore(self, image: Tensor, drawn: Tensor) -> Restored:
+        return Restored(image=self.network(image))
+
+    def _step(self, batch: Batch, update: Update) -> Metrics:
+        discriminator = update("discriminator", self.discriminator_loss, batch)
+        balance = self.adversary.watch.see(update.observed, batch)
+        loss = update("autoencoder", self.loss, batch)
+        return {"loss": loss, "discriminator_loss": discriminator, **balance, **update.observed}

@@ -1,0 +1,135 @@
+"""The AnoGAN: its generator, its search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vesalius.methods.anogan import AnoGAN, AnoGANSettings
+from vesalius.methods.anogan.method import Generator
+from vesalius.methods.anogan.search import mapping_loss, search_codes
+from vesalius.methods.blocks.convolutional import TrunkSettings
+from vesalius.platform.config import override
+from vesalius.platform.contracts import CohortFacts, Volume
+
+EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+GRID = (18, 21, 5)
+
+
+def facts(grid: tuple[int, int, int] = GRID) -> CohortFacts:
+    return CohortFacts(
+        subjects=("a", "b"), grid=grid, spacing_mm=(1.0, 1.0, 1.0), affine=EYE, channels=("T1w",), digest="0"
+    )
+
+
+def small(**changes: Any) -> AnoGAN:
+    torch.manual_seed(0)
+    settings = AnoGAN.presets()["tiny"]
+    assert isinstance(settings, AnoGANSettings)
+    method = AnoGAN(override(settings, changes), facts()).eval()
+    # A fresh generator's slices hardly differ: a few times its weights make codes tell.
+    with torch.no_grad():
+        method.generator.entry.get_parameter("0.weight").mul_(3)
+        method.generator.decoder.image.weight.mul_(3)
+    return method
+
+
+def search(method: AnoGAN, image: torch.Tensor, start: torch.Tensor, **changes: Any) -> torch.Tensor:
+    values = {"steps": 40, "learning_rate": 0.05, "feature_weight": 0.1} | changes
+    return search_codes(method.generator, method.adversary.discriminator.features, image, start, **values)
+
+
+def codes(num: int, seed: int) -> torch.Tensor:
+    return torch.randn(num, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def losses(method: AnoGAN, image: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    features = method.adversary.discriminator.features
+    generated = method.generator(code)
+    return mapping_loss(image, generated, features(image), features(generated), 0.1)
+
+
+def test_the_generators_layers_and_total() -> None:
+    with torch.device("meta"):
+        network = Generator(TrunkSettings(), 64, facts((256, 256, 20)), 2)
+        assert network(torch.zeros(2, 64)).shape == (2, 1, 256, 256)
+    linear, decoder = 64 * 256 * 16 * 16, 4_201_057  # the decoder of all variants with four stages
+    assert sum(parameter.numel() for parameter in network.parameters()) == linear + decoder == 8_395_361
+
+
+def test_the_mapping_loss_is_numpys() -> None:
+    random = np.random.default_rng(0)
+    image, generated = random.random((3, 1, 6, 5)), random.random((3, 1, 6, 5))
+    wanted, found = random.random((3, 4, 2, 2)), random.random((3, 4, 2, 2))
+    residual = np.abs(image - generated).sum(axis=(1, 2, 3))
+    features = np.abs(wanted - found).sum(axis=(1, 2, 3))
+    x, g, f, h = (torch.tensor(values) for values in (image, generated, wanted, found))
+    loss = mapping_loss(x, g, f, h, 0.1)
+    np.testing.assert_allclose(loss.numpy(), 0.9 * residual + 0.1 * features, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_a_search_that_starts_at_the_true_code_stays_there() -> None:
+    method = small()
+    true = codes(3, seed=1)
+    image = method.generator(true)
+    assert torch.equal(search(method, image, true), true)
+    elsewhere = search(method, image, true + 0.5)
+    assert float((elsewhere - true - 0.5).abs().min()) > 0
+
+
+@torch.no_grad()
+def test_a_search_comes_nearer_slice_by_slice() -> None:
+    method = small()
+    true, start = codes(6, seed=1), codes(6, seed=2)
+    image = method.generator(true)
+    before, after = (losses(method, image, code) for code in (start, search(method, image, start, steps=100)))
+    assert bool((after < 0.5 * before).all()), (before, after)
+
+
+@torch.no_grad()
+def test_a_slice_is_found_alike_alone_and_among_others() -> None:
+    method = small()
+    image, start = method.generator(codes(5, seed=1)), codes(5, seed=2)
+    together = search(method, image, start)
+    for at in range(5):
+        alone = search(method, image[at : at + 1], start[at : at + 1])
+        torch.testing.assert_close(alone[0], together[at], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_only_the_codes_get_gradients() -> None:
+    method = small()
+    method.requires_grad_(True)
+    search(method, method.generator(codes(2, seed=1)), codes(2, seed=2), steps=2)
+    assert all(parameter.grad is None for parameter in method.parameters())
+
+
+@torch.no_grad()
+def test_slices_of_all_volumes_share_the_passes_and_quick_takes_fewer() -> None:
+    settings = {"search.steps": 6, "search.quick_steps": 2, "slices.every": 1, "slices.together": 10}
+    method = small(**settings)
+    scans = []
+    for seed in range(2):
+        image = torch.rand((1, *GRID), generator=torch.Generator().manual_seed(seed))
+        scan = Volume(subject_id=f"v{seed}", image=image, brain=image[0] > 0.3, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+        scans.append(scan)
+    sizes: list[int] = []
+    handle = method.generator.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
+    full = method.score(scans)
+    assert sizes == [10] * 7  # six steps and the slices that were found, two volumes of five in one batch
+    sizes.clear()
+    quick = method.score(scans, effort="quick")
+    assert sizes == [10] * 3
+    handle.remove()
+    assert not torch.equal(full[0].map, quick[0].map)
+
+
+def test_the_papers_figures_are_the_defaults() -> None:
+    settings = AnoGANSettings()
+    assert (settings.latent_dim, settings.epochs, settings.search.steps) == (64, 82, 100)
+    assert (settings.learning_rate, settings.adversary.learning_rate) == (1e-4, 1e-4)
+    assert settings.search.feature_weight == pytest.approx(0.1)

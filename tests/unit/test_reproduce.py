@@ -1,0 +1,419 @@
+"""Papers as data, settings within a time, the data that a table is made on, and what a person reads of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+from typer.testing import CliRunner
+
+from vesalius.datasets import LAYOUTS
+from vesalius.datasets.layouts.phantom import write_cohort
+from vesalius.datasets.phantom import CohortSettings, PhantomSettings
+from vesalius.datasets.recipes import RECIPES
+from vesalius.infra import tables
+from vesalius.infra.cli.app import app
+from vesalius.infra.console import Terminal
+from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
+from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
+from vesalius.infra.reproduce.cohort import check_request
+from vesalius.infra.reproduce.probe import Estimate, as_time, estimate
+from vesalius.infra.reproduce.protocol import BASELINES, Published, Row
+from vesalius.infra.reproduce.running import slug
+from vesalius.infra.tables.reproduction import markdown
+from vesalius.methods import METHODS
+from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, tiny
+from vesalius.platform.config import override
+from vesalius.platform.errors import SettingError
+from vesalius.platform.evaluation import FIGURE_KEYS
+from vesalius.platform.store import CohortStore, SubjectArrays
+from vesalius.platform.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ONE_THREAD = TrainingSettings(threads=1)
+SMALL = CohortSettings(
+    num_train=3, num_validation=2, num_gate=0, num_test=3, phantom=PhantomSettings(shape=(12, 14, 12))
+)
+ROW = Row(label="IF", latent="8", method="implicit_field", published=Published(dice_mean=0.64), source="Table 1")
+
+
+def protocol(*rows: Row, **changes: Any) -> Protocol:
+    """Return the implicit-field paper's protocol with other rows: none of its own at test size."""
+    return load_protocol("implicit_field_2021").model_copy(update={"name": "toy", "rows": rows, **changes})
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+# ---- papers as data
+
+
+def test_the_papers_are_there() -> None:
+    assert protocol_names() == ["anovaegan_2018", "implicit_field_2021"]
+
+
+@pytest.mark.parametrize(("paper", "num_rows"), [("implicit_field_2021", 6), ("anovaegan_2018", 8)])
+def test_every_row_is_printed_by_the_paper_and_its_recipe_is_known(paper: str, num_rows: int) -> None:
+    chosen = load_protocol(paper)
+    assert chosen.name == paper
+    assert len(chosen.rows) == num_rows
+    assert chosen.recipe in RECIPES
+    for row in chosen.rows:
+        assert row.published is not None
+        assert row.published.dice_mean is not None
+        assert row.published.dice_std is not None
+        assert row.source.startswith("Table 1")
+        assert row.finer is None or row.finer.recipe in RECIPES
+    assert {key for key in FIGURE_KEYS if key != "method"} <= set(Published.model_fields)
+
+
+def test_published_figures_are_those_that_are_printed() -> None:
+    implicit = {row.label: row.published for row in load_protocol("implicit_field_2021").rows}
+    full = implicit["IF 3D*"]
+    assert full is not None
+    assert (full.best_dice, full.average_precision, full.fpr_at_95_recall) == (0.716, 0.771, 0.0386)
+    baur = load_protocol("anovaegan_2018")
+    assert [round(row.published.dice_mean or 0, 3) for row in baur.rows if row.published] == [
+        0.128, 0.197, 0.586, 0.526, 0.166, 0.592, 0.605, 0.375,
+    ]  # fmt: skip
+    assert (baur.rule.policy, baur.rule.quantile, baur.rule.split, baur.rule.min_component) == (
+        "quantile", 0.98, "train", 6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("paper", ["implicit_field_2021", "anovaegan_2018"])
+def test_every_row_has_its_method_preset_and_settings(paper: str) -> None:
+    for row in (*load_protocol(paper).rows, *BASELINES):
+        assert row.method in METHODS, row.label
+        paper_settings(row)
+        scaled_settings(row)
+        # What a row is scaled down to must keep what makes it this row.
+        if row.latent == "512":
+            small: Any = scaled_settings(row)
+            assert (small.bottleneck.kind, small.bottleneck.size) == ("dense", 512)
+
+
+def test_rows_are_chosen_by_label_whatever_the_case() -> None:
+    baur = load_protocol("anovaegan_2018")
+    assert [row.label for row in baur.choose(["anovaegan", "dAE"])] == ["dAE", "AnoVAEGAN"]
+    assert baur.choose([]) == baur.rows
+    with pytest.raises(SettingError, match=r"has no row 'AnoVEGAN': did you mean 'AnoVAEGAN'\?"):
+        baur.choose(["AnoVEGAN"])
+    with pytest.raises(SettingError, match=r"unknown paper 'anovaegan': did you mean 'anovaegan_2018'\?"):
+        load_protocol("anovaegan")
+    assert len({slug(row.label) for name in protocol_names() for row in load_protocol(name).rows}) == 14
+
+
+# ---- time
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1.5 h", 5400), ("2d", 172800), ("5min", 300)]
+)
+def test_a_time_is_read(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "20", "m", "-3m", "0s", "20x", "1h 30", "nan s", "ten minutes"])
+def test_what_is_no_time_is_said(text: str) -> None:
+    with pytest.raises(SettingError, match="expected a time for each row, such as 90s, 20m"):
+        parse_budget(text)
+
+
+def test_times_are_said_as_a_person_says_them() -> None:
+    assert [as_time(s) for s in (3.2, 600, 3 * 3600, 5 * 86400)] == ["4 s", "10 min", "3.0 h", "5.0 days"]
+
+
+def measured(**changes: Any) -> Estimate:
+    plain = {
+        "steps": {"classes": 10, "decoder": 100},
+        "step_seconds": {"classes": 0.1, "decoder": 0.5},
+        "quick_seconds": 0.25,
+        "volume_seconds": 1.0,
+        "num_volumes": 8,
+        "passes": 8,
+        "complete": True,
+    }
+    return Estimate.model_validate({**plain, **changes})
+
+
+def test_an_estimate_adds_up() -> None:
+    found = measured()
+    assert found.training_seconds == pytest.approx(10 * 0.1 + 100 * 0.5)
+    assert found.scoring_seconds == pytest.approx(8 * 1.0 + 8 * 0.25)
+    assert found.total_seconds == pytest.approx(61)
+
+
+def test_epochs_fill_what_scoring_leaves_and_never_pass_the_papers() -> None:
+    start, paper = override(tiny(), {"epochs": 20}), ImplicitFieldSettings()
+    found = measured()
+    for budget in (30.0, 60.0, 600.0):
+        settings: Any = fit_epochs(start, paper, found, budget, 10**9)
+        expected = 20 * (0.85 * budget - found.scoring_seconds) / found.training_seconds
+        assert settings.epochs <= expected
+        assert settings.epochs == pytest.approx(expected, rel=0.011)  # three figures, rounded down
+        assert settings.model_copy(update={"epochs": 20.0}) == start
+    longest: Any = fit_epochs(start, paper, found, 1e9, 10**9)
+    assert longest.epochs == paper.epochs
+    # 110 steps in 20 epochs: of 1,000 steps there is room for 181.8.
+    as_many_steps: Any = fit_epochs(start, paper, found, 1e9, 1000)
+    assert as_many_steps.epochs == 181.0
+
+
+def test_a_budget_for_less_than_a_step_is_refused() -> None:
+    with pytest.raises(
+        SettingError, match=r"--budget 10 s is too small here: scoring 8 volumes takes 10 s and one step"
+    ):
+        fit_epochs(tiny(), ImplicitFieldSettings(), measured(), 10.0, 100)
+
+
+def test_a_probe_counts_what_training_will_do(toy_store: CohortStore) -> None:
+    found = estimate("implicit_field", tiny(), ONE_THREAD, toy_store, ["validation", "test"], 1e9)
+    assert found.complete
+    # 6 subjects: one epoch of classes in batches of 4, 20 epochs of the decoder.
+    assert found.steps == {"intensity_classes": 2, "decoder": 30}
+    assert found.num_volumes == 8
+    assert found.passes == 4 * 4
+    assert min(*found.step_seconds.values(), found.quick_seconds, found.volume_seconds) > 0
+
+
+def test_a_hopeless_probe_stops_early_and_disturbs_nothing(toy_store: CohortStore) -> None:
+    import torch
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    found = estimate("implicit_field", tiny(), ONE_THREAD, toy_store, ["test"], 1e-6)
+    assert torch.equal(torch.rand(3), expected)
+    assert not found.complete
+    assert list(found.step_seconds) == ["intensity_classes"]
+    assert found.total_seconds > 1e-6
+
+
+def test_a_choice_says_what_was_scaled(toy_store: CohortStore) -> None:
+    splits = ["validation", "test"]
+    whole = choose(ROW, ONE_THREAD, toy_store, splits, None)
+    assert (whole.scaled, whole.preset, whole.fraction, whole.steps) == (False, "paper", 1.0, 2001)
+    fits = choose(ROW.model_copy(update={"preset": "tiny"}), ONE_THREAD, toy_store, splits, 1e6)
+    assert (fits.scaled, fits.preset, fits.steps) == (False, "tiny", 32)
+    scaled = choose(ROW, ONE_THREAD, toy_store, splits, 40.0, small="tiny")
+    assert (scaled.scaled, scaled.preset, scaled.paper_steps) == (True, "tiny", 2001)
+    assert scaled.settings["width"] == 48
+    assert 0 < scaled.settings["epochs"] <= 2000
+    assert scaled.fraction == pytest.approx(scaled.steps / 2001)
+    assert f"preset tiny, {scaled.steps:,} steps; the paper's settings are 2,001 steps" in scaled.said
+    atlas = choose(BASELINES[1], ONE_THREAD, toy_store, splits, 40.0)
+    assert (atlas.scaled, atlas.said) == (False, f"its defaults (preset paper), {atlas.steps} steps")
+
+
+# ---- data
+
+
+def test_data_are_told_apart(toy_store: CohortStore, tmp_path: Path) -> None:
+    assert check_request(DataRequest()) == "phantom"
+    assert check_request(DataRequest(data=toy_store.path)) == "store"
+    assert check_request(DataRequest(data=tmp_path, layout="bids")) == "raw"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["anovaegan"], "unknown paper 'anovaegan': did you mean 'anovaegan_2018'?"),
+        (["anovaegan_2018", "--row", "sVEA"], "did you mean 'sVAE'?"),
+        (["anovaegan_2018", "--budget", "soon"], "--budget is 'soon': expected a time"),
+        (["anovaegan_2018", "--data", "NOWHERE"], "there is no such store or folder"),
+        (["anovaegan_2018", "--data", "FOLDER"], "say how it is laid out with --layout (bids"),
+        (["anovaegan_2018", "--data", "FOLDER", "--layout", "bidz"], "did you mean 'bids'?"),
+        (["anovaegan_2018", "--data", "STORE", "--layout", "bids"], "is prepared already: leave out --layout"),
+        (["anovaegan_2018", "--masks", "FOLDER"], "--masks need --data DIR"),
+        (["anovaegan_2018", "--device", "gpu"], "--device is 'gpu'"),
+    ],
+)
+def test_a_slip_is_one_sentence_and_nothing_is_written(
+    arguments: list[str], words: str, toy_store: CohortStore, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    named = {"NOWHERE": tmp_path / "nowhere", "FOLDER": tmp_path / "folder", "STORE": toy_store.path}
+    out = tmp_path / "out"
+    done = call("reproduce", *(named.get(argument, argument) for argument in arguments), "--out", out)
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.split())
+    assert not out.exists()
+
+
+def play(out: Path, *rows: Row, request: DataRequest, **options: Any) -> tuple[dict[str, Any], int]:
+    """Reproduce a protocol of these rows and return its document and the exit code."""
+    import typer
+
+    code = 0
+    chosen = protocol(*rows, **options.pop("changes", {}))
+    try:
+        with Terminal(False) as terminal:
+            reproduce(terminal, chosen, out, request, threads=1, small="tiny", **options)
+    except typer.Exit as error:
+        code = error.exit_code
+    path = out / "toy.json"
+    return (json.loads(path.read_text()) if path.exists() else {}), code
+
+
+def test_a_cohort_without_lesions_says_what_it_lacks(
+    toy_store: CohortStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    healthy = CohortStore.create(tmp_path / "healthy", recipe=toy_store.recipe, channels=toy_store.channels)
+    with healthy.lock():
+        records = []
+        for record in (r for r in toy_store.subjects() if not r.has_lesion):
+            arrays = SubjectArrays(image=toy_store.image(record.subject_id), brain=toy_store.brain(record.subject_id))
+            records.append(healthy.write(record.model_copy(update={"arrays": {}}), arrays))
+        healthy.commit(records)
+    document, code = play(tmp_path / "out", ROW, request=DataRequest(data=healthy.path))
+    assert (document, code) == ({}, 2)
+    assert "holds no outlined lesion in its test split: set some in with --masks DIR" in capsys.readouterr().err
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    _, code = play(tmp_path / "out", ROW, request=DataRequest(data=toy_store.path, masks=masks))
+    assert code == 2
+    assert "holds outlined lesions of its own: leave out --masks" in capsys.readouterr().err
+
+
+def test_a_raw_folder_is_prepared_by_the_papers_recipe(tmp_path: Path) -> None:
+    assert "phantom" in LAYOUTS
+    root = write_cohort(tmp_path / "raw", SMALL)
+    request = DataRequest(data=root if root.is_dir() else root.parent, layout="phantom")
+    document, code = play(tmp_path / "out", request=request, changes={"rows": (BASELINES[1],), "recipe": "as_is"})
+    assert code == 0
+    assert document["data"]["ours"].endswith("T1w, 12 x 14 x 12 voxels of 16 x 13.7 x 16 mm")
+    assert [row["label"] for row in document["rows"]] == ["healthy atlas", "intensity threshold", "healthy atlas"]
+
+
+# ---- a table
+
+
+def test_rows_are_reproduced_reused_and_one_failure_stays_its_own(
+    toy_store: CohortStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ROW.model_copy(update={"preset": "tiny", "settings": {"epochs": 2}})
+    broken = ROW.model_copy(update={"label": "broken", "settings": {"width": 1e9}, "differs": ("all of it",)})
+    absent = ROW.model_copy(update={"label": "absent", "method": "no_such_method"})
+    request = DataRequest(data=toy_store.path)
+    document, code = play(tmp_path / "out", quick, broken, absent, request=request)
+    assert code == 1
+    rows = {row["label"]: row for row in document["rows"]}
+    assert list(rows) == ["IF", "broken", "absent", "intensity threshold", "healthy atlas"]
+    assert rows["absent"]["error"].startswith("unknown method 'no_such_method'")
+    assert rows["broken"]["figures"] is None
+    assert "has not memory enough" in rows["broken"]["error"]
+    for label in ("IF", "intensity threshold", "healthy atlas"):
+        assert rows[label]["error"] is None
+        assert set(rows[label]["figures"]) == {"all", "brain"}
+        assert rows[label]["figures"]["all"]["threshold"]["policy"] == "best_dice"
+        assert rows[label]["training_minutes"] > 0
+    assert imread(document["picture"]).shape[1] > 800
+    assert "| IF | 8 | paper |  | 0.640 |" in (tmp_path / "out" / "toy.md").read_text()
+    said = capsys.readouterr()
+    assert "2 of 5 rows failed: broken:" in said.err
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("weights.safetensors")}
+    assert len(kept) >= 3
+    again, code = play(tmp_path / "out", quick, request=request)
+    assert code == 0
+    assert again["rows"][0]["run"] == rows["IF"]["run"]
+    assert again["rows"][0]["figures"] == rows["IF"]["figures"]
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("weights.safetensors")}
+    assert after == kept
+
+
+def test_stopped_between_rows_it_goes_on(
+    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vesalius.infra import pipeline
+
+    true = pipeline.train
+
+    def stop_at_the_atlas(run: Any, **options: Any) -> Any:
+        if run.spec.method == "healthy_atlas":
+            raise KeyboardInterrupt
+        return true(run, **options)
+
+    monkeypatch.setattr(pipeline, "train", stop_at_the_atlas)
+    request = DataRequest(data=toy_store.path)
+    document, code = play(tmp_path / "out", BASELINES[0].model_copy(update={"label": "first"}), request=request)
+    assert code == 130
+    assert [row["figures"] is not None for row in document["rows"]] == [True, True, False]
+    monkeypatch.undo()
+    document, code = play(tmp_path / "out", BASELINES[0].model_copy(update={"label": "first"}), request=request)
+    assert code == 0
+    assert all(row["figures"] is not None for row in document["rows"])
+
+
+def test_a_finer_row_is_judged_on_the_grid_of_the_others(tmp_path: Path) -> None:
+    from vesalius.infra.reproduce.protocol import Finer
+    from vesalius.platform.scoring import ScoreStore
+
+    finer = BASELINES[1].model_copy(
+        update={"label": "finer", "finer": Finer(recipe="as_is", phantom_shape=(1, 1, 1)), "preset": "paper"}
+    )
+    document, code = play(tmp_path / "out", finer, request=DataRequest(), phantom=SMALL)
+    assert code == 0
+    rows = {row["label"]: row for row in document["rows"]}
+    assert rows["finer"]["run"] != rows["healthy atlas"]["run"]
+    home = tmp_path / "out" / "home" / "runs"
+    scored = ScoreStore.open(home / rows["finer"]["run"] / "scores" / "test").records[0]
+    assert scored.shape == (18, 21, 18)
+    assert ScoreStore.open(home / rows["healthy atlas"]["run"] / "scores" / "test").records[0].shape == (12, 14, 12)
+    assert rows["finer"]["figures"]["all"]["num_subjects"] == rows["healthy atlas"]["figures"]["all"]["num_subjects"]
+
+
+def test_a_person_reads_the_papers_figures_beside_ours() -> None:
+    figures = {
+        "best_dice": 0.5, "dice_mean": 0.4, "dice_std": 0.1, "average_precision": 0.45, "auroc": 0.9,
+        "fpr_at_95_recall": 0.125, "seconds_per_volume": 1.5, "intervals": {"best_dice": [0.25, 0.75]},
+    }  # fmt: skip
+    plain: dict[str, Any] = {
+        "latent": "64",
+        "method": "m",
+        "source": "Table 1",
+        "run": "r",
+        "error": None,
+        "differs": ["the data"],
+    }
+    rows: list[dict[str, Any]] = [
+        {
+            **plain,
+            "label": "one",
+            "published": Published(dice_mean=0.605, dice_std=0.19277, seconds_per_slice=0.0154).model_dump(),
+            "scale": {"said": "scaled to 20 min: preset demo"},
+            "training_minutes": 2.0,
+            "figures": {"all": figures},
+        },
+        {
+            **plain,
+            "label": "two",
+            "published": None,
+            "scale": None,
+            "training_minutes": None,
+            "figures": None,
+            "error": "no",
+        },
+    ]
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(tables.paper_table(rows, "Table 1", "all"))
+    text = stream.getvalue()
+    for words in ("0.605 ± 0.193", "0.0154/slice", "0.25..0.75", "failed"):
+        assert words in text
+    document = {
+        "paper": {"title": "Paper", "table": "Table 1"},
+        "data": {"paper": "49 people", "ours": "phantoms"},
+        "evaluation": {"said": "the best Dice"},
+        "rows": rows,
+    }
+    lines = markdown(document).splitlines()
+    widths = {line.count("|") for line in lines if line.startswith("|")}
+    assert len(widths) == 1
+    assert "- two: failed: no; the data" in lines
