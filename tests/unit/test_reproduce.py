@@ -203,12 +203,13 @@ def test_a_choice_says_what_was_scaled(toy_store: CohortStore) -> None:
     assert (whole.scaled, whole.preset, whole.fraction, whole.steps) == (False, "paper", 1.0, 2001)
     fits = choose(ROW.model_copy(update={"preset": "tiny"}), ONE_THREAD, toy_store, splits, 1e6)
     assert (fits.scaled, fits.preset, fits.steps) == (False, "tiny", 32)
-    scaled = choose(ROW, ONE_THREAD, toy_store, splits, 40.0, small="tiny")
-    assert (scaled.scaled, scaled.preset, scaled.paper_steps) == (True, "tiny", 2001)
-    assert scaled.settings["width"] == 48
-    assert 0 < scaled.settings["epochs"] <= 2000
-    assert scaled.fraction == pytest.approx(scaled.steps / 2001)
-    assert f"preset tiny, {scaled.steps:,} steps; the paper's settings are 2,001 steps" in scaled.said
+    # A paper of cheap steps and very many of them: 6 subjects in batches of 4, and two steps of classes.
+    long = ROW.model_copy(update={"preset": "tiny", "settings": {"epochs": 100_000}})
+    scaled = choose(long, ONE_THREAD, toy_store, splits, 40.0, small="tiny")
+    assert (scaled.scaled, scaled.preset, scaled.paper_steps) == (True, "tiny", 150_002)
+    assert 0 < scaled.settings["epochs"] <= 100_000
+    assert scaled.fraction == pytest.approx(scaled.steps / 150_002)
+    assert f"preset tiny, {scaled.steps:,} steps; the paper's settings are 150,002 steps" in scaled.said
     atlas = choose(BASELINES[1], ONE_THREAD, toy_store, splits, 40.0)
     assert (atlas.scaled, atlas.said) == (False, f"its defaults (preset paper), {atlas.steps} steps")
 
