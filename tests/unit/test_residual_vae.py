@@ -84,12 +84,13 @@ def batch_of(image: Tensor, brain: Tensor, position: Tensor) -> Batch:
 
 
 def fit_moments(stage: Stage, volumes: Sequence[Volume]) -> None:
-    def no_update(*_: Any) -> float:
+    def refuse(*_: Any) -> float:
         raise AssertionError("this stage has no optimiser")
 
+    no_update: Any = refuse
     stage.begin()
     for one in volumes:
-        stage.step(batch_of(one.image[None], one.brain[None], torch.zeros(1, 0)), no_update)  # type: ignore[arg-type]
+        stage.step(batch_of(one.image[None], one.brain[None], torch.zeros(1, 0)), no_update)
     stage.finish(Alone())
 
 

@@ -24,6 +24,7 @@ from vesalius.platform.errors import SettingError
 from vesalius.platform.evaluation import (
     Histogram,
     Threshold,
+    VoxelSet,
     dice_at,
     drop_small_components,
     evaluate,
@@ -196,9 +197,9 @@ def test_small_components_count_in_the_dice_of_a_subject_and_nowhere_else(
 ) -> None:
     scores = pipeline.score_run(run, "test")
     low = float(np.quantile(scores.map("test-00").astype(np.float64), 0.9))  # low enough for specks
-    one = {"all": threshold(low), "brain": threshold(low, voxel_set="brain")}
+    one: dict[VoxelSet, Threshold] = {"all": threshold(low), "brain": threshold(low, voxel_set="brain")}
     six = {name: cut.model_copy(update={"min_component": 6}) for name, cut in one.items()}
-    without, dropped = evaluate(scores, toy_store, one), evaluate(scores, toy_store, six)  # type: ignore[arg-type]
+    without, dropped = evaluate(scores, toy_store, one), evaluate(scores, toy_store, six)
     changed = 0
     for name in ("all", "brain"):
         before, after = without[name], dropped[name]

@@ -691,11 +691,11 @@ def test_an_optional_stage_without_subjects_begins_and_finishes_and_takes_no_ste
         required = True
 
     method = contract.build(Optional, ToySettings(), toy_store)
-    result = train(method, Nobody(), contract.training_settings(), tmp_path / "a", device=CPU)  # type: ignore[arg-type]
+    result = train(method, Nobody(), contract.training_settings(), tmp_path / "a", device=CPU)  # type: ignore[arg-type]  # stands in for a store
     assert called == ["begin", "finish"]
     assert result.state.finished_stages == ("moments", "second")
     contract.trained(Optional, ToySettings(), toy_store)
     assert "step" in called
     method = contract.build(Required, ToySettings(), toy_store)
     with pytest.raises(CohortError, match="stage 'second' needs healthy subjects in the 'validation' split"):
-        train(method, Nobody(), contract.training_settings(), tmp_path / "b", device=CPU)  # type: ignore[arg-type]
+        train(method, Nobody(), contract.training_settings(), tmp_path / "b", device=CPU)  # type: ignore[arg-type]  # stands in for a store

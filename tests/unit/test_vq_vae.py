@@ -83,8 +83,8 @@ def linear() -> tuple[Autoencoder, Tensor, Tensor]:
     nn.init.normal_(network.codebook)
     features = torch.randn(3, 8, 2, 2, generator=generator("features")).requires_grad_()
     factor = torch.rand(3, 8, 2, 2, generator=generator("factor")) + 0.5
-    network.encode = lambda image, position: features  # type: ignore[method-assign]
-    network.decode = lambda vectors, position: vectors * factor  # type: ignore[method-assign]
+    network.encode = lambda image, position: features  # type: ignore[method-assign]  # a leaf, to see its gradient
+    network.decode = lambda vectors, position: vectors * factor  # type: ignore[method-assign]  # a known gradient
     return network, features, factor
 
 

@@ -15,13 +15,11 @@ from vesalius.methods.blocks.autoencoders import (
     DEMO,
     TINY,
     AutoEncoder,
-    ReconstructionSettings,
+    PosteriorSettings,
     draw_code,
-    posterior_noise,
     reconstruction_loss,
-    restore_by_posterior,
+    score_by_posterior,
 )
-from vesalius.methods.blocks.residuals import Restored, score_by_residual
 from vesalius.methods.blocks.variational import gaussian_divergence
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Method, MethodSettings, Range, Score, Stage, setting
@@ -31,10 +29,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Update, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Volume
 
 
-class AnoVAEGANSettings(ReconstructionSettings):
+class AnoVAEGANSettings(PosteriorSettings):
     """Settings of the AnoVAEGAN; the paper gives no weights."""
 
     lambda_1: float = setting(
@@ -59,12 +57,6 @@ class AnoVAEGANSettings(ReconstructionSettings):
         "decoder",
         "what learns from the adversarial loss: the decoder, or the encoder as well",
         source="Baur et al. 2018, section 2: the decoder is trained with the help of an adversarial network",
-    )
-    samples: int = setting(
-        0,
-        "draws that a restoration is the mean of, their deviation given as 'spread'; 0 takes the posterior's mean",
-        source="this implementation; the paper does not say what is decoded in testing",
-        ge=0,
     )
     adversary: AdversarySettings = BESIDE_RECONSTRUCTION
 
@@ -108,23 +100,16 @@ class AnoVAEGAN(Method):
 
     def stages(self) -> Sequence[Stage]:
         """One stage, ``anovaegan``, that updates ``discriminator`` and ``autoencoder`` in turn."""
-        settings = self.settings
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate)
         return [
-            Stage(
-                name="anovaegan",
-                view=settings.slices.view(),
-                batch_size=settings.batch_size,
-                group_size=settings.group_size,
-                epochs=settings.epochs,
-                trains=(self.network, self.adversary.discriminator),
-                optimizers={
-                    "discriminator": self.adversary.optimizer(),
-                    "autoencoder": torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate),
-                },
-                step=self._step,
-                begin=self.adversary.watch.begin,
-                selectable=True,
-                observes=(*Adversary.OBSERVES, "reconstruction", "divergence", "adversarial"),
+            self.adversary.stage(
+                "anovaegan",
+                self.settings,
+                ("autoencoder", self.network, optimizer),
+                discriminator_loss=self.discriminator_loss,
+                opponent_loss=self.loss,
+                reported="loss",
+                observes=("reconstruction", "divergence", "adversarial"),
             )
         ]
 
@@ -150,29 +135,10 @@ class AnoVAEGAN(Method):
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Restore every slice from its posterior; ``quick`` takes the mean, whatever ``samples`` says."""
-        settings = self.settings
-        num_samples = settings.samples if effort == "full" else 0
-        return score_by_residual(
-            volumes,
-            self._restore,
-            cohort=self.cohort,
-            slices=settings.slices,
-            maps=settings.map,
-            device=next(self.parameters()).device,
-            draw=lambda volume, num: posterior_noise(volume, num, num_samples, self.network.code_shape),
-        )
+        return score_by_posterior(volumes, self.network, self.settings, self.cohort, effort)
 
     def _code(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the slices' codes, drawn alike for both updates of a step, and their divergences (B,)."""
         mean, log_sigma = self.network.posterior(batch.image)
         code = draw_code(mean, log_sigma, batch.normal("posterior", self.network.code_shape))
         return code, gaussian_divergence(mean, 2 * log_sigma)
-
-    def _restore(self, image: Tensor, noise: Tensor) -> Restored:
-        return restore_by_posterior(self.network, image, noise)
-
-    def _step(self, batch: Batch, update: Update) -> Metrics:
-        discriminator = update("discriminator", self.discriminator_loss, batch)
-        balance = self.adversary.watch.see(update.observed, batch)
-        loss = update("autoencoder", self.loss, batch)
-        return {"loss": loss, "discriminator_loss": discriminator, **balance, **update.observed}

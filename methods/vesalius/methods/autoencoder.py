@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from vesalius.methods.blocks.autoencoders import (
     DEMO,
     TINY,
     AutoEncoder,
     ReconstructionSettings,
     reconstruction_loss,
+    reconstruction_stage,
+    score_by_reconstruction,
 )
-from vesalius.methods.blocks.residuals import Restored, score_by_residual
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Method, MethodSettings, Score, Stage
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Update, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Volume
 
 
 class AutoencoderSettings(ReconstructionSettings):
@@ -71,20 +70,7 @@ class Autoencoder(Method):
 
     def stages(self) -> Sequence[Stage]:
         """One stage, ``autoencoder``."""
-        settings = self.settings
-        return [
-            Stage(
-                name="autoencoder",
-                view=settings.slices.view(),
-                batch_size=settings.batch_size,
-                group_size=settings.group_size,
-                epochs=settings.epochs,
-                trains=(self.network,),
-                optimizers={"adam": torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)},
-                step=self._step,
-                selectable=True,
-            )
-        ]
+        return [reconstruction_stage(self.settings, self.network, self.loss)]
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the l1 losses of the batch's slices, summed, and their number."""
@@ -92,18 +78,4 @@ class Autoencoder(Method):
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Restore every slice once; ``effort`` makes no difference, since one pass is all there is."""
-        settings = self.settings
-        return score_by_residual(
-            volumes,
-            self._restore,
-            cohort=self.cohort,
-            slices=settings.slices,
-            maps=settings.map,
-            device=next(self.parameters()).device,
-        )
-
-    def _restore(self, image: Tensor, drawn: Tensor) -> Restored:
-        return Restored(image=self.network(image))
-
-    def _step(self, batch: Batch, update: Update) -> Metrics:
-        return {"loss": update("adam", self.loss, batch)}
+        return score_by_reconstruction(volumes, self.network, self.settings, self.cohort)

@@ -17,8 +17,8 @@ from vesalius.methods.blocks.autoencoders import (
     AutoEncoder,
     ReconstructionSettings,
     reconstruction_loss,
+    score_by_reconstruction,
 )
-from vesalius.methods.blocks.residuals import Restored, score_by_residual
 from vesalius.platform.config import Settings, override
 from vesalius.platform.contracts import Choice, Method, MethodSettings, Range, Score, Stage, setting
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Update, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Volume
 
 _PATHAK = "Pathak et al. 2016"
 
@@ -121,23 +121,16 @@ class ContextAutoencoderGAN(Method):
 
     def stages(self) -> Sequence[Stage]:
         """One stage, ``context_autoencoder``, that updates ``discriminator`` and ``autoencoder`` in turn."""
-        settings = self.settings
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate)
         return [
-            Stage(
-                name="context_autoencoder",
-                view=settings.slices.view(),
-                batch_size=settings.batch_size,
-                group_size=settings.group_size,
-                epochs=settings.epochs,
-                trains=(self.network, self.adversary.discriminator),
-                optimizers={
-                    "discriminator": self.adversary.optimizer(),
-                    "autoencoder": torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate),
-                },
-                step=self._step,
-                begin=self.adversary.watch.begin,
-                selectable=True,
-                observes=(*Adversary.OBSERVES, "reconstruction", "adversarial"),
+            self.adversary.stage(
+                "context_autoencoder",
+                self.settings,
+                ("autoencoder", self.network, optimizer),
+                discriminator_loss=self.discriminator_loss,
+                opponent_loss=self.loss,
+                reported="loss",
+                observes=("reconstruction", "adversarial"),
             )
         ]
 
@@ -179,24 +172,7 @@ class ContextAutoencoderGAN(Method):
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Restore every slice once, nothing blanked; ``effort`` makes no difference, since one pass is all there is."""
-        settings = self.settings
-        return score_by_residual(
-            volumes,
-            self._restore,
-            cohort=self.cohort,
-            slices=settings.slices,
-            maps=settings.map,
-            device=next(self.parameters()).device,
-        )
+        return score_by_reconstruction(volumes, self.network, self.settings, self.cohort)
 
     def _blank(self, batch: Batch, blanked: Tensor) -> Tensor:
         return batch.image.masked_fill(blanked, self.cohort.background)
-
-    def _restore(self, image: Tensor, drawn: Tensor) -> Restored:
-        return Restored(image=self.network(image))
-
-    def _step(self, batch: Batch, update: Update) -> Metrics:
-        discriminator = update("discriminator", self.discriminator_loss, batch)
-        balance = self.adversary.watch.see(update.observed, batch)
-        loss = update("autoencoder", self.loss, batch)
-        return {"loss": loss, "discriminator_loss": discriminator, **balance, **update.observed}

@@ -18,6 +18,7 @@ from vesalius.methods.blocks import (
     score_slices,
     take_all,
 )
+from vesalius.methods.blocks.variational import TINY
 from vesalius.platform.contracts import Method, MethodSettings
 
 if TYPE_CHECKING:
@@ -75,17 +76,7 @@ class ResidualVae(Method):
 
 def tiny() -> ResidualVaeSettings:
     """A network of some thousand parameters for tests: seconds, and no claim to detect anything."""
-    return ResidualVaeSettings(
-        latent_dim=4,
-        widths=(4, 8, 8),
-        blocks=1,
-        batch_slices=8,
-        group_slices=4,
-        epochs=4,
-        learning_rate=3e-3,
-        slices=EveryFourthSlice(every=4),
-        map=PooledMapSettings(min_pool=1, average_pool=3),
-    )
+    return ResidualVaeSettings(**TINY)
 
 
 def demo() -> ResidualVaeSettings:

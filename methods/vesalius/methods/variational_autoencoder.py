@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from vesalius.methods.blocks.autoencoders import (
     DEMO,
     TINY,
     AutoEncoder,
-    ReconstructionSettings,
+    PosteriorSettings,
     draw_code,
-    posterior_noise,
     reconstruction_loss,
-    restore_by_posterior,
+    reconstruction_stage,
+    score_by_posterior,
 )
-from vesalius.methods.blocks.residuals import Restored, score_by_residual
 from vesalius.methods.blocks.variational import gaussian_divergence
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Method, MethodSettings, Range, Score, Stage, setting
@@ -29,10 +26,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Update, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Volume
 
 
-class VariationalAutoencoderSettings(ReconstructionSettings):
+class VariationalAutoencoderSettings(PosteriorSettings):
     """Settings of the variational autoencoder; defaults are the paper's spatial one, 16 x 16 x 64."""
 
     kl_weight: float = setting(
@@ -47,12 +44,6 @@ class VariationalAutoencoderSettings(ReconstructionSettings):
         True,
         "draw the code from its posterior in training; false takes the mean",
         source="Baur et al. 2018, Eq. 1",
-    )
-    samples: int = setting(
-        0,
-        "draws that a restoration is the mean of, their deviation given as 'spread'; 0 takes the posterior's mean",
-        source="this implementation; the paper does not say what is decoded in testing",
-        ge=0,
     )
 
 
@@ -94,21 +85,7 @@ class VariationalAutoencoder(Method):
 
     def stages(self) -> Sequence[Stage]:
         """One stage, ``autoencoder``."""
-        settings = self.settings
-        return [
-            Stage(
-                name="autoencoder",
-                view=settings.slices.view(),
-                batch_size=settings.batch_size,
-                group_size=settings.group_size,
-                epochs=settings.epochs,
-                trains=(self.network,),
-                optimizers={"adam": torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)},
-                step=self._step,
-                selectable=True,
-                observes=("reconstruction", "divergence"),
-            )
-        ]
+        return [reconstruction_stage(self.settings, self.network, self.loss, ("reconstruction", "divergence"))]
 
     def loss(self, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Return the slices' losses, summed; their number; and the two terms.
@@ -127,21 +104,4 @@ class VariationalAutoencoder(Method):
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Restore every slice from its posterior; ``quick`` takes the mean, whatever ``samples`` says."""
-        settings = self.settings
-        num_samples = settings.samples if effort == "full" else 0
-        return score_by_residual(
-            volumes,
-            self._restore,
-            cohort=self.cohort,
-            slices=settings.slices,
-            maps=settings.map,
-            device=next(self.parameters()).device,
-            draw=lambda volume, num: posterior_noise(volume, num, num_samples, self.network.code_shape),
-        )
-
-    def _restore(self, image: Tensor, noise: Tensor) -> Restored:
-        return restore_by_posterior(self.network, image, noise)
-
-    def _step(self, batch: Batch, update: Update) -> Metrics:
-        loss = update("adam", self.loss, batch)
-        return {"loss": loss, **update.observed}
+        return score_by_posterior(volumes, self.network, self.settings, self.cohort, effort)

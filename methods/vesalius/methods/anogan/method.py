@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vesalius.methods.blocks.convolutional import TrunkSettings
-    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Update, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Volume
 
 
 class Generator(nn.Module):
@@ -78,22 +78,17 @@ class AnoGAN(Method):
     def stages(self) -> Sequence[Stage]:
         """One stage, ``gan``, that updates ``discriminator`` and ``generator`` in turn."""
         settings = self.settings
-        generator = torch.optim.Adam(
+        optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=settings.learning_rate, betas=(settings.adversary.beta1, 0.999)
         )
         return [
-            Stage(
-                name="gan",
-                view=settings.slices.view(),
-                batch_size=settings.batch_size,
-                group_size=settings.group_size,
-                epochs=settings.epochs,
-                trains=(self.generator, self.adversary.discriminator),
-                optimizers={"discriminator": self.adversary.optimizer(), "generator": generator},
-                step=self._step,
-                begin=self.adversary.watch.begin,
-                selectable=True,
-                observes=Adversary.OBSERVES,
+            self.adversary.stage(
+                "gan",
+                settings,
+                ("generator", self.generator, optimizer),
+                discriminator_loss=self.discriminator_loss,
+                opponent_loss=self.generator_loss,
+                reported="generator_loss",
             )
         ]
 
@@ -140,9 +135,3 @@ class AnoGAN(Method):
     def _generated(self, batch: Batch) -> Tensor:
         image: Tensor = self.generator(batch.normal("code", (self.settings.latent_dim,)))
         return image
-
-    def _step(self, batch: Batch, update: Update) -> Metrics:
-        discriminator = update("discriminator", self.discriminator_loss, batch)
-        balance = self.adversary.watch.see(update.observed, batch)
-        generator = update("generator", self.generator_loss, batch)
-        return {"discriminator_loss": discriminator, "generator_loss": generator, **balance}

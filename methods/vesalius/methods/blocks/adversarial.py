@@ -1,6 +1,6 @@
 """Adversarial training: the discriminator of Larsen et al. 2016, its losses, and a watch over the balance.
 
-The alternation is a stage's own: its step calls the update of the discriminator, then that of what it plays against.
+The alternation is the stage's, :meth:`Adversary.stage`: first the discriminator is updated, then what it plays against.
 
 B items, C channels, h, w a slice.
 """
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Range, setting
+from vesalius.platform.contracts import Range, Stage, setting
 from vesalius.platform.errors import DivergenceError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from vesalius.platform.contracts import Batch, CohortFacts
+    from vesalius.methods.blocks.autoencoders import SliceTrainingSettings
+    from vesalius.platform.contracts import Batch, CohortFacts, Metrics, Update
+    from vesalius.platform.contracts.stage import LossSum
 
 _KERNEL = 5
 _WIDEST = 8
@@ -225,9 +227,6 @@ class Watch(nn.Module):
 class Adversary(nn.Module):
     """A discriminator with its optimiser's settings and its watch.
 
-    A stage names :attr:`OBSERVES` in its ``observes``, the ``discriminator`` in its ``trains`` and :meth:`optimizer`
-    among its optimisers.
-
     Attributes:
         discriminator: the network.
         watch: over the balance.
@@ -247,6 +246,50 @@ class Adversary(nn.Module):
         settings = self._settings
         return torch.optim.Adam(
             self.discriminator.parameters(), lr=settings.learning_rate, betas=(settings.beta1, 0.999)
+        )
+
+    def stage(
+        self,
+        name: str,
+        settings: SliceTrainingSettings,
+        opponent: tuple[str, nn.Module, torch.optim.Optimizer],
+        *,
+        discriminator_loss: Callable[[Batch], LossSum],
+        opponent_loss: Callable[[Batch], LossSum],
+        reported: str,
+        observes: Sequence[str] = (),
+    ) -> Stage:
+        """Return a stage that updates the discriminator, looks at the balance, then updates its opponent.
+
+        Args:
+            name: of the stage.
+            settings: view, batches and epochs.
+            opponent: the optimiser's name, the module it trains, and itself.
+            discriminator_loss: of a batch; reports :attr:`OBSERVES`.
+            opponent_loss: of a batch.
+            reported: what the opponent's loss is called among the metrics.
+            observes: what it reports beside.
+        """
+        role, module, optimizer = opponent
+
+        def step(batch: Batch, update: Update) -> Metrics:
+            lost = update("discriminator", discriminator_loss, batch)
+            balance = self.watch.see(update.observed, batch)
+            loss = update(role, opponent_loss, batch)
+            return {reported: loss, "discriminator_loss": lost, **balance, **update.observed}
+
+        return Stage(
+            name=name,
+            view=settings.slices.view(),
+            batch_size=settings.batch_size,
+            group_size=settings.group_size,
+            epochs=settings.epochs,
+            trains=(module, self.discriminator),
+            optimizers={"discriminator": self.optimizer(), role: optimizer},
+            step=step,
+            begin=self.watch.begin,
+            selectable=True,
+            observes=(*self.OBSERVES, *observes),
         )
 
     def loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, int, dict[str, Tensor]]:

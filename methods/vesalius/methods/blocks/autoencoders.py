@@ -12,15 +12,16 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from vesalius.methods.blocks.convolutional import Trunk, TrunkSettings
-from vesalius.methods.blocks.residuals import ResidualMapSettings, Restored
+from vesalius.methods.blocks.residuals import ResidualMapSettings, Restored, score_by_residual
 from vesalius.methods.blocks.slices import SliceSettings
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+from vesalius.platform.contracts import Choice, MethodSettings, Range, Stage, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from vesalius.platform.contracts import CohortFacts, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Metrics, Score, Update, Volume
+    from vesalius.platform.contracts.stage import LossSum
 
 _PAPER = "Baur et al. 2018"
 
@@ -78,6 +79,17 @@ class ReconstructionSettings(SliceTrainingSettings):
         source=f"{_PAPER}, section 3; the optimiser is this implementation's",
         gt=0,
         space=Range(low=1e-4, high=3e-3, log=True),
+    )
+
+
+class PosteriorSettings(ReconstructionSettings):
+    """Settings of those whose code has a posterior."""
+
+    samples: int = setting(
+        0,
+        "draws that a restoration is the mean of, their deviation given as 'spread'; 0 takes the posterior's mean",
+        source="this implementation; the paper does not say what is decoded in testing",
+        ge=0,
     )
 
 
@@ -172,6 +184,65 @@ class AutoEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return the reconstruction of slices, without sampling."""
         return self.decode(self.encode(image))
+
+
+def reconstruction_stage(
+    settings: ReconstructionSettings,
+    network: AutoEncoder,
+    loss: Callable[[Batch], LossSum],
+    observes: Sequence[str] = (),
+) -> Stage:
+    """Return the stage ``autoencoder`` of a network that has nothing but its own loss to learn from."""
+
+    def step(batch: Batch, update: Update) -> Metrics:
+        return {"loss": update("adam", loss, batch), **update.observed}
+
+    return Stage(
+        name="autoencoder",
+        view=settings.slices.view(),
+        batch_size=settings.batch_size,
+        group_size=settings.group_size,
+        epochs=settings.epochs,
+        trains=(network,),
+        optimizers={"adam": torch.optim.Adam(network.parameters(), lr=settings.learning_rate)},
+        step=step,
+        selectable=True,
+        observes=observes,
+    )
+
+
+def score_by_reconstruction(
+    volumes: Sequence[Volume], network: AutoEncoder, settings: SliceTrainingSettings, cohort: CohortFacts
+) -> list[Score]:
+    """Return scores of volumes from one pass of their slices through the network."""
+    return score_by_residual(
+        volumes,
+        lambda image, drawn: Restored(image=network(image)),
+        cohort=cohort,
+        slices=settings.slices,
+        maps=settings.map,
+        device=next(network.parameters()).device,
+    )
+
+
+def score_by_posterior(
+    volumes: Sequence[Volume],
+    network: AutoEncoder,
+    settings: PosteriorSettings,
+    cohort: CohortFacts,
+    effort: Effort,
+) -> list[Score]:
+    """Return scores of volumes from their slices' posteriors; ``quick`` takes the mean, whatever ``samples`` says."""
+    num_samples = settings.samples if effort == "full" else 0
+    return score_by_residual(
+        volumes,
+        lambda image, noise: restore_by_posterior(network, image, noise),
+        cohort=cohort,
+        slices=settings.slices,
+        maps=settings.map,
+        device=next(network.parameters()).device,
+        draw=lambda volume, num: posterior_noise(volume, num, num_samples, network.code_shape),
+    )
 
 
 def reconstruction_loss(image: Tensor, reconstruction: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -33,7 +33,7 @@ from vesalius.methods.blocks.slices import SliceSettings, crop_plane, pad_plane,
 from vesalius.platform.contracts import Choice, MethodSettings, Range, Stage, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vesalius.platform.contracts import Batch, CohortFacts, Metrics, Update
 
@@ -54,6 +54,18 @@ class PooledMapSettings(MapSettings):
     average_pool: Window = setting(
         15, "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none", source=f"{_PAPER}, section 2"
     )
+
+
+def check_widths_and_groups(widths: tuple[int, ...], batch_slices: int, group_slices: int) -> None:
+    """Refuse layers without a halving of the plane, and batches that do not part into whole groups.
+
+    Raises:
+        ValueError: says which setting is wrong, for a settings class to pass on.
+    """
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError("widths needs two positive numbers at least: before and after one halving of the plane")
+    if batch_slices % group_slices:
+        raise ValueError(f"batch_slices ({batch_slices}) must be a multiple of group_slices ({group_slices})")
 
 
 class VaeSettings(MethodSettings):
@@ -98,13 +110,21 @@ class VaeSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(self.widths) < 2 or min(self.widths) < 1:
-            raise ValueError("widths needs two positive numbers at least: before and after one halving of the plane")
-        if self.batch_slices % self.group_slices:
-            raise ValueError(
-                f"batch_slices ({self.batch_slices}) must be a multiple of group_slices ({self.group_slices})"
-            )
+        check_widths_and_groups(self.widths, self.batch_slices, self.group_slices)
         return self
+
+
+TINY: Mapping[str, Any] = {
+    "latent_dim": 4,
+    "widths": (4, 8, 8),
+    "blocks": 1,
+    "batch_slices": 8,
+    "group_slices": 4,
+    "epochs": 4,
+    "learning_rate": 3e-3,
+    "map": PooledMapSettings(min_pool=1, average_pool=3),
+}
+"""A network of some thousand parameters for tests: seconds, and no claim to detect anything."""
 
 
 def gaussian_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

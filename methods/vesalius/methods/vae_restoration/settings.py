@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from vesalius.methods.blocks import EveryFourthSlice, PooledMapSettings, VaeSettings
+from vesalius.methods.blocks.variational import TINY
 from vesalius.platform.config import Settings
 from vesalius.platform.contracts import Choice, Range, setting
 
@@ -95,15 +96,7 @@ class VaeRestorationSettings(VaeSettings):
 def tiny() -> VaeRestorationSettings:
     """A network of some thousand parameters for tests: seconds, and no claim to detect anything."""
     return VaeRestorationSettings(
-        latent_dim=4,
-        widths=(4, 8, 8),
-        blocks=1,
-        batch_slices=8,
-        group_slices=4,
-        epochs=4,
-        learning_rate=3e-3,
-        slices=ManySlices(every=4),
-        map=PooledMapSettings(min_pool=1, average_pool=3),
+        **TINY,
         restoration=RestorationSettings(
             steps=10, quick_steps=5, first_step_size=2e-2, step_size=1e-2, rho_steps=4, rho_spacing=1.9, rho_every=2
         ),

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from vesalius.methods.blocks import EveryFourthSlice, MapSettings, Window
+from vesalius.methods.blocks.variational import check_widths_and_groups
 from vesalius.platform.config import Settings
 from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
 
@@ -99,12 +100,7 @@ class VqVaeSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(self.widths) < 2 or min(self.widths) < 1:
-            raise ValueError("widths needs two positive numbers at least: before and after one halving of the plane")
-        if self.batch_slices % self.group_slices:
-            raise ValueError(
-                f"batch_slices ({self.batch_slices}) must be a multiple of group_slices ({self.group_slices})"
-            )
+        check_widths_and_groups(self.widths, self.batch_slices, self.group_slices)
         return self
 
 
