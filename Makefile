@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := platform methods datasets tuning infra
+# Test processes side by side; each needs about 2 GiB.
+JOBS ?= 2
 
 # One thread a library unless a program asks for more: two cores are soon oversubscribed by three libraries.
 export OMP_NUM_THREADS ?= 2
@@ -28,11 +30,12 @@ setup: $(INSTALLED) ## Create .venv and install from constraints.txt; does nothi
 demo: $(INSTALLED) ## Learn healthy anatomy, find anomalies, promote a model: six minutes on two cores
 	$(BIN)/vesalius demo --out demo
 
-test: $(INSTALLED) ## Run the tests but for the long ones (under 15 minutes on two cores)
-	$(BIN)/python -m pytest -m 'not long'
+test: $(INSTALLED) ## Run the tests but for the long ones (about eight minutes on two cores)
+	$(BIN)/python -m pytest -m 'not long' --numprocesses $(JOBS) --dist loadfile
 
-test-all: $(INSTALLED) ## Run everything: kills, clusters, benchmarks (about an hour)
-	$(BIN)/python -m pytest
+# The long ones kill processes, start clusters and measure: one after the other, with the machine to themselves.
+test-all: test ## Run everything: kills, clusters, benchmarks (about an hour)
+	$(BIN)/python -m pytest -m long
 
 check: $(INSTALLED) ## Lint, format, types, import floors, layout
 	$(BIN)/ruff check .

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 torch.set_num_threads(1)
+# A terminal that says how wide it is (and pytest's workers do) would fold the tables that tests read.
+os.environ.pop("COLUMNS", None)
 # A search for counterexamples belongs to whoever sits before it; a gate should say the same thing twice.
 settings.register_profile("steady", derandomize=True, deadline=None)
 if os.environ.get("CI"):

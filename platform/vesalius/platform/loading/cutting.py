@@ -8,6 +8,7 @@ import numpy as np
 
 from vesalius.platform.contracts import Patches, Points, Slices, WholeVolumes, axis_positions
 from vesalius.platform.errors import CohortError
+from vesalius.platform.loading.copying import copy_rows
 from vesalius.platform.loading.stream import random_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Cutter:
                 boxes.append((sides[0], sides[1], sides[2]))
             return tuple(boxes)
         if isinstance(view, Patches) and view.sampling in ("uniform", "discard"):
-            return tuple(self._box(centre) for centre in self._centres(places))
+            return tuple(self._boxes(self._centres(places)))
         return None
 
     def cut(
@@ -176,35 +177,37 @@ class Cutter:
             centres = np.array([self._foreground_centre(voxels, place) for place in places.tolist()])
         for axis in range(3):
             position[rows, axis] = self._axes[axis][centres[:, axis]]
-        half, size = view.size // 2, view.size
-        lows = centres - half
+        size = view.size
+        lows = centres - size // 2
         inside: list[bool] = np.all((lows >= 0) & (lows + size <= self.grid), axis=1).tolist()
         looks = view.sampling == "discard"
-        for number, (row, low, whole) in enumerate(zip(rows, lows.tolist(), inside, strict=True)):
+        background = self._background if view.background is None else view.background
+        items = zip(rows, lows.tolist(), self._boxes(centres), inside, strict=True)
+        for number, (row, low, box, whole) in enumerate(items):
             if whole and voxels.is_whole and not looks:  # most of them, without a detour: it costs what a cut does
                 i, j, k = low
-                image[row] = voxels.image[:, i : i + size, j : j + size, k : k + size]
-                brain[row] = voxels.masks["brain"][i : i + size, j : j + size, k : k + size]
+                copy_rows(image[row], voxels.image[:, i : i + size, j : j + size, k : k + size])
+                copy_rows(brain[row], voxels.masks["brain"][i : i + size, j : j + size, k : k + size])
                 continue
-            box = self._box(centres[number])
             values, masks = voxels.part(box)
-            if whole:
-                image[row], brain[row] = values, masks["brain"]
-            else:
-                target = tuple(slice(a - one, b - one) for one, (a, b) in zip(low, box, strict=True))
-                image[row], brain[row] = self._background if view.background is None else view.background, False
-                image[(row, slice(None), *target)], brain[(row, *target)] = values, masks["brain"]
+            patch, mask = image[row], brain[row]
+            if not whole:
+                patch[...], mask[...] = background, False
+                within = [(start - one, stop - one) for one, (start, stop) in zip(low, box, strict=True)]
+                (i, a), (j, b), (k, c) = within
+                patch, mask = patch[:, i:a, j:b, k:c], mask[i:a, j:b, k:c]
+            copy_rows(patch, values)
+            copy_rows(mask, masks["brain"])
             if looks:
                 keep[number] = masks[self.foreground].any()
 
-    def _box(self, centre: NDArray[np.int64]) -> Box:
+    def _boxes(self, centres: NDArray[np.int64]) -> list[Box]:
+        """Return the part of each patch that lies inside the grid."""
         view = self.view
         assert isinstance(view, Patches)
-        half = view.size // 2
-        sides = [
-            (max(c - half, 0), min(c - half + view.size, n)) for c, n in zip(centre.tolist(), self.grid, strict=True)
-        ]
-        return sides[0], sides[1], sides[2]
+        lows = centres - view.size // 2
+        starts, stops = np.maximum(lows, 0).tolist(), np.minimum(lows + view.size, self.grid).tolist()
+        return [((i, a), (j, b), (k, c)) for (i, j, k), (a, b, c) in zip(starts, stops, strict=True)]
 
     def _foreground_centre(self, voxels: Voxels, place: int) -> NDArray[np.int64]:
         view = self.view
@@ -213,7 +216,7 @@ class Cutter:
         if view.sampling == "touching":
             for _ in range(_MAX_TURNS):
                 centre = random.integers(0, self.grid)
-                if voxels.part(self._box(centre))[1][self.foreground].any():
+                if voxels.part(self._boxes(centre[None])[0])[1][self.foreground].any():
                     return centre
             # A foreground this small is seldom met: list the centres whose patch reaches it.
             return self._touching(random, voxels)

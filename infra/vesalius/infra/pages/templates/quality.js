@@ -7,6 +7,8 @@
   const dialog = by("large");
   let shown = cards, open = 0;
 
+  const many = (num) => `${num} subject${num === 1 ? "" : "s"}`;
+
   function filter() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     shown = [];
@@ -19,7 +21,7 @@
       if (fits) shown.push(card);
     }
     by("count").textContent = shown.length === cards.length
-      ? `${cards.length} subjects` : `${shown.length} of ${cards.length} subjects`;
+      ? many(cards.length) : `${shown.length} of ${many(cards.length)}`;
     by("none").hidden = shown.length > 0;
   }
 
