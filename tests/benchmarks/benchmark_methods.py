@@ -175,9 +175,9 @@ def main(arguments: list[str] | None = None) -> int:
         json.dump(figures, sys.stdout)
         sys.stdout.write("\n")
         return 0
-    rates = ", ".join(
-        f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in figures["matrix_flops_per_second"].items()
-    )
+    measured = figures["matrix_flops_per_second"].items()
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in measured)
+    where = f"{figures['device']}, {figures['threads']} threads"
     lines = [
         f"preset {figures['preset']}, {figures['edge']}-cubes, {where}: {rates}",
         "",
