@@ -52,7 +52,8 @@ class TrunkSettings(Settings):
     )
     output: Literal["linear", "sigmoid", "tanh"] = setting(
         "linear",
-        "the decoder's last activation: none, or one that keeps slices in [0, 1] or [-1, 1]",
+        "the decoder's last activation: none, or one that keeps slices in [0, 1] or [-1, 1], for a cohort scaled to "
+        "within that range",
         source=f"this implementation; tanh in {_LARSEN}, for images in [-1, 1]",
     )
 
