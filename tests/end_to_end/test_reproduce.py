@@ -15,6 +15,7 @@ from vesalius.datasets.phantom import CohortSettings, PhantomSettings
 from vesalius.infra.console import Terminal
 from vesalius.infra.reproduce import DataRequest, load_protocol, reproduce
 from vesalius.methods.anogan import AnoGAN
+from vesalius.methods.anogan.settings import demo
 from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore
 
@@ -79,7 +80,7 @@ def test_a_row_of_2018_is_judged_by_its_papers_rule(tmp_path: Path, capsys: pyte
     # The rule by hand: maps as scored, the brain's voxels of healthy training subjects, components of six voxels.
     store = CohortStore.open(document["data"]["store"])
     with torch.device("meta"):  # what its tanh can reach is what the phantoms hold
-        AnoGAN(AnoGAN.presets()["demo"], store.facts())
+        AnoGAN(demo(), store.facts())
     run = tmp_path / "home" / "runs" / found["sAE16"]["run"]
     figures = found["sAE16"]["figures"]["brain"]
     maps = {split: ScoreStore.open(run / "scores" / split) for split in ("train", "test")}

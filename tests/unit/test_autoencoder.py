@@ -69,8 +69,9 @@ def test_rows_of_the_table_share_the_trunk_and_differ_in_the_bottleneck(
         method = method_type(method_type.presets()[preset], facts(PAPER_GRID))
         network: Any = method.network
         image = torch.zeros(2, 1, 256, 256)
-        assert network.encode(image).shape == (2, *method.code_shape()) == (2, *code)
+        assert network.encode(image).shape == (2, *code)
         assert network(image).shape == image.shape
+    assert method.code_shape() == network.code_shape == code
     assert count(network.trunk) == trunk
     assert count(network) == trunk + bottleneck
     four_stages = trunk == 6_866_465
@@ -281,9 +282,9 @@ def test_what_has_no_effect_is_not_searched(method_type: type[Method]) -> None:
 @pytest.mark.parametrize("method_type", FAMILY)
 def test_deviations_name_settings_that_there_are(method_type: type[Method]) -> None:
     assert len(method_type.deviations) > 8
-    known = flatten(method_type.settings_type())
-    known = {*known, *(key.rpartition(".")[0] for key in known)}
-    named = set()
+    leaves = flatten(method_type.settings_type())
+    known = {*leaves, *(key.rpartition(".")[0] for key in leaves)}
+    named: set[str] = set()
     for deviation in method_type.deviations:
         assert deviation.paper
         assert deviation.why

@@ -149,14 +149,10 @@ def make_cohorts(
     return _described(reference, fine, differs, f"{request.data} by the recipe {protocol.recipe}")
 
 
-def _phantoms(
-    terminal: Terminal, store: Path, settings: CohortSettings, recipe: Recipe, num_tasks: int
-) -> CohortStore:
+def _phantoms(terminal: Terminal, store: Path, settings: CohortSettings, recipe: Recipe, num_tasks: int) -> CohortStore:
     root = write_cohort(store.with_name(f"{store.name}-phantom"), settings)
     with terminal.progress("make heads") as progress:
-        report = ingest(
-            "phantom", root, store, recipe=recipe, name="phantom", num_workers=num_tasks, progress=progress
-        )
+        report = ingest("phantom", root, store, recipe=recipe, name="phantom", num_workers=num_tasks, progress=progress)
     report.raise_for_failures()
     return CohortStore.open(store)
 
