@@ -5,16 +5,30 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
+from scipy import ndimage
 
 from vesalius.datasets.phantom import CohortSettings, PhantomSettings
 from vesalius.infra.console import Terminal
 from vesalius.infra.reproduce import DataRequest, load_protocol, reproduce
+from vesalius.methods.anogan import AnoGAN
+from vesalius.methods.anogan.settings import demo
+from vesalius.platform.scoring import ScoreStore
+from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+HEADS = CohortSettings(
+    num_train=4,
+    num_validation=3,
+    num_gate=0,
+    num_test=4,
+    phantom=PhantomSettings(shape=(20, 20, 20), modalities=("FLAIR",)),
+)
 SMALL = CohortSettings(
     num_train=6,
     num_validation=3,
@@ -40,6 +54,54 @@ def play(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any],
         )
     said = capsys.readouterr()
     return json.loads(said.out), said.err
+
+
+def test_a_row_of_2018_is_judged_by_its_papers_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baur = load_protocol("anovaegan_2018")
+    settings = {"epochs": 4, "slices.every": 1, "learning_rate": 1e-2, "map.erosion": 0}
+    rows = [row.model_copy(update={"preset": "tiny", "settings": settings}) for row in baur.choose(["sAE16"])]
+    chosen = baur.model_copy(update={"rows": tuple(rows)})
+    with Terminal(True) as terminal:
+        reproduce(terminal, chosen, tmp_path, DataRequest(), threads=1, phantom=HEADS, small="tiny")
+    document = json.loads(capsys.readouterr().out)
+    assert document["evaluation"]["voxel_set"] == "brain"
+    assert document["data"]["reference_grid"]["ours"] == "20 x 20 x 20 voxels of 9.6 x 9.6 x 9.6 mm"
+    found = {row["label"]: row for row in document["rows"]}
+    # Slices of 20 pixels halved twice, four channels.
+    assert found["sAE16"]["latent"] == {"paper": "16 x 16 x 64", "ours": "5 x 5 x 4"}
+    assert found["sAE16"]["differs"][0] == "the code of a slice is 5 x 5 x 4, the paper's 16 x 16 x 64"
+    assert found["healthy atlas"]["latent"] == {"paper": "", "ours": None}
+    for row in found.values():
+        assert row["error"] is None
+        for name, figures in row["figures"].items():
+            threshold = figures["threshold"]
+            rule = {"policy": "quantile", "quantile": 0.98, "split": "train", "min_component": 6, "voxel_set": name}
+            assert {key: threshold[key] for key in rule} == rule
+    # The rule by hand: maps as scored, the brain's voxels of healthy training subjects, components of six voxels.
+    store = CohortStore.open(document["data"]["store"])
+    with torch.device("meta"):  # what its tanh can reach is what the phantoms hold
+        AnoGAN(demo(), store.facts())
+    run = tmp_path / "home" / "runs" / found["sAE16"]["run"]
+    figures = found["sAE16"]["figures"]["brain"]
+    maps = {split: ScoreStore.open(run / "scores" / split) for split in ("train", "test")}
+    inside = [
+        maps["train"].map(record.subject_id)[store.brain(record.subject_id)] for record in store.subjects("train")
+    ]
+    value = figures["threshold"]["value"]
+    values = np.concatenate(inside)
+    assert (values >= value).mean() <= 0.02 < (values >= np.nextafter(np.float16(value), np.float16(0))).mean()
+    dices = []
+    for record in store.subjects("test"):
+        brain = store.brain(record.subject_id)
+        over, truth = (maps["test"].map(record.subject_id) >= value) & brain, store.mask(record.subject_id, "lesion")
+        labels, num = ndimage.label(over, np.ones((3, 3, 3)))
+        kept = np.isin(labels, [n for n in range(1, num + 1) if (labels == n).sum() >= 6])
+        if truth is not None and (truth & brain).any():
+            dices.append(2 * (kept & truth & brain).sum() / (kept.sum() + (truth & brain).sum()))
+    assert len(dices) == figures["num_lesions"] == 3
+    assert figures["dice_mean"] == pytest.approx(np.mean(dices), abs=1e-6)
+    assert figures["dice_std"] == pytest.approx(np.std(dices), abs=1e-6)
+    assert figures["dice_mean"] > 0
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ import torch
 from vesalius.methods.anogan import AnoGAN, AnoGANSettings
 from vesalius.methods.anogan.method import Generator
 from vesalius.methods.anogan.search import mapping_loss, search_codes
+from vesalius.methods.blocks.autoencoders import DEMO
 from vesalius.methods.blocks.convolutional import TrunkSettings
 from vesalius.platform.config import override
 from vesalius.platform.contracts import CohortFacts, Volume
@@ -21,7 +22,13 @@ GRID = (18, 21, 5)
 
 def facts(grid: tuple[int, int, int] = GRID) -> CohortFacts:
     return CohortFacts(
-        subjects=("a", "b"), grid=grid, spacing_mm=(1.0, 1.0, 1.0), affine=EYE, channels=("T1w",), digest="0"
+        subjects=("a", "b"),
+        grid=grid,
+        spacing_mm=(1.0, 1.0, 1.0),
+        affine=EYE,
+        channels=("T1w",),
+        digest="0",
+        ceiling=1.0,
     )
 
 
@@ -29,7 +36,7 @@ def small(**changes: Any) -> AnoGAN:
     torch.manual_seed(0)
     settings = AnoGAN.presets()["tiny"]
     assert isinstance(settings, AnoGANSettings)
-    method = AnoGAN(override(settings, changes), facts()).eval()
+    method = AnoGAN(override(settings, {"trunk.output": "tanh", **changes}), facts()).eval()
     # A fresh generator's slices hardly differ: a few times its weights make codes tell.
     with torch.no_grad():
         method.generator.entry.get_parameter("0.weight").mul_(3)
@@ -126,6 +133,49 @@ def test_slices_of_all_volumes_share_the_passes_and_quick_takes_fewer() -> None:
     assert sizes == [10] * 3
     handle.remove()
     assert not torch.equal(full[0].map, quick[0].map)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"search.learning_rate": 0.2},
+        {"search.feature_weight": 0.9},
+        {"search.steps": 3},
+        {"slices.axis": 1, "slices.together": 4},
+    ],
+)
+@torch.no_grad()
+def test_a_score_is_the_search_of_its_settings_from_the_volumes_own_start(changes: dict[str, Any]) -> None:
+    raw = {"map.median_pool": 1, "map.voxels": "all", "map.erosion": 0, "slices.every": 1}
+    method = small(**{"slices.axis": 2, **raw, **changes})
+    wanted = method.settings.search
+    image = torch.rand((1, *GRID), generator=torch.Generator().manual_seed(7))
+    scan = Volume(subject_id="v", image=image, brain=image[0] > 0.3, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+    (score,) = method.score([scan])
+    axis = method.settings.slices.axis
+    slices = image.movedim(axis + 1, 0)
+    start = torch.randn(GRID[axis], 4, generator=scan.generator("code"))
+    code = search(
+        method,
+        slices,
+        start,
+        steps=wanted.steps,
+        learning_rate=wanted.learning_rate,
+        feature_weight=wanted.feature_weight,
+    )
+    restored = method.generator(code).movedim(0, axis + 1)
+    assert score.restoration is not None
+    torch.testing.assert_close(score.restoration, restored, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(score.map, (image - restored)[0].abs(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_demo_scores_all_slices_and_has_the_papers_rates() -> None:
+    demo = AnoGAN.presets()["demo"]
+    assert isinstance(demo, AnoGANSettings)
+    assert demo.slices.scored == DEMO["slices.scored"] == "all"
+    assert demo.learning_rate == demo.adversary.learning_rate == 1e-4
+    assert demo.trunk.output == "tanh"
 
 
 def test_the_papers_figures_are_the_defaults() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,15 @@ import torch
 from scipy import signal
 from torch import nn
 
+from vesalius.methods.anogan import AnoGAN
 from vesalius.methods.anovaegan import AnoVAEGAN
 from vesalius.methods.autoencoder import Autoencoder, AutoencoderSettings
 from vesalius.methods.blocks.autoencoders import reconstruction_loss
 from vesalius.methods.blocks.convolutional import Trunk, TrunkSettings
 from vesalius.methods.context_autoencoder_gan import ContextAutoencoderGAN
 from vesalius.methods.variational_autoencoder import VariationalAutoencoder
-from vesalius.platform.config import override
-from vesalius.platform.contracts import CohortFacts, Method, Slices, Volume
+from vesalius.platform.config import flatten, override
+from vesalius.platform.contracts import Choice, CohortFacts, Method, Range, Slices, Volume, spaces
 from vesalius.platform.errors import SettingError, VolumeError
 
 EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -68,7 +71,7 @@ def test_rows_of_the_table_share_the_trunk_and_differ_in_the_bottleneck(
         image = torch.zeros(2, 1, 256, 256)
         assert network.encode(image).shape == (2, *code)
         assert network(image).shape == image.shape
-    assert network.code_shape == code
+    assert method.code_shape() == network.code_shape == code
     assert count(network.trunk) == trunk
     assert count(network) == trunk + bottleneck
     four_stages = trunk == 6_866_465
@@ -146,7 +149,7 @@ def test_the_trunk_is_numpys() -> None:
 @pytest.mark.parametrize(("output", "low", "high"), [("sigmoid", 0, 1), ("tanh", -1, 1)])
 def test_a_last_activation_keeps_slices_in_its_range(output: str, low: float, high: float) -> None:
     torch.manual_seed(0)
-    trunk = Trunk(override(TrunkSettings(width=2, stages=2), {"output": output}), facts(), 2)
+    trunk = Trunk(override(TrunkSettings(width=2, stages=2), {"output": output}), facts(ceiling=1.0), 2)
     wild = 1e3 * torch.randn(4, trunk.decoder.num_features, *trunk.decoder.plane)
     trunk.decoder.image.weight.data *= 100
     image = trunk.decoder(wild).detach()
@@ -178,17 +181,122 @@ def test_a_trunk_deeper_than_the_slices_is_refused() -> None:
         Autoencoder(tiny(**{"trunk.stages": 5}), facts())
 
 
-def test_a_sigmoid_for_intensities_below_zero_is_refused() -> None:
-    settings = tiny(**{"trunk.output": "sigmoid"})
-    Autoencoder(settings, facts())
-    with pytest.raises(SettingError, match=r"sigmoid gives \[0, 1\] but .* begin at -1: set output to tanh or linear"):
-        Autoencoder(settings, facts(background=-1.0))
+@pytest.mark.parametrize(
+    ("output", "background", "ceiling", "message"),
+    [
+        ("sigmoid", 0.0, 1.0, None),
+        ("tanh", 0.0, 1.0, None),
+        ("tanh", -1.0, 1.0, None),
+        ("linear", -2.0, 100.0, None),
+        ("linear", 0.0, None, None),
+        ("sigmoid", -1.0, 1.0, r"sigmoid gives \[0, 1\] but .* from -1 to 1: set trunk\.output to tanh or linear"),
+        ("sigmoid", 0.0, 2.0, r"sigmoid gives \[0, 1\] but .* from 0 to 2: set trunk\.output to linear"),
+        ("tanh", 0.0, 1.5, r"tanh gives \[-1, 1\] but .* from 0 to 1\.5: set trunk\.output to linear"),
+        ("tanh", -2.0, 1.0, r"tanh gives \[-1, 1\] but .* from -2 to 1: set trunk\.output to linear"),
+        (
+            "sigmoid",
+            0.0,
+            None,
+            r"does not scale intensities.*scale=percentile\), or set trunk\.output to linear",
+        ),
+        ("tanh", 0.0, None, r"does not scale intensities.*scale=percentile\), or set trunk\.output to linear"),
+    ],
+)
+def test_a_last_activation_that_cannot_reach_the_cohorts_intensities_is_refused(
+    output: str, background: float, ceiling: float | None, message: str | None
+) -> None:
+    settings, cohort = tiny(**{"trunk.output": output}), facts(background=background, ceiling=ceiling)
+    if message is None:
+        Autoencoder(settings, cohort)
+        return
+    with pytest.raises(SettingError, match=message):
+        Autoencoder(settings, cohort)
 
 
 def test_the_stage_takes_the_settings_slices_in_whole_groups() -> None:
     (stage,) = Autoencoder(tiny(**{"slices.axis": 1, "slices.every": 3}), facts()).stages()
     assert stage.view == Slices(axis=1, every=3)
     assert (stage.batch_size, stage.group_size) == (8, 4)
+
+
+FAMILY: list[type[Method]] = [Autoencoder, VariationalAutoencoder, ContextAutoencoderGAN, AnoVAEGAN, AnoGAN]
+
+
+@pytest.mark.parametrize("method_type", FAMILY)
+def test_the_papers_epochs_batches_and_rates_reach_the_stage(method_type: type[Method]) -> None:
+    generates = method_type is AnoGAN
+    with torch.device("meta"):
+        (stage,) = method_type(method_type.presets()["paper"], facts(PAPER_GRID, ceiling=1.0)).stages()
+    assert (stage.epochs, stage.batch_size, stage.group_size) == (82 if generates else 190, 8, 8)
+    assert stage.view == Slices()
+    found = {
+        name: [(group["lr"], group["betas"]) for group in optimizer.param_groups]
+        for name, optimizer in stage.optimizers.items()
+    }
+    whole, against = {"adam": [(1e-3, (0.9, 0.999))]}, {"discriminator": [(1e-4, (0.5, 0.999))]}
+    expected = {
+        Autoencoder: whole,
+        VariationalAutoencoder: whole,
+        ContextAutoencoderGAN: {**against, "autoencoder": whole["adam"]},
+        AnoVAEGAN: {**against, "autoencoder": whole["adam"]},
+        AnoGAN: {**against, "generator": against["discriminator"]},
+    }
+    assert found == expected[method_type]
+
+
+@pytest.mark.parametrize("method_type", FAMILY)
+def test_other_rates_and_moments_reach_the_optimisers(method_type: type[Method]) -> None:
+    own, theirs, beta1 = 0.011, 0.022, 0.33
+    changes: dict[str, Any] = {"learning_rate": own, "epochs": 3.5, "batch_size": 12}
+    if method_type not in (Autoencoder, VariationalAutoencoder):
+        changes |= {"adversary.learning_rate": theirs, "adversary.beta1": beta1}
+    method = method_type(override(method_type.presets()["tiny"], changes), facts())
+    (stage,) = method.stages()
+    assert (stage.epochs, stage.batch_size) == (3.5, 12)
+    covered = []
+    for name, optimizer in stage.optimizers.items():
+        (group,) = optimizer.param_groups
+        assert group["lr"] == (theirs if name == "discriminator" else own)
+        adversarial = name in ("discriminator", "generator")
+        assert group["betas"] == ((beta1 if adversarial else 0.9), 0.999)
+        covered += group["params"]
+    assert {id(parameter) for parameter in covered} == {id(parameter) for parameter in method.parameters()}
+    assert len(covered) == len(list(method.parameters()))
+
+
+@pytest.mark.parametrize("method_type", FAMILY)
+def test_what_has_no_effect_is_not_searched(method_type: type[Method]) -> None:
+    found = spaces(method_type.settings_type)
+    assert "map.outside" not in found
+    assert all(flatten(preset)["map.min_pool"] == 1 for preset in method_type.presets().values())
+    assert all(flatten(preset)["map.average_pool"] == 1 for preset in method_type.presets().values())
+    if method_type is AnoGAN:
+        assert found["search.steps"] == Range(low=20, high=500, log=True)
+    else:
+        size = found["bottleneck.size"]
+        assert isinstance(size, Choice)
+        assert {flatten(method_type.presets()[name])["bottleneck.size"] for name in ("paper", "demo")} <= {*size.values}
+        assert 512 in size.values
+
+
+@pytest.mark.parametrize("method_type", FAMILY)
+def test_deviations_name_settings_that_there_are(method_type: type[Method]) -> None:
+    assert len(method_type.deviations) > 8
+    leaves = flatten(method_type.settings_type())
+    known = {*leaves, *(key.rpartition(".")[0] for key in leaves)}
+    named: set[str] = set()
+    for deviation in method_type.deviations:
+        assert deviation.paper
+        assert deviation.why
+        for bracket in re.findall(r"\(([a-z_0-9., ]+)\)", deviation.here):
+            named |= set(bracket.split(", "))
+    # The shared ones name what one method of the family may lack.
+    if method_type is AnoGAN:
+        named -= {"bottleneck.kind", "bottleneck.size"}
+    assert named <= known, named - known
+    assert len(named) > 6
+    counts = Counter(method_type.deviations)
+    assert max(counts.values()) == 1
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

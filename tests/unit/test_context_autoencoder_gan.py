@@ -37,12 +37,18 @@ def batch(num: int = 8, step: int = 0) -> Batch:
     )
 
 
-def build(**changes: Any) -> ContextAutoencoderGAN:
+def build(background: float = 0.0, **changes: Any) -> ContextAutoencoderGAN:
     torch.manual_seed(0)
     settings = ContextAutoencoderGAN.presets()["tiny"]
     assert isinstance(settings, ContextAutoencoderGANSettings)
     facts = CohortFacts(
-        subjects=("a", "b"), grid=GRID, spacing_mm=(1.0, 1.0, 1.0), affine=EYE, channels=("T1w",), digest="0"
+        subjects=("a", "b"),
+        grid=GRID,
+        spacing_mm=(1.0, 1.0, 1.0),
+        affine=EYE,
+        channels=("T1w",),
+        digest="0",
+        background=background,
     )
     return ContextAutoencoderGAN(override(settings, changes), facts)
 
@@ -77,12 +83,13 @@ def test_rectangles_lie_whole_within_the_slice_and_blank_a_quarter_at_most() -> 
 
 @pytest.mark.parametrize("counted", ["all", "blanked"])
 def test_the_loss_counts_the_whole_slice_or_what_was_blanked(counted: str) -> None:
-    method = build(**{"masking.counted": counted}).eval()
+    # A background other than 0 tells what blanks a slice from what only happens to be its value.
+    method = build(background=-1.0, **{"masking.counted": counted}).eval()
     items = batch()
     with torch.no_grad():
         _, _, observed = method.loss(items)
         blanked = method.blanked(items)
-        restored = method.network(torch.where(blanked, 0.0, items.image))
+        restored = method.network(torch.where(blanked, -1.0, items.image))
     gaps, mask = np.abs((restored - items.image).numpy()), blanked.numpy()
     expected = [gap[m].mean() if counted == "blanked" else gap.mean() for gap, m in zip(gaps, mask, strict=True)]
     assert float(observed["reconstruction"]) == pytest.approx(sum(expected), rel=1e-5)

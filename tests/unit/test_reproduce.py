@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +19,15 @@ from vesalius.datasets.recipes import RECIPES
 from vesalius.infra import tables
 from vesalius.infra.cli.app import app
 from vesalius.infra.console import Terminal
+from vesalius.infra.footprint import made_up_cohort
+from vesalius.infra.pipeline import method_type
 from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
 from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
-from vesalius.infra.reproduce.cohort import check_request
+from vesalius.infra.reproduce.cohort import Cohorts, check_request, make_cohorts
 from vesalius.infra.reproduce.probe import Estimate, as_time, estimate
-from vesalius.infra.reproduce.protocol import BASELINES, Published, Row
+from vesalius.infra.reproduce.protocol import BASELINES, PreparedBy, Published, Row
 from vesalius.infra.reproduce.running import slug
+from vesalius.infra.reproduce.table import said_of_code
 from vesalius.infra.tables.reproduction import markdown
 from vesalius.methods import METHODS
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, tiny
@@ -94,10 +98,28 @@ def test_every_row_has_its_method_preset_and_settings(paper: str) -> None:
         assert row.method in METHODS, row.label
         paper_settings(row)
         scaled_settings(row)
-        # What a row is scaled down to must keep what makes it this row.
-        if row.latent == "512":
-            small: Any = scaled_settings(row)
-            assert (small.bottleneck.kind, small.bottleneck.size) == ("dense", 512)
+
+
+def test_scaled_rows_keep_the_order_of_their_codes() -> None:
+    import torch
+
+    rows = load_protocol("anovaegan_2018").rows
+    sizes: dict[str, list[int]] = {"paper": [], "scaled": []}
+    for row in rows:
+        kind = method_type(row.method)
+        for name, settings, edge in (("paper", paper_settings(row), 256), ("scaled", scaled_settings(row), 64)):
+            with torch.device("meta"):
+                shape = kind(settings, made_up_cohort((edge, edge, 20), 2)).code_shape()
+            assert shape is not None
+            if name == "paper":
+                assert said_of_code(shape) == row.latent
+            else:
+                assert len(shape) == row.latent.count("x") + 1  # a dense code stays dense
+            sizes[name].append(math.prod(shape))
+    assert sizes["paper"] == [512, 4_096, 16_384, 16_384, 512, 16_384, 16_384, 64]
+    assert sizes["scaled"] == [32, 256, 1_024, 1_024, 32, 1_024, 1_024, 16]
+    ranks = [[sorted(set(found)).index(size) for size in found] for found in sizes.values()]
+    assert ranks[0] == ranks[1]
 
 
 def test_rows_are_chosen_by_label_whatever_the_case() -> None:
@@ -217,6 +239,33 @@ def test_a_choice_says_what_was_scaled(toy_store: CohortStore) -> None:
 # ---- data
 
 
+def test_phantoms_are_prepared_by_the_protocols_recipe_and_older_ones_are_not_taken(tmp_path: Path) -> None:
+    def made(chosen: Protocol) -> CohortStore:
+        with Terminal(False) as terminal:
+            return make_cohorts(terminal, chosen, tmp_path, DataRequest(), finer=None, phantom=SMALL).reference
+
+    baur = load_protocol("anovaegan_2018")
+    scaled, plain = made(baur), made(baur.model_copy(update={"phantom_recipe": PreparedBy(name="as_is")}))
+    assert scaled.path != plain.path
+    assert made(baur).digest == scaled.digest
+    assert (scaled.facts().background, scaled.facts().ceiling, plain.facts().ceiling) == (0, 1, None)
+    for record in scaled.subjects():
+        image, brain = scaled.image(record.subject_id), scaled.brain(record.subject_id)
+        assert image.shape == plain.image(record.subject_id).shape
+        assert (image.min(), image.max()) == (0, 1)
+        assert not image[:, ~brain].any()
+        # Two voxels in a hundred are clipped, and no more: the others keep their contrast.
+        assert 0.01 < (image[:, brain] == 1).mean() < 0.04
+    assert max(plain.image(record.subject_id).max() for record in plain.subjects()) > 1.2
+
+
+def test_a_recipe_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"did you mean 'as_is'\?"):
+        PreparedBy(name="as_iz").recipe()
+    with pytest.raises(SettingError, match="scale"):
+        PreparedBy(name="as_is", settings={"scales": "none"}).recipe()
+
+
 def test_data_are_told_apart(toy_store: CohortStore, tmp_path: Path) -> None:
     assert check_request(DataRequest()) == "phantom"
     assert check_request(DataRequest(data=toy_store.path)) == "store"
@@ -291,6 +340,8 @@ def test_a_raw_folder_is_prepared_by_the_papers_recipe(tmp_path: Path) -> None:
     document, code = play(tmp_path / "out", request=request, changes={"rows": (BASELINES[1],), "recipe": "as_is"})
     assert code == 0
     assert document["data"]["ours"].endswith("T1w, 12 x 14 x 12 voxels of 16 x 13.7 x 16 mm")
+    assert document["data"]["reference_grid"]["ours"] == "12 x 14 x 12 voxels of 16 x 13.7 x 16 mm"
+    assert document["data"]["reference_grid"]["paper"].startswith("the grid of the recipe, 160 x 160 x 160")
     assert [row["label"] for row in document["rows"]] == ["healthy atlas", "intensity threshold", "healthy atlas"]
 
 
@@ -328,6 +379,41 @@ def test_rows_are_reproduced_reused_and_one_failure_stays_its_own(
     assert again["rows"][0]["figures"] == rows["IF"]["figures"]
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("weights.safetensors")}
     assert after == kept
+
+
+def test_a_choice_is_kept_for_as_long_as_what_it_was_made_from(
+    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vesalius.infra.reproduce import running
+
+    made: list[Any] = []
+
+    def counted(row: Row, *arguments: Any, **options: Any) -> Any:
+        made.append(row)
+        return choose(row, *arguments, **options)
+
+    monkeypatch.setattr(running, "choose", counted)
+    row = ROW.model_copy(update={"preset": "tiny"})
+    plain: dict[str, Any] = {
+        "protocol": protocol(row),
+        "cohorts": Cohorts(reference=toy_store, finer=None, said="toy"),
+        "home": tmp_path / "home",
+        "out": tmp_path,
+        "budget_seconds": None,
+        "num_workers": 0,
+        "device": "cpu",
+        "threads": 1,
+        "small": "tiny",
+    }
+    for changes, num in (({}, 1), ({}, 1), ({"threads": 2}, 2), ({"num_workers": 2}, 3), ({}, 3)):
+        running._choice(row, running.Conditions(**{**plain, **changes}))
+        assert len(made) == num, changes
+    # A later version's preset is another one, whatever it is called.
+    kind = method_type(row.method)
+    later = {name: override(preset, {"epochs": 3}) for name, preset in kind.presets().items()}
+    monkeypatch.setattr(kind, "presets", classmethod(lambda cls: later))
+    choice = running._choice(row, running.Conditions(**plain))
+    assert (len(made), choice.settings["epochs"]) == (4, 3)
 
 
 def test_stopped_between_rows_it_goes_on(
@@ -377,7 +463,7 @@ def test_a_person_reads_the_papers_figures_beside_ours() -> None:
         "fpr_at_95_recall": 0.125, "seconds_per_volume": 1.5, "intervals": {"best_dice": [0.25, 0.75]},
     }  # fmt: skip
     plain: dict[str, Any] = {
-        "latent": "64",
+        "latent": {"paper": "64", "ours": "8 x 8 x 16"},
         "method": "m",
         "source": "Table 1",
         "run": "r",
@@ -406,8 +492,10 @@ def test_a_person_reads_the_papers_figures_beside_ours() -> None:
     stream = io.StringIO()
     Console(file=stream, width=160).print(tables.paper_table(rows, "Table 1", "all"))
     text = stream.getvalue()
-    for words in ("0.605 ± 0.193", "0.0154/slice", "0.25..0.75", "failed"):
+    for words in ("0.605 ± 0.193", "0.0154/slice", "0.25..0.75", "failed", "8 x 8 x 16"):
         assert words in text
+    paper, ours = (next(n for n, line in enumerate(text.splitlines()) if word in line) for word in ("64", "8 x 8 x 16"))
+    assert paper < ours
     document = {
         "paper": {"title": "Paper", "table": "Table 1"},
         "data": {"paper": "49 people", "ours": "phantoms"},
@@ -418,3 +506,6 @@ def test_a_person_reads_the_papers_figures_beside_ours() -> None:
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert len(widths) == 1
     assert "- two: failed: no; the data" in lines
+    assert lines[4].startswith("| one | 64 | paper |")
+    assert lines[5].startswith("|  | 8 x 8 x 16 | ours |")
+    assert "s: seconds a volume, its map's median and other windows included" in lines[0]

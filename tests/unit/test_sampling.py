@@ -447,13 +447,14 @@ def test_patches_go_on_beyond_the_grid_with_the_recipes_background(tmp_path: Pat
         outside = batch.image[batch.image.frac() != 0] if value == 7.5 else batch.image[batch.image < 0]
         assert (outside == value).all()
         assert len(outside) > 100
-    recipes: list[tuple[dict[str, Any], float]] = [
-        ({"name": "toy"}, 0.0),
-        ({"scale": "window", "output_range": [-1.0, 1.0]}, -1.0),
-        ({"scale": "none", "output_range": [-1.0, 1.0]}, 0.0),
+    recipes: list[tuple[dict[str, Any], float, float | None]] = [
+        ({"name": "toy"}, 0.0, None),
+        ({"scale": "window", "output_range": [-1.0, 3.0]}, -1.0, 3.0),
+        ({"scale": "none", "output_range": [-1.0, 1.0]}, 0.0, None),
     ]
-    for number, (recipe, expected) in enumerate(recipes):
-        assert _wide_store(tmp_path / f"{number}.zarr", num=1, edge=8, recipe=recipe).facts().background == expected
+    for number, (recipe, low, high) in enumerate(recipes):
+        found = _wide_store(tmp_path / f"{number}.zarr", num=1, edge=8, recipe=recipe).facts()
+        assert (found.background, found.ceiling) == (low, high)
 
 
 def test_groups_cannot_be_discarded_from() -> None:

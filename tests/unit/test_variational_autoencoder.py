@@ -139,6 +139,9 @@ def test_a_restoration_from_draws_is_their_mean_and_gives_their_deviation() -> N
     none = restore_by_posterior(network, image, noise[:, :0])
     torch.testing.assert_close(none.image, network.decode(mean))
     assert not none.extras
+    one = restore_by_posterior(network, image, noise[:, :1])
+    np.testing.assert_allclose(one.image.numpy(), draws[0], rtol=1e-4, atol=1e-6)
+    assert not one.extras  # one draw has no deviation: a map of zeros would say that it is certain
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def footprint(
 
 
 def made_up_cohort(grid: tuple[int, int, int], num_subjects: int) -> CohortFacts:
-    """Return facts of a cohort of one channel and 1 mm that no store holds."""
+    """Return facts of a cohort of one channel, 1 mm and intensities in [0, 1] that no store holds."""
     return CohortFacts(
         subjects=tuple(f"subject-{number:04d}" for number in range(num_subjects)),
         grid=grid,
@@ -111,6 +111,7 @@ def made_up_cohort(grid: tuple[int, int, int], num_subjects: int) -> CohortFacts
         affine=as_matrix(grid_affine(grid, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))),
         channels=("T1w",),
         digest="",
+        ceiling=1.0,
     )
 
 

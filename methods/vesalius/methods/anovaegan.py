@@ -20,9 +20,10 @@ from vesalius.methods.blocks.autoencoders import (
     reconstruction_loss,
     score_by_posterior,
 )
+from vesalius.methods.blocks.deviations import ALTERNATION, CODE, DISCRIMINATOR, POSTERIOR, SCORING, TRUNK
 from vesalius.methods.blocks.variational import gaussian_divergence
 from vesalius.platform.config import override
-from vesalius.platform.contracts import Method, MethodSettings, Range, Score, Stage, setting
+from vesalius.platform.contracts import Deviation, Method, MethodSettings, Range, Score, Stage, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,6 +62,31 @@ class AnoVAEGANSettings(PosteriorSettings):
     adversary: AdversarySettings = BESIDE_RECONSTRUCTION
 
 
+_DEVIATIONS = (
+    *TRUNK,
+    *CODE,
+    *POSTERIOR,
+    *DISCRIMINATOR,
+    *ALTERNATION,
+    *SCORING,
+    Deviation(
+        paper="lambda_1, lambda_2 and lambda_3 are not given (Eq. 1)",
+        here="1 and 1, the evidence lower bound over a slice's number of values, and 0.001",
+        why="a model's choice and Pathak's; not tuned",
+    ),
+    Deviation(
+        paper="the adversarial loss trains the decoder (section 2); Eq. 1 has one sum",
+        here="its gradient ends at the code (adversarial_reaches)",
+        why="section 2, and so Larsen et al.",
+    ),
+    Deviation(
+        paper="Larsen's discriminator also sees draws from the prior",
+        here="slices and reconstructions",
+        why="Eq. 2",
+    ),
+)
+
+
 class AnoVAEGAN(Method):
     """The variational autoencoder of Eq. 1 against the discriminator of Eq. 2 (Baur et al. 2018).
 
@@ -74,6 +100,7 @@ class AnoVAEGAN(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = AnoVAEGANSettings
+    deviations: ClassVar[Sequence[Deviation]] = _DEVIATIONS
     settings: AnoVAEGANSettings
 
     def __init__(self, settings: AnoVAEGANSettings, cohort: CohortFacts) -> None:
@@ -132,6 +159,10 @@ class AnoVAEGAN(Method):
         total = settings.lambda_1 * distance + settings.lambda_2 * apart + settings.lambda_3 * lacking
         observed = {"reconstruction": distance.sum(), "divergence": apart.sum(), "adversarial": lacking.sum()}
         return total.sum(), len(batch), observed
+
+    def code_shape(self) -> tuple[int, ...]:
+        """Return (Z,) of a dense code, (Z, r, s) of a spatial one."""
+        return self.network.code_shape
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Restore every slice from its posterior; ``quick`` takes the mean, whatever ``samples`` says."""

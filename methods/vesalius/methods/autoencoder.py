@@ -18,8 +18,9 @@ from vesalius.methods.blocks.autoencoders import (
     reconstruction_stage,
     score_by_reconstruction,
 )
+from vesalius.methods.blocks.deviations import CODE, DENSE, SCORING, TRUNK
 from vesalius.platform.config import override
-from vesalius.platform.contracts import Method, MethodSettings, Score, Stage
+from vesalius.platform.contracts import Deviation, Method, MethodSettings, Score, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +34,19 @@ class AutoencoderSettings(ReconstructionSettings):
     """Settings of the autoencoder; defaults are the paper's best, 16 x 16 x 64."""
 
 
+_DEVIATIONS = (
+    *TRUNK,
+    *CODE,
+    *DENSE,
+    *SCORING,
+    Deviation(
+        paper="the same complexity across architectures (section 3)",
+        here="the 8 x 8 row has one stage more, 10,144,289 weights against 6,866,465 (trunk.stages)",
+        why="another resolution needs another halving",
+    ),
+)
+
+
 class Autoencoder(Method):
     """Encoder, bottleneck, decoder under an l1 loss (Baur et al. 2018).
 
@@ -44,6 +58,7 @@ class Autoencoder(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = AutoencoderSettings
+    deviations: ClassVar[Sequence[Deviation]] = _DEVIATIONS
     settings: AutoencoderSettings
 
     def __init__(self, settings: AutoencoderSettings, cohort: CohortFacts) -> None:
@@ -75,6 +90,10 @@ class Autoencoder(Method):
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the l1 losses of the batch's slices, summed, and their number."""
         return reconstruction_loss(batch.image, self.network(batch.image)).sum(), len(batch)
+
+    def code_shape(self) -> tuple[int, ...]:
+        """Return (Z,) of a dense code, (Z, r, s) of a spatial one."""
+        return self.network.code_shape
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Restore every slice once; ``effort`` makes no difference, since one pass is all there is."""

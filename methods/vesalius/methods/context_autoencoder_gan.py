@@ -19,8 +19,9 @@ from vesalius.methods.blocks.autoencoders import (
     reconstruction_loss,
     score_by_reconstruction,
 )
+from vesalius.methods.blocks.deviations import ALTERNATION, CODE, DISCRIMINATOR, SCORING, TRUNK
 from vesalius.platform.config import Settings, override
-from vesalius.platform.contracts import Choice, Method, MethodSettings, Range, Score, Stage, setting
+from vesalius.platform.contracts import Choice, Deviation, Method, MethodSettings, Range, Score, Stage, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +84,35 @@ class ContextAutoencoderGANSettings(ReconstructionSettings):
     adversary: AdversarySettings = BESIDE_RECONSTRUCTION
 
 
+_DEVIATIONS = (
+    *TRUNK,
+    *CODE,
+    *DISCRIMINATOR,
+    *ALTERNATION,
+    *SCORING,
+    Deviation(
+        paper="what is blanked is not said",
+        here="four rectangles of a quarter's edge anywhere, filled with the background, and none in testing (masking)",
+        why="Pathak's several overlapping blocks; number and filling are this implementation's",
+    ),
+    Deviation(
+        paper="Pathak's loss is squared and counts what was blanked",
+        here="l1 over the whole slice (masking.counted)",
+        why="whole slices are compared in the end",
+    ),
+    Deviation(
+        paper="the weight of the adversarial loss is not given",
+        here="0.001 beside the mean l1, reaching encoder and decoder (adversarial_weight, adversarial_reaches)",
+        why="Pathak et al. 2016, Eq. 3 and section 4.1",
+    ),
+    Deviation(
+        paper="Pathak's discriminator sees what was filled in",
+        here="whole slices",
+        why="Eq. 2",
+    ),
+)
+
+
 class ContextAutoencoderGAN(Method):
     """Autoencoder of blanked slices against a discriminator (Baur et al. 2018, sAE-GAN).
 
@@ -96,6 +126,7 @@ class ContextAutoencoderGAN(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = ContextAutoencoderGANSettings
+    deviations: ClassVar[Sequence[Deviation]] = _DEVIATIONS
     settings: ContextAutoencoderGANSettings
 
     def __init__(self, settings: ContextAutoencoderGANSettings, cohort: CohortFacts) -> None:
@@ -169,6 +200,10 @@ class ContextAutoencoderGAN(Method):
         lacking = self.adversary.fooled(fake)
         observed = {"reconstruction": distance.sum(), "adversarial": lacking.sum()}
         return (distance + settings.adversarial_weight * lacking).sum(), len(batch), observed
+
+    def code_shape(self) -> tuple[int, ...]:
+        """Return (Z,) of a dense code, (Z, r, s) of a spatial one."""
+        return self.network.code_shape
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Restore every slice once, nothing blanked; ``effort`` makes no difference, since one pass is all there is."""

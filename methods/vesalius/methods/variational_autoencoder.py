@@ -17,9 +17,10 @@ from vesalius.methods.blocks.autoencoders import (
     reconstruction_stage,
     score_by_posterior,
 )
+from vesalius.methods.blocks.deviations import CODE, DENSE, POSTERIOR, SCORING, TRUNK
 from vesalius.methods.blocks.variational import gaussian_divergence
 from vesalius.platform.config import override
-from vesalius.platform.contracts import Method, MethodSettings, Range, Score, Stage, setting
+from vesalius.platform.contracts import Deviation, Method, MethodSettings, Range, Score, Stage, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +48,20 @@ class VariationalAutoencoderSettings(PosteriorSettings):
     )
 
 
+_DEVIATIONS = (
+    *TRUNK,
+    *CODE,
+    *DENSE,
+    *POSTERIOR,
+    *SCORING,
+    Deviation(
+        paper="the weight of the divergence is not given",
+        here="1 beside the summed l1: the evidence lower bound of a Laplace density of scale 1 (kl_weight)",
+        why="the one choice that follows from a model; not tuned",
+    ),
+)
+
+
 class VariationalAutoencoder(Method):
     """l1 reconstruction and a divergence from N(0, 1) (Baur et al. 2018).
 
@@ -59,6 +74,7 @@ class VariationalAutoencoder(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = VariationalAutoencoderSettings
+    deviations: ClassVar[Sequence[Deviation]] = _DEVIATIONS
     settings: VariationalAutoencoderSettings
 
     def __init__(self, settings: VariationalAutoencoderSettings, cohort: CohortFacts) -> None:
@@ -101,6 +117,10 @@ class VariationalAutoencoder(Method):
         apart = gaussian_divergence(mean, 2 * log_sigma) / batch.image.shape[1:].numel()
         observed = {"reconstruction": distance.sum(), "divergence": apart.sum()}
         return (distance + self.settings.kl_weight * apart).sum(), len(batch), observed
+
+    def code_shape(self) -> tuple[int, ...]:
+        """Return (Z,) of a dense code, (Z, r, s) of a spatial one."""
+        return self.network.code_shape
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Restore every slice from its posterior; ``quick`` takes the mean, whatever ``samples`` says."""

@@ -129,12 +129,15 @@ def make_cohorts(
         return _described(planted, None, differs, "the store given")
     if kind == "phantom":
         settings = phantom or protocol.phantom
-        reference = _phantoms(terminal, folder / protocol.name, settings, num_tasks)
+        recipe = protocol.phantom_recipe.recipe()
+        # Of another recipe they are other phantoms: those that an older call made are not these.
+        name = f"{protocol.name}-{digest(recipe.model_dump(mode='json'))[:8]}"
+        reference = _phantoms(terminal, folder / name, settings, recipe, num_tasks)
         fine = None
         if finer is not None:
             shape = finer.phantom_shape if phantom is None else _half_more(settings.phantom.shape)
             denser = settings.model_copy(update={"phantom": settings.phantom.model_copy(update={"shape": shape})})
-            fine = _phantoms(terminal, folder / f"{protocol.name}-finer", denser, num_tasks)
+            fine = _phantoms(terminal, folder / f"{name}-finer", denser, recipe, num_tasks)
         return _described(reference, fine, ["generated heads with planted lesions, not scans"], "phantoms")
     recipe, differs = _recipe(protocol.recipe, request)
     reference = _raw(terminal, protocol, folder, request, recipe, num_tasks)
@@ -146,10 +149,10 @@ def make_cohorts(
     return _described(reference, fine, differs, f"{request.data} by the recipe {protocol.recipe}")
 
 
-def _phantoms(terminal: Terminal, store: Path, settings: CohortSettings, num_tasks: int) -> CohortStore:
+def _phantoms(terminal: Terminal, store: Path, settings: CohortSettings, recipe: Recipe, num_tasks: int) -> CohortStore:
     root = write_cohort(store.with_name(f"{store.name}-phantom"), settings)
     with terminal.progress("make heads") as progress:
-        report = ingest("phantom", root, store, name="phantom", num_workers=num_tasks, progress=progress)
+        report = ingest("phantom", root, store, recipe=recipe, name="phantom", num_workers=num_tasks, progress=progress)
     report.raise_for_failures()
     return CohortStore.open(store)
 
@@ -243,15 +246,20 @@ def _described(reference: CohortStore, finer: CohortStore | None, differs: Seque
             f"{reference.path} holds no outlined lesion in its test split: set some in with --masks DIR (lesion masks "
             "in MNI space), or give data that have them"
         )
-    first = reference.subjects("train")[0]
-    grid = " x ".join(str(edge) for edge in first.shape)
-    spacing = " x ".join(f"{edge:.3g}" for edge in first.spacing_mm)
     lesions = sum(record.has_lesion for record in reference.subjects("test"))
     said = (
         f"{what}: {counts['train']} training, {counts['validation']} validation and {counts['test']} test subjects "
-        f"({lesions} with lesions), {', '.join(reference.channels)}, {grid} voxels of {spacing} mm"
+        f"({lesions} with lesions), {', '.join(reference.channels)}, {grid_of(reference)}"
     )
     return Cohorts(reference=reference, finer=finer, said=said, differs=tuple(differs))
+
+
+def grid_of(store: CohortStore) -> str:
+    """Return the grid of a store's training subjects, as a person says it."""
+    first = store.subjects("train")[0]
+    grid = " x ".join(str(edge) for edge in first.shape)
+    spacing = " x ".join(f"{edge:.3g}" for edge in first.spacing_mm)
+    return f"{grid} voxels of {spacing} mm"
 
 
 def facts_of(cohorts: Cohorts) -> dict[str, Any]:

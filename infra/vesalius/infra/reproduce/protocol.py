@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from vesalius.datasets.phantom import CohortSettings
+from vesalius.datasets.recipes import Recipe, recipe_named
 from vesalius.infra.pipeline import ThresholdRule
-from vesalius.platform.config import Settings, validate
+from vesalius.platform.config import Settings, override, validate
 from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
@@ -47,6 +48,26 @@ class Finer(Settings):
 
     recipe: str
     phantom_shape: tuple[int, int, int]
+
+
+class PreparedBy(Settings):
+    """A recipe, by its name and what is changed of it.
+
+    Attributes:
+        name: in the recipes' table.
+        settings: changes to it.
+    """
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    def recipe(self) -> Recipe:
+        """Return the recipe.
+
+        Raises:
+            SettingError: there is no such recipe, or it has no such setting.
+        """
+        return override(recipe_named(self.name), self.settings)
 
 
 class Row(Settings):
@@ -90,8 +111,9 @@ class Protocol(Settings):
         voxel_set: the voxels that the paper judges.
         rule: how the paper chooses thresholds.
         rule_source: where it says so.
-        reference_grid: the grid that all rows are judged on.
+        reference_grid: the grid that the paper judges all rows on.
         phantom: generated subjects that stand in where no data are given; the seed is part of it.
+        phantom_recipe: how they are prepared.
         rows: in the paper's order.
         differs: of all rows.
     """
@@ -107,6 +129,7 @@ class Protocol(Settings):
     rule_source: str
     reference_grid: str
     phantom: CohortSettings
+    phantom_recipe: PreparedBy = PreparedBy(name="as_is")
     rows: tuple[Row, ...] = Field(min_length=1)
     differs: tuple[str, ...] = ()
 

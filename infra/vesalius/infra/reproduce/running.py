@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vesalius.infra import pipeline
-from vesalius.infra.reproduce.budget import Choice, choose
-from vesalius.platform.config import Settings, digest
+from vesalius.infra.reproduce.budget import Choice, choose, paper_settings, scaled_settings
+from vesalius.platform.config import Settings, digest, validate
 from vesalius.platform.errors import DiskSpaceError, RunError, VesaliusError
 from vesalius.platform.runs import find_run
 from vesalius.platform.training import Checkpoints, TrainingSettings
@@ -76,12 +76,14 @@ class Outcome(Settings):
 
     Attributes:
         choice: what it was trained with; None where that could not be told.
+        code_shape: of one item's code with that choice; None where the method does not say.
         run: its run; None where none was begun.
         training_minutes: over all stages.
         error: the sentence that it failed with, or None.
     """
 
     choice: Choice | None = None
+    code_shape: tuple[int, ...] | None = None
     run: str | None = None
     training_minutes: float | None = None
     error: str | None = None
@@ -110,7 +112,7 @@ def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
             progress(0, 1, row.method)
             choice = _choice(row, conditions)
             progress(1, 1, choice.said)
-        outcome = outcome.model_copy(update={"choice": choice})
+        outcome = outcome.model_copy(update={"choice": choice, "code_shape": _code_shape(row, choice, conditions)})
         run = _find_or_start(row, choice, conditions)
         outcome = outcome.model_copy(update={"run": run.run_id})
         with terminal.progress(f"train {row.label}") as progress:
@@ -156,7 +158,11 @@ def training_seconds(run: RunFolder) -> float:
 
 
 def _choice(row: Row, conditions: Conditions) -> Choice:
-    """Return what the row is trained with; once probed it stays, so that the same call finds the same run."""
+    """Return what the row is trained with; once probed it stays, so that the same call finds the same run.
+
+    It stays for as long as what it was chosen from does: the settings too, since presets change from one version to
+    the next.
+    """
     store = conditions.store_of(row)
     key = digest(
         [
@@ -164,8 +170,11 @@ def _choice(row: Row, conditions: Conditions) -> Choice:
             conditions.protocol.rule.model_dump(mode="json"),
             store.digest,
             conditions.budget_seconds,
-            conditions.device,
+            conditions.training().model_dump(mode="json"),
+            conditions.num_workers,
             conditions.small,
+            paper_settings(row).model_dump(mode="json"),
+            scaled_settings(row, conditions.small).model_dump(mode="json"),
         ]
     )
     path = conditions.out / "choices" / f"{conditions.protocol.name}-{slug(row.label)}-{key[:8]}.json"
@@ -183,6 +192,14 @@ def _choice(row: Row, conditions: Conditions) -> Choice:
     )
     write_json(path, choice.model_dump(mode="json"))
     return choice
+
+
+def _code_shape(row: Row, choice: Choice, conditions: Conditions) -> tuple[int, ...] | None:
+    kind = pipeline.method_type(row.method)
+    settings = validate(kind.settings_type, choice.settings, row.label)
+    # Shapes alone: no weight is drawn, so that a row that is done costs nothing.
+    with torch.device("meta"):
+        return kind(settings, conditions.store_of(row).facts()).code_shape()
 
 
 def _find_or_start(row: Row, choice: Choice, conditions: Conditions) -> RunFolder:

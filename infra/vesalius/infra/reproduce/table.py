@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from vesalius.infra import tables
 from vesalius.infra.reproduce.budget import parse_budget
-from vesalius.infra.reproduce.cohort import check_request, facts_of, make_cohorts
+from vesalius.infra.reproduce.cohort import check_request, facts_of, grid_of, make_cohorts
 from vesalius.infra.reproduce.gallery import draw_table
 from vesalius.infra.reproduce.protocol import BASELINES, load_protocol
 from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row, write_json, write_text
-from vesalius.infra.tables.reproduction import markdown
+from vesalius.infra.tables.reproduction import SECONDS, markdown
 from vesalius.platform import cluster
 from vesalius.platform.errors import RowsFailedError, SettingError
 from vesalius.platform.training import choose_device
@@ -130,6 +130,12 @@ def said_of(rule: ThresholdRule) -> str:
     return said
 
 
+def said_of_code(shape: tuple[int, ...]) -> str:
+    """Return a code's shape as papers print it, its channels last: 16 x 16 x 64."""
+    channels, *plane = shape
+    return " x ".join(str(num) for num in (*plane, channels))
+
+
 def _checked(device: str) -> str:
     if device not in ("auto", "cpu", "cuda"):
         raise SettingError(f"--device is '{device}': expected cpu, cuda or auto")
@@ -142,7 +148,7 @@ def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], co
         "data": {
             "paper": protocol.data,
             **facts_of(cohorts),
-            "reference_grid": protocol.reference_grid,
+            "reference_grid": {"paper": protocol.reference_grid, "ours": grid_of(cohorts.reference)},
         },
         "evaluation": {
             "rule": protocol.rule.model_dump(mode="json"),
@@ -161,9 +167,12 @@ def _row(one: Judged, protocol: Protocol) -> dict[str, Any]:
     row, outcome = one.row, one.outcome
     choice = outcome.choice
     differs = [*row.differs, *(protocol.differs if row.published is not None else ())]
+    code = None if outcome.code_shape is None else said_of_code(outcome.code_shape)
+    if row.published is not None and code is not None and code != row.latent:
+        differs.insert(0, f"the code of a slice is {code}, the paper's {row.latent}")
     return {
         "label": row.label,
-        "latent": row.latent,
+        "latent": {"paper": row.latent, "ours": code},
         "method": row.method,
         "source": row.source,
         "published": None if row.published is None else row.published.model_dump(mode="json"),
@@ -190,6 +199,7 @@ def _say(document: Mapping[str, Any], path: Path) -> list[Any]:
         *([("what differs", "; ".join(differs))] if differs else []),
         ("threshold", evaluation["said"]),
         ("intervals", "95 %, bootstrap over subjects"),
+        ("s", SECONDS),
         ("picture", document["picture"] or "none: no row came to its end"),
         ("table", document["markdown"]),
         ("figures", path),

@@ -22,6 +22,9 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 """Figure, head, format."""
 
+SECONDS = "seconds a volume, its map's median and other windows included; a paper's seconds a slice are marked /slice"
+"""What the column of seconds counts."""
+
 
 def paper_table(rows: Sequence[Mapping[str, Any]], title: str, voxel_set: str) -> Table:
     """Return two lines a row: what the paper prints, and ours with its 95 % interval.
@@ -41,13 +44,15 @@ def paper_table(rows: Sequence[Mapping[str, Any]], title: str, voxel_set: str) -
     table.add_column("min", justify="right", no_wrap=True)
     for row in rows:
         published = row["published"]
-        name = Text(str(row["label"]))
-        if row["latent"]:
-            name.append(f"\n{row['latent']}", style="dim")
+        name, theirs, ours = Text(str(row["label"])), row["latent"]["paper"] or "", row["latent"]["ours"] or ""
         if published:
             printed = [Text(cell, style="dim") for cell in published_cells(published)]
+            if theirs:
+                name.append(f"\n{theirs}", style="dim")
             table.add_row(name, Text("paper", style="dim"), *printed, "")
-            name = Text("")
+            name = Text(ours, style="dim")
+        elif ours:
+            name.append(f"\n{ours}", style="dim")
         if row["error"] is not None:
             table.add_row(name, "ours", Text("failed", style="bold yellow"), *[""] * (len(COLUMNS) + 1))
         elif row["figures"]:
@@ -89,21 +94,21 @@ def our_cells(row: Mapping[str, Any], voxel_set: str, *, intervals: bool, separa
 
 def markdown(document: Mapping[str, Any], voxel_set: str = "all") -> str:
     """Return a reproduction as a Markdown table with what was scaled and what differs, ready for a document."""
-    heads = ["row", "z", "", *(head for _, head, _ in COLUMNS), "s / volume", "training min"]
+    heads = ["row", "z", "", *(head for _, head, _ in COLUMNS), "s", "training min"]
     lines = [
         f"**{document['paper']['title']}**, {document['paper']['table']}. Paper: {document['data']['paper']}. "
         f"Ours: {document['data']['ours']}. Voxels: {voxel_set}. Threshold: {document['evaluation']['said']}. "
-        "Intervals: 95 %, bootstrap over subjects.",
+        f"Intervals: 95 %, bootstrap over subjects. z: the shape of a code; s: {SECONDS}.",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
     ]
     for row in document["rows"]:
-        label, latent = row["label"], row["latent"] or ""
+        label, latent = row["label"], row["latent"]["ours"] or ""
         if row["published"]:
-            cells = [label, latent, "paper", *published_cells(row["published"]), ""]
+            cells = [label, row["latent"]["paper"] or "", "paper", *published_cells(row["published"]), ""]
             lines.append("| " + " | ".join(cells) + " |")
-            label, latent = "", ""
+            label = ""
         if row["error"] is not None:
             cells = [label, latent, "ours", "failed", *[""] * (len(heads) - 4)]
         elif row["figures"]:

@@ -11,8 +11,9 @@ from vesalius.methods.anogan.search import search_codes
 from vesalius.methods.anogan.settings import AnoGANSettings, demo, tiny
 from vesalius.methods.blocks.adversarial import Adversary
 from vesalius.methods.blocks.convolutional import Decoder
+from vesalius.methods.blocks.deviations import DISCRIMINATOR, SCORING, TRUNK
 from vesalius.methods.blocks.residuals import Restored, score_by_residual
-from vesalius.platform.contracts import Method, MethodSettings, Score, Stage
+from vesalius.platform.contracts import Deviation, Method, MethodSettings, Score, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +44,39 @@ class Generator(nn.Module):
         return image
 
 
+_DEVIATIONS = (
+    *TRUNK,
+    *DISCRIMINATOR,
+    *SCORING,
+    Deviation(
+        paper="the generator's layers are not given",
+        here="one linear layer to 16 x 16, then the decoder of the other rows, with a tanh: intensities must lie in "
+        "[-1, 1] (trunk.output)",
+        why="the same decoder in all rows",
+    ),
+    Deviation(
+        paper="trained for 150 epochs and judged at 82, chosen by eye (section 3.1)",
+        here="82 epochs are trained (epochs)",
+        why="nobody looks at the slices here",
+    ),
+    Deviation(
+        paper="a search in 100 steps; optimiser and rate are not given (section 3.1)",
+        here="Adam, 0.05 (search.learning_rate)",
+        why="a hundred steps must span a few deviations",
+    ),
+    Deviation(
+        paper="lambda and the features' layer are not given",
+        here="Schlegl's 0.1; the discriminator's last convolution (search.feature_weight)",
+        why="Schlegl et al. 2017, Eq. 5",
+    ),
+    Deviation(
+        paper="the search starts at a random code",
+        here="the code is drawn from the volume's content",
+        why="a volume scored twice gets the same map",
+    ),
+)
+
+
 class AnoGAN(Method):
     """A generative adversarial network of healthy slices, inverted by search (Schlegl et al. 2017; Baur et al. 2018).
 
@@ -57,6 +91,7 @@ class AnoGAN(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = AnoGANSettings
+    deviations: ClassVar[Sequence[Deviation]] = _DEVIATIONS
     settings: AnoGANSettings
 
     def __init__(self, settings: AnoGANSettings, cohort: CohortFacts) -> None:
@@ -101,6 +136,10 @@ class AnoGAN(Method):
     def generator_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return what the generated slices lack to pass for real, summed, and their number."""
         return self.adversary.fooled(self._generated(batch)).sum(), len(batch)
+
+    def code_shape(self) -> tuple[int]:
+        """Return (Z,)."""
+        return (self.settings.latent_dim,)
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Search the codes of all volumes' slices together, ``slices.together`` at a time; ``quick`` in fewer steps.

@@ -15,7 +15,9 @@ _SCHLEGL = "Schlegl et al. 2017"
 class SearchSettings(Settings):
     """How the code of a new slice is found."""
 
-    steps: int = setting(100, "Adam's steps", source=f"{_PAPER}, section 3.1", ge=1)
+    steps: int = setting(
+        100, "Adam's steps", source=f"{_PAPER}, section 3.1", ge=1, space=Range(low=20, high=500, log=True)
+    )
     quick_steps: int = setting(20, "steps of the quick effort", source="this implementation", ge=1)
     learning_rate: float = setting(
         0.05,
@@ -59,13 +61,17 @@ class AnoGANSettings(SliceTrainingSettings):
 
 
 def tiny() -> AnoGANSettings:
-    """Networks of a few thousand parameters for tests: seconds, and no claim to detect anything."""
+    """Networks of a few thousand parameters for tests: seconds, and no claim to detect anything.
+
+    Linear, so that they take a cohort of any intensities; what has a tanh needs one that is scaled.
+    """
     return override(
         AnoGANSettings(),
         {
             "slices.every": 2,
             "trunk.width": 4,
             "trunk.stages": 2,
+            "trunk.output": "linear",
             "latent_dim": 4,
             "epochs": 2,
             "group_size": 4,
@@ -87,9 +93,9 @@ def demo() -> AnoGANSettings:
             "trunk.width": 16,
             "trunk.stages": 3,
             "slices.every": 2,
+            "slices.scored": "all",
             "latent_dim": 32,
             "epochs": 6,
-            "learning_rate": 3e-4,
             "adversary.width": 8,
             "adversary.stages": 3,
             "map.median_pool": 3,

@@ -90,7 +90,7 @@ class AdversarySettings(Settings):
     )
     beta1: float = setting(
         0.5,
-        "Adam's first moment in adversarial training",
+        "Adam's first moment for the discriminator, and for the AnoGAN's generator",
         source="Radford et al. 2016, section 3; the paper names no optimiser",
         ge=0,
         lt=1,

@@ -39,7 +39,7 @@ class BottleneckSettings(Settings):
         "units of a dense code, channels of a spatial one",
         source=f"{_PAPER}, Table 1: 64 channels; 512 units where dense",
         ge=1,
-        space=Choice(values=(16, 32, 64, 128)),
+        space=Choice(values=(16, 32, 64, 128, 256, 512)),
     )
 
 
@@ -87,7 +87,8 @@ class PosteriorSettings(ReconstructionSettings):
 
     samples: int = setting(
         0,
-        "draws that a restoration is the mean of, their deviation given as 'spread'; 0 takes the posterior's mean",
+        "draws that a restoration is the mean of, the deviation of several given as 'spread'; 0 takes the posterior's "
+        "mean",
         source="this implementation; the paper does not say what is decoded in testing",
         ge=0,
     )
@@ -268,7 +269,7 @@ def restore_by_posterior(network: AutoEncoder, image: Tensor, noise: Tensor) -> 
         network: variational.
         image: (S, C, h, w).
         noise: (S, samples, *code). Of several draws the standard deviation comes as ``spread``, of several channels
-            the largest.
+            the largest; one draw has none.
     """
     num_samples = noise.shape[1]
     if num_samples == 0:
@@ -281,6 +282,8 @@ def restore_by_posterior(network: AutoEncoder, image: Tensor, noise: Tensor) -> 
         departure = network.decode(draw_code(mean, log_sigma, noise[:, sample])) - first
         total += departure
         squares += departure.square()
+    if num_samples == 1:
+        return Restored(image=first)
     average = total / num_samples
-    variance = (squares / num_samples - average.square()).clamp(min=0) * num_samples / max(1, num_samples - 1)
+    variance = (squares / num_samples - average.square()).clamp(min=0) * num_samples / (num_samples - 1)
     return Restored(image=first + average, extras={"spread": variance.sqrt().amax(1)})

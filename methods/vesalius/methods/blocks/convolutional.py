@@ -52,7 +52,8 @@ class TrunkSettings(Settings):
     )
     output: Literal["linear", "sigmoid", "tanh"] = setting(
         "linear",
-        "the decoder's last activation: none, or one that keeps slices in [0, 1] or [-1, 1]",
+        "the decoder's last activation: none, or one that keeps slices in [0, 1] or [-1, 1], for a cohort scaled to "
+        "within that range",
         source=f"this implementation; tanh in {_LARSEN}, for images in [-1, 1]",
     )
 
@@ -78,15 +79,25 @@ def bottleneck_plane(cohort: CohortFacts, axis: int, stages: int) -> tuple[int, 
 
 
 def check_output(settings: TrunkSettings, cohort: CohortFacts) -> None:
-    """Refuse a sigmoid where the recipe scales to below zero.
+    """Refuse a last activation that cannot reach what the recipe leaves: the gap would pass for an anomaly.
 
     Raises:
         SettingError: names the setting and what fits.
     """
-    if settings.output == "sigmoid" and cohort.background < 0:
+    if settings.output == "linear":
+        return
+    low = 0.0 if settings.output == "sigmoid" else -1.0
+    gives = f"output: a {settings.output} gives [{low:g}, 1]"
+    if cohort.ceiling is None:
         raise SettingError(
-            f"output: a sigmoid gives [0, 1] but the cohort's intensities begin at {cohort.background:g}: "
-            "set output to tanh or linear"
+            f"{gives} but the cohort's recipe does not scale intensities, so that some may lie beyond: prepare the "
+            "cohort with a scale (--set recipe.scale=percentile), or set trunk.output to linear"
+        )
+    if cohort.background < low or cohort.ceiling > 1:
+        fits = "set trunk.output to "
+        fits += "tanh or linear" if cohort.background >= -1 and cohort.ceiling <= 1 else "linear"
+        raise SettingError(
+            f"{gives} but the cohort's intensities reach from {cohort.background:g} to {cohort.ceiling:g}: {fits}"
         )
 
 

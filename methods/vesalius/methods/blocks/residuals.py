@@ -34,6 +34,13 @@ class ResidualMapSettings(MapSettings):
         ge=0,
         source=f"{_SECTION}: slightly; the number is this implementation's",
     )
+    # Not searched: these methods have neither a minimum nor an average, and without them it changes nothing.
+    outside: Literal["zero", "left_out"] = setting(
+        "zero",
+        "what a window at the surface of a map kept inside the brain takes from outside: zeros, or nothing; without "
+        "effect where min_pool and average_pool are 1",
+        source="this implementation",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

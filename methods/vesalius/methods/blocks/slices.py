@@ -53,10 +53,9 @@ class SliceSettings(Settings):
             raise ValueError(f"slices end at {self.last} of the axis, before they begin at {self.first}")
         return self
 
-    def view(self, *, discard_background: bool = False) -> Slices:
-        """Return the view that training takes."""
-        extent = (self.first, self.last)
-        return Slices(axis=self.axis, every=self.every, extent=extent, discard_background=discard_background)
+    def view(self) -> Slices:
+        """Return the view that training takes: empty slices too, for what groups them for batch statistics."""
+        return Slices(axis=self.axis, every=self.every, extent=(self.first, self.last))
 
 
 @dataclass(frozen=True, kw_only=True)

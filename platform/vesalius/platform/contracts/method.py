@@ -75,6 +75,10 @@ class Method(nn.Module, ABC):
             One score a volume, in order, each independent of the other volumes (to float tolerance).
         """
 
+    def code_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of one item's code, channels first, or None where the method does not say."""
+        return None
+
     def capacity(self) -> int | None:
         """Return how many volumes one ``score`` call takes at most, or None where it does not matter."""
         return None

@@ -27,6 +27,7 @@ class CohortFacts(Settings):
         channels: modality names, in the order of the channel axis.
         digest: digest of the cohort the method was trained on.
         background: intensity of what lies outside: the low end of what the recipe scales to, else 0.
+        ceiling: no intensity is above it: the high end of what the recipe scales to; None where it does not scale.
     """
 
     subjects: tuple[str, ...]
@@ -36,6 +37,7 @@ class CohortFacts(Settings):
     channels: tuple[str, ...]
     digest: str
     background: float = 0.0
+    ceiling: float | None = None
 
     @property
     def box_mm(self) -> tuple[float, float, float]:

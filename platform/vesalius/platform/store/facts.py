@@ -48,6 +48,7 @@ def cohort_facts(
         )
     if other is not None:
         grid, spacing_mm, affine = _around_all(records)
+    background, ceiling = _range(recipe)
     return CohortFacts(
         subjects=tuple(record.subject_id for record in records),
         grid=grid,
@@ -55,7 +56,8 @@ def cohort_facts(
         affine=affine,
         channels=channels,
         digest=digest,
-        background=_background(recipe),
+        background=background,
+        ceiling=ceiling,
     )
 
 
@@ -93,7 +95,9 @@ def _around_all(
     return (d, h, w), (x, y, z), as_matrix(affine)
 
 
-def _background(recipe: Mapping[str, Any]) -> float:
+def _range(recipe: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Return the background's intensity, and the highest that there is where the recipe sets one."""
     if recipe.get("scale", "none") == "none" or "output_range" not in recipe:
-        return 0.0  # a recipe that leaves intensities alone, or one of another making
-    return float(recipe["output_range"][0])
+        return 0.0, None  # a recipe that leaves intensities alone, or one of another making
+    low, high = recipe["output_range"]
+    return float(low), float(high)
