@@ -227,7 +227,7 @@ class SliceVae(nn.Module):
 
     Attributes:
         mean: (C,) intensity over the training brains' voxels, fitted by the stage ``moments``. With it a store in any
-            unit serves, such as [0, 1]; the paper normalises volume by volume.
+            unit serves, such as [0, 1]; the paper does not say over what it normalises.
         deviation: (C,) its standard deviation.
         network: encoder and decoder.
     """

@@ -42,7 +42,8 @@ class VqVae(Method):
         autoencoder: encoder, codebook and decoder.
         prior: the autoregressive network over codes.
         mean: (C,) intensity over the training brains' voxels, fitted by the stage ``moments``. With it a store in any
-            unit serves, such as [0, 1]; the paper normalises volume by volume.
+            unit serves, such as [0, 1]. The 2021 paper does not say over what it normalises; the code of 2020 takes
+            each volume's voxels that are not zero and leaves the background at zero.
         deviation: (C,) its standard deviation.
     """
 
@@ -120,7 +121,8 @@ class VqVae(Method):
     def prior_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return -log p summed over the batch's codes, and their number."""
         position = _axial(batch.position)
-        with torch.no_grad():
+        # Codes as scoring encodes them: under bfloat16 some places would take another one of two near codes.
+        with torch.no_grad(), torch.autocast(position.device.type, enabled=False):
             codes = self.codes(self.standardised(batch.image), position)
         return self.prior.surprise(codes, position).sum(), codes.numel()
 
@@ -186,7 +188,8 @@ class VqVae(Method):
     def _window(self) -> Box:
         settings = self.settings
         box = [settings.map.average_pool] * 3
-        box[settings.slices.axis] = settings.map.average_across
+        if settings.map.average_across is not None:
+            box[settings.slices.axis] = settings.map.average_across
         return (box[0], box[1], box[2])
 
     def _clip(self, *_: Any) -> None:
