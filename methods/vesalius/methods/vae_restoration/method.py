@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Score, Update, Volume
+
+_LOG = logging.getLogger(__name__)
 
 
 class VaeRestoration(Method):
@@ -57,7 +60,7 @@ class VaeRestoration(Method):
         brain: a healthy image should be restored to itself. (The reference's public code computes this L1 for each
         rho on healthy images. With a small rho the image follows the decoder, which blurs; with a large one each step's
         subgradient shakes it, by the step size times rho: so there is a least change in between.) Ties go to the
-        smaller rho.
+        smaller rho. A choice that falls on the largest one tried is logged as a warning.
         """
         stages = list(self.vae.stages("vae_restoration"))
         if self.settings.restoration.rho == "chosen":
@@ -140,5 +143,10 @@ class VaeRestoration(Method):
         *changes, num_voxels = collective.sum(self._changes).tolist()
         if num_voxels:
             rhos = self.settings.restoration.rhos()
-            self.rho.fill_(min(zip(changes, rhos, strict=True))[1])
+            chosen = min(zip(changes, rhos, strict=True))[1]
+            self.rho.fill_(chosen)
+            if chosen == rhos[-1] and collective.rank == 0:
+                _LOG.warning(
+                    "rho is %g, the largest tried, and a larger one may be better: raise restoration.rho_last", chosen
+                )
         self._changes = torch.zeros(0)
