@@ -18,13 +18,24 @@ from vesalius.methods.blocks import (
     score_slices,
     take_all,
 )
-from vesalius.methods.blocks.variational import TINY
+from vesalius.methods.blocks.variational import (
+    AUGMENTED,
+    BORDERS,
+    GROUPS,
+    IMAGE_SCORE,
+    LAYERS,
+    MOMENTS,
+    REPLICATED,
+    SELECTED,
+    TINY,
+    TRAINING,
+)
 from vesalius.platform.contracts import Method, MethodSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import CohortFacts, Effort, Score, Stage, Volume
+    from vesalius.platform.contracts import CohortFacts, Deviation, Effort, Score, Stage, Volume
 
 
 class ResidualVaeSettings(VaeSettings):
@@ -41,6 +52,17 @@ class ResidualVae(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = ResidualVaeSettings
+    deviations: ClassVar[Sequence[Deviation]] = (
+        LAYERS,
+        MOMENTS,
+        AUGMENTED,
+        TRAINING,
+        GROUPS,
+        REPLICATED,
+        BORDERS,
+        IMAGE_SCORE,
+        SELECTED,
+    )
     settings: ResidualVaeSettings
 
     def __init__(self, settings: ResidualVaeSettings, cohort: CohortFacts) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vesalius.methods.blocks import SliceStack, SliceVae, crop_plane, pad_plane, score_slices, take_all
+from vesalius.methods.vae_restoration.deviations import DEVIATIONS
 from vesalius.methods.vae_restoration.restoration import restore
 from vesalius.methods.vae_restoration.settings import VaeRestorationSettings, demo, tiny
 from vesalius.platform.contracts import Method, MethodSettings, Stage
@@ -17,7 +18,17 @@ from vesalius.platform.contracts import Method, MethodSettings, Stage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Score, Update, Volume
+    from vesalius.platform.contracts import (
+        Batch,
+        CohortFacts,
+        Collective,
+        Deviation,
+        Effort,
+        Metrics,
+        Score,
+        Update,
+        Volume,
+    )
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +45,7 @@ class VaeRestoration(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = VaeRestorationSettings
+    deviations: ClassVar[Sequence[Deviation]] = DEVIATIONS
     settings: VaeRestorationSettings
     rho: Tensor
 

@@ -55,25 +55,30 @@ class RestorationSettings(Settings):
     )
     rho_default: float = setting(
         2.2,
-        "rho where it is chosen and validation holds no healthy brain; the number is of the reference's intensities, "
-        "the images are in standard deviations",
+        "rho where it is to be chosen and validation holds no healthy brain; without effect where rho is a number; 2.2 "
+        "is of the reference's intensities, the images are in standard deviations",
         source=_REFERENCE,
         ge=0,
     )
     rho_last: float = setting(
         3.8,
-        "where rho is chosen, the largest tried, the smallest being 0; the number is of the reference's intensities, "
-        "the images are in standard deviations: raise it where the choice falls on it",
+        "largest rho tried, the smallest being 0; without effect where rho is a number; 3.8 is of the reference's "
+        "intensities, the images are in standard deviations: raise it where the choice falls on it",
         source=_REFERENCE,
         gt=0,
     )
-    rho_spacing: float = setting(0.2, "where rho is chosen, between those tried", source=_REFERENCE, gt=0)
+    rho_spacing: float = setting(
+        0.2, "between the rhos tried; without effect where rho is a number", source=_REFERENCE, gt=0
+    )
     rho_steps: int = setting(
-        500, "where rho is chosen, steps of gradient ascent for each of those tried", source=_REFERENCE, ge=1
+        500,
+        "steps of gradient ascent for each rho tried; without effect where rho is a number",
+        source=_REFERENCE,
+        ge=1,
     )
     rho_every: int = setting(
         1,
-        "where rho is chosen, each n-th of the slices that training takes serves the choice",
+        "of the slices that training takes, each n-th serves the choice; without effect where rho is a number",
         source="this implementation",
         ge=1,
     )
@@ -114,8 +119,8 @@ class VaeRestorationSettings(VaeSettings):
     reconstruction: Literal["l1", "l2"] = setting(
         "l2",
         "what the ELBO's reconstruction term sums over the pixels: absolute or squared differences",
-        source=f"this implementation: {_REFERENCE}, has squares in its restoration, but trains with a learnt variance a "
-        f"pixel; {_PAPER}, Table 1, says L1 of the other VAE only",
+        source=f"this implementation: {_REFERENCE}, has squares in its restoration, but trains with a learnt variance "
+        f"a pixel; {_PAPER}, Table 1, says L1 of the other VAE only",
     )
     volumes: int = setting(4, "volumes restored in one call at most", source="this implementation", ge=1)
     slices: ManySlices = ManySlices()

@@ -18,6 +18,7 @@ from vesalius.methods.blocks import (
     score_slices,
     take_all,
 )
+from vesalius.methods.vq_vae.deviations import DEVIATIONS
 from vesalius.methods.vq_vae.network import Autoencoder
 from vesalius.methods.vq_vae.prior import Prior
 from vesalius.methods.vq_vae.restoration import resample, weighted, weights
@@ -27,7 +28,7 @@ from vesalius.platform.contracts import Method, MethodSettings, Stage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Score, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Deviation, Effort, Score, Volume
 
 
 class VqVae(Method):
@@ -48,6 +49,7 @@ class VqVae(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = VqVaeSettings
+    deviations: ClassVar[Sequence[Deviation]] = DEVIATIONS
     settings: VqVaeSettings
     mean: Tensor
     deviation: Tensor

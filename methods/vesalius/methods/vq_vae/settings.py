@@ -36,13 +36,13 @@ class CodeMapSettings(PooledMapSettings):
     )
     image_score: Literal["top_mean", "max", "mean"] = setting(
         "top_mean",
-        "where the method's image_score is map, the volume's number: mean of the highest fraction, maximum or mean of "
-        "the map inside the brain",
+        "the volume's number: mean of the highest fraction, maximum or mean of the map inside the brain; without "
+        "effect where the method's image_score is codes",
         source=_OURS,
     )
     top_fraction: float = setting(
         0.01,
-        "fraction of brain voxels that top_mean averages, where the method's image_score is map",
+        "fraction of brain voxels that top_mean averages; without effect where the method's image_score is codes",
         gt=0,
         le=1,
         source=_OURS,
@@ -115,7 +115,12 @@ class VqVaeSettings(MethodSettings):
         "the volume's number: sum of -log p over unlikely codes, or what map.image_score takes of the map",
         source=_REFERENCE,
     )
-    unlikely: float = setting(7.0, "-log p (nats) above which a code counts in the volume's number", source=_CODE, ge=0)
+    unlikely: float = setting(
+        7.0,
+        "-log p (nats) above which a code counts in the volume's number; without effect where image_score is map",
+        source=_CODE,
+        ge=0,
+    )
     volumes: int = setting(4, "volumes scored in one call at most", source=_OURS, ge=1)
     slices: EveryFourthSlice = EveryFourthSlice()
     prior: PriorSettings = PriorSettings()
