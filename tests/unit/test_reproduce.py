@@ -30,7 +30,7 @@ from vesalius.methods import METHODS
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, tiny
 from vesalius.methods.vae_restoration import VaeRestoration
 from vesalius.methods.vae_restoration.settings import tiny as tiny_restoration
-from vesalius.platform.config import override
+from vesalius.platform.config import flatten, override
 from vesalius.platform.errors import SettingError
 from vesalius.platform.evaluation import FIGURE_KEYS
 from vesalius.platform.store import CohortStore, SubjectArrays
@@ -101,6 +101,27 @@ def test_every_row_has_its_method_preset_and_settings(paper: str) -> None:
         if row.latent == "512":
             small: Any = scaled_settings(row)
             assert (small.bottleneck.kind, small.bottleneck.size) == ("dense", 512)
+
+
+def test_a_row_says_what_scaling_down_changes() -> None:
+    for row in load_protocol("implicit_field_2021").rows:
+        paper: Any = paper_settings(row)
+        small: Any = scaled_settings(row)
+        stated, _, scaled = row.source.partition("; where the settings are scaled down, ")
+        assert (small.map.min_pool, small.map.average_pool) == (1, 7)
+        assert "windows without a minimum and with a mean over 7^3 voxels" in scaled
+        if row.method.startswith("implicit_field"):
+            assert str(paper.latent_dim) == row.latent
+            assert f"{small.latent_dim} latent dimensions, {small.restoration.steps[0]} restoration steps" in scaled
+        else:
+            assert f"every {paper.slices.every}th slice" in stated
+            assert f"every {small.slices.every}nd slice" in scaled
+    rows = {row.label: row for row in load_protocol("implicit_field_2021").rows}
+    for label in ("VAE", "VAE restoration"):
+        for settings in (paper_settings(rows[label]), scaled_settings(rows[label])):
+            assert flatten(settings)["latent_dim"] == int(rows[label].latent)
+    assert flatten(scaled_settings(rows["VAE restoration"]))["restoration.steps"] == 100
+    assert flatten(scaled_settings(rows["VQ-VAE"]))["resampling.restorations"] == 4
 
 
 def test_rows_are_chosen_by_label_whatever_the_case() -> None:
