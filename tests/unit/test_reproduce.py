@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from vesalius.infra.cli.app import app
 from vesalius.infra.console import Terminal
 from vesalius.infra.footprint import made_up_cohort
 from vesalius.infra.pipeline import method_type
-from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
+from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, probe, protocol_names, reproduce
 from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
 from vesalius.infra.reproduce.cohort import Cohorts, check_request, make_cohorts
 from vesalius.infra.reproduce.probe import Estimate, as_time, estimate
@@ -31,7 +32,9 @@ from vesalius.infra.reproduce.table import said_of_code
 from vesalius.infra.tables.reproduction import markdown
 from vesalius.methods import METHODS
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, tiny
-from vesalius.platform.config import override
+from vesalius.methods.vae_restoration import VaeRestoration
+from vesalius.methods.vae_restoration.settings import tiny as tiny_restoration
+from vesalius.platform.config import flatten, override
 from vesalius.platform.errors import SettingError
 from vesalius.platform.evaluation import FIGURE_KEYS
 from vesalius.platform.store import CohortStore, SubjectArrays
@@ -122,6 +125,37 @@ def test_scaled_rows_keep_the_order_of_their_codes() -> None:
     assert ranks[0] == ranks[1]
 
 
+def test_the_2021_codes_are_the_tables() -> None:
+    import torch
+
+    for row in load_protocol("implicit_field_2021").rows:
+        with torch.device("meta"):
+            shape = method_type(row.method)(paper_settings(row), made_up_cohort((160, 160, 160), 2)).code_shape()
+        assert shape is not None
+        assert said_of_code(shape) == row.latent
+
+
+def test_a_row_says_what_scaling_down_changes() -> None:
+    for row in load_protocol("implicit_field_2021").rows:
+        paper: Any = paper_settings(row)
+        small: Any = scaled_settings(row)
+        stated, _, scaled = row.source.partition("; where the settings are scaled down, ")
+        assert (small.map.min_pool, small.map.average_pool) == (1, 7)
+        assert "windows without a minimum and with a mean over 7^3 voxels" in scaled
+        if row.method.startswith("implicit_field"):
+            assert str(paper.latent_dim) == row.latent
+            assert f"{small.latent_dim} latent dimensions, {small.restoration.steps[0]} restoration steps" in scaled
+        else:
+            assert f"every {paper.slices.every}th slice" in stated
+            assert f"every {small.slices.every}nd slice" in scaled
+    rows = {row.label: row for row in load_protocol("implicit_field_2021").rows}
+    for label in ("VAE", "VAE restoration"):
+        for settings in (paper_settings(rows[label]), scaled_settings(rows[label])):
+            assert flatten(settings)["latent_dim"] == int(rows[label].latent)
+    assert flatten(scaled_settings(rows["VAE restoration"]))["restoration.steps"] == 100
+    assert flatten(scaled_settings(rows["VQ-VAE"]))["resampling.restorations"] == 4
+
+
 def test_rows_are_chosen_by_label_whatever_the_case() -> None:
     baur = load_protocol("anovaegan_2018")
     assert [row.label for row in baur.choose(["anovaegan", "dAE"])] == ["dAE", "AnoVAEGAN"]
@@ -161,6 +195,7 @@ def measured(**changes: Any) -> Estimate:
         "volume_seconds": 1.0,
         "num_volumes": 8,
         "passes": 8,
+        "fixed": ("classes",),
         "complete": True,
     }
     return Estimate.model_validate({**plain, **changes})
@@ -169,31 +204,42 @@ def measured(**changes: Any) -> Estimate:
 def test_an_estimate_adds_up() -> None:
     found = measured()
     assert found.training_seconds == pytest.approx(10 * 0.1 + 100 * 0.5)
+    assert found.fixed_seconds == pytest.approx(10 * 0.1)
+    assert found.learning_steps == 100
     assert found.scoring_seconds == pytest.approx(8 * 1.0 + 8 * 0.25)
     assert found.total_seconds == pytest.approx(61)
 
 
-def test_epochs_fill_what_scoring_leaves_and_never_pass_the_papers() -> None:
+@pytest.mark.parametrize("class_seconds", [0.1, 1.5])
+def test_training_and_scoring_come_to_the_budget(class_seconds: float) -> None:
     start, paper = override(tiny(), {"epochs": 20}), ImplicitFieldSettings()
-    found = measured()
-    for budget in (30.0, 60.0, 600.0):
+    found = measured(step_seconds={"classes": class_seconds, "decoder": 0.5})
+    for budget in (45.0, 60.0, 600.0):
         settings: Any = fit_epochs(start, paper, found, budget, 10**9)
-        expected = 20 * (0.85 * budget - found.scoring_seconds) / found.training_seconds
-        assert settings.epochs <= expected
-        assert settings.epochs == pytest.approx(expected, rel=0.011)  # three figures, rounded down
+        # The decoder's 100 steps are of 20 epochs; the classes take their 10 steps whatever the epochs.
+        taken = found.model_copy(update={"steps": {"classes": 10, "decoder": 100 * settings.epochs / 20}})
+        assert 0.97 * 0.85 * budget < taken.total_seconds <= 0.85 * budget
         assert settings.model_copy(update={"epochs": 20.0}) == start
-    longest: Any = fit_epochs(start, paper, found, 1e9, 10**9)
+
+
+def test_epochs_and_steps_never_pass_the_papers() -> None:
+    start, paper = override(tiny(), {"epochs": 20}), ImplicitFieldSettings()
+    longest: Any = fit_epochs(start, paper, measured(), 1e9, 10**9)
     assert longest.epochs == paper.epochs
-    # 110 steps in 20 epochs: of 1,000 steps there is room for 181.8.
-    as_many_steps: Any = fit_epochs(start, paper, found, 1e9, 1000)
-    assert as_many_steps.epochs == 181.0
+    # The paper's decoder has 1,000 steps and ours 100 in 20 epochs.
+    as_many_steps: Any = fit_epochs(start, paper, measured(), 1e9, 1000)
+    assert as_many_steps.epochs == 200.0
 
 
-def test_a_budget_for_less_than_a_step_is_refused() -> None:
-    with pytest.raises(
-        SettingError, match=r"--budget 10 s is too small here: scoring 8 volumes takes 10 s and one step"
-    ):
-        fit_epochs(tiny(), ImplicitFieldSettings(), measured(), 10.0, 100)
+@pytest.mark.parametrize(("budget", "class_seconds"), [(10.0, 0.1), (60.0, 4.5)])
+def test_a_budget_for_less_than_a_step_is_refused(budget: float, class_seconds: float) -> None:
+    found = measured(step_seconds={"classes": class_seconds, "decoder": 0.5})
+    words = (
+        rf"--budget {budget:.0f} s is too small here: scoring 8 volumes takes 10 s, the stages that learn without "
+        rf"gradients {10 * class_seconds:.0f} s and one step of each other stage 1 s"
+    )
+    with pytest.raises(SettingError, match=words):
+        fit_epochs(tiny(), ImplicitFieldSettings(), found, budget, 100)
 
 
 def test_a_probe_counts_what_training_will_do(toy_store: CohortStore) -> None:
@@ -204,6 +250,73 @@ def test_a_probe_counts_what_training_will_do(toy_store: CohortStore) -> None:
     assert found.num_volumes == 8
     assert found.passes == 4 * 4
     assert min(*found.step_seconds.values(), found.quick_seconds, found.volume_seconds) > 0
+
+
+class NoneHealthy:
+    """A store, every validation subject of which is ill."""
+
+    def __init__(self, store: CohortStore) -> None:
+        self.store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def subjects(self, split: str | None = None, healthy: bool | None = None) -> Any:
+        if split == "validation" and healthy:
+            return []
+        return self.store.subjects(split, healthy=healthy)
+
+
+def test_a_stage_without_a_subject_takes_no_time(toy_store: CohortStore) -> None:
+    store: Any = NoneHealthy(toy_store)
+    found = estimate("vae_restoration", tiny_restoration(), ONE_THREAD, store, ["test"], 1e9)
+    assert found.complete
+    assert (found.steps["rho"], found.step_seconds["rho"]) == (0, 0.0)
+    assert found.fixed == ("moments", "rho")
+    assert found.step_seconds["vae"] > 0
+
+
+def test_a_choice_on_validation_is_probed_after_the_quick_scoring_and_for_one_step(
+    toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = override(tiny_restoration(), {"slices.together": 1, "restoration.rho_every": 1})
+    done: list[str] = []
+    choose_rho, scored = VaeRestoration._try_rhos, probe._score_seconds
+
+    def count_choice(*given: Any) -> Any:
+        done.append("rho")
+        return choose_rho(*given)
+
+    def count_score(*given: Any, quick: bool) -> float:
+        done.append("quick" if quick else "full")
+        return scored(*given, quick=quick)
+
+    monkeypatch.setattr(VaeRestoration, "_try_rhos", count_choice)
+    monkeypatch.setattr(probe, "_score_seconds", count_score)
+    monkeypatch.setattr(probe, "_ENOUGH_SECONDS", 0.0)
+    found = estimate("vae_restoration", settings, ONE_THREAD, toy_store, ["test"], 1e9)
+    assert found.steps["rho"] > 1
+    assert done == ["quick", "rho", "full"]
+    # Where the scoring alone shows that there is not time enough, the choice is not begun.
+    done.clear()
+    monkeypatch.setattr(probe, "_score_seconds", lambda *_, quick: 1e6)
+    found = estimate("vae_restoration", settings, ONE_THREAD, toy_store, ["test"], 1e5)
+    assert (done, found.complete, list(found.step_seconds)) == ([], False, ["moments", "vae"])
+    assert found.total_seconds > 1e5
+
+
+def test_a_probe_holds_back_what_its_few_steps_would_say(
+    toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def speak(*given: Any, quick: bool) -> float:
+        logging.getLogger("vesalius.methods").warning("after a few steps")
+        return 0.0
+
+    monkeypatch.setattr(probe, "_score_seconds", speak)
+    estimate("implicit_field", tiny(), ONE_THREAD, toy_store, ["test"], 1e9)
+    assert not caplog.records
+    speak(quick=True)
+    assert len(caplog.records) == 1
 
 
 def test_a_hopeless_probe_stops_early_and_disturbs_nothing(toy_store: CohortStore) -> None:

@@ -174,6 +174,21 @@ def test_without_divergence_and_noise_the_vae_is_its_auto_encoder() -> None:
     assert not torch.allclose(loss, noisy)
 
 
+def test_the_divergence_counts_by_its_weight() -> None:
+    torch.manual_seed(0)
+    image, noise = torch.randn(3, 1, 12, 16), torch.randn(3, tiny().latent_dim)
+    network = VaeNetwork(1, (12, 16), tiny()).eval()
+    with torch.no_grad():
+        network.to_latent.bias.add_(1)  # untrained, the latent hardly departs from the prior
+    losses = [
+        network.negative_elbo(image, noise, override(tiny(), {"kl_weight": weight})) for weight in (0.0, 0.3, 1.0)
+    ]
+    divergence = gaussian_divergence(*network.encode(image))
+    assert float(divergence.detach().min()) > 1
+    torch.testing.assert_close(losses[1] - losses[0], 0.3 * divergence, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(losses[2] - losses[0], divergence, rtol=1e-3, atol=1e-3)
+
+
 def test_noise_is_scaled_by_the_encoders_deviation() -> None:
     settings = override(tiny(), {"kl_weight": 0})
     network = VaeNetwork(1, (12, 16), settings).eval()
@@ -238,6 +253,24 @@ def test_stages_train_every_fourth_slice_with_statistics_of_a_fixed_group() -> N
     assert isinstance(vae.view, Slices)
     assert (vae.view.axis, vae.view.every) == (2, 4)
     assert (vae.batch_size, vae.group_size) == (64, 16)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    paper = ResidualVaeSettings()
+    assert (paper.latent_dim, paper.reconstruction, paper.kl_weight) == (10, "l1", 1)
+    assert (paper.epochs, paper.learning_rate, paper.augment) == (600, 1e-4, True)
+    assert (paper.map.min_pool, paper.map.average_pool, paper.map.voxels) == (3, 15, "all")
+
+
+def test_the_stage_trains_at_the_rate_and_as_long_as_set() -> None:
+    method = ResidualVae(override(tiny(), {"learning_rate": 2e-3, "epochs": 5}), facts())
+    _, vae = method.stages()
+    assert vae.epochs == 5
+    (optimizer,) = vae.optimizers.values()
+    assert isinstance(optimizer, torch.optim.Adam)
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 2e-3
+    assert {id(p) for p in group["params"]} == {id(p) for p in method.vae.network.parameters()}
 
 
 def test_the_loss_is_the_negative_elbo_a_pixel_of_z_scored_slices() -> None:

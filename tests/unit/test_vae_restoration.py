@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vesalius.methods.vae_restoration import VaeRestoration, VaeRestorationSettings
 from vesalius.methods.vae_restoration.restoration import restore, total_variation
-from vesalius.methods.vae_restoration.settings import RestorationSettings, tiny
+from vesalius.methods.vae_restoration.settings import RestorationSettings, demo, tiny
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Batch, CohortFacts, Slices, Stage, Volume, generator
 from vesalius.platform.errors import SettingError
@@ -234,6 +234,25 @@ def test_rho_is_the_one_that_changes_healthy_brains_least_over_all_ranks() -> No
     assert len(set(means)) == len(rhos)
 
 
+@pytest.mark.parametrize(("lowest", "warned"), [(1.0, 0), (3.8, 1)])
+def test_a_choice_at_the_end_of_the_range_is_said(
+    lowest: float, warned: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = method_of(**{"restoration.rho_spacing": 0.2})
+    sentence = "rho is 3.8, the largest tried, and a larger one may be better: raise restoration.rho_last"
+
+    def changing(image: Tensor, brain: Tensor, noise: Tensor, rho: float, sizes: Sequence[float]) -> Tensor:
+        return image + abs(rho - lowest) + 0.1
+
+    monkeypatch.setattr(method, "_restore", changing)
+    stage = choice_stage(method)
+    stage.begin()
+    stage.step(batch_of([volume(0)]), no_update)
+    stage.finish(Ranks())
+    assert float(method.rho) == pytest.approx(lowest)
+    assert [record.message for record in caplog.records] == [sentence] * warned
+
+
 def test_a_given_rho_is_taken_and_nothing_is_chosen() -> None:
     method = method_of(**{"restoration.rho": 1.4})
     assert float(method.rho) == pytest.approx(1.4)
@@ -273,6 +292,54 @@ def test_the_map_is_the_change_and_none_is_outside_the_brain(channels: tuple[str
     assert bool((score.map[scan.brain] > 0).float().mean() > 0.9)
     gap = ((scan.image - score.restoration) / 0.1).abs().mean(0)
     torch.testing.assert_close(gap, score.map, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("effort", "steps"), [("full", 10), ("quick", 5)])
+def test_the_score_restores_with_the_rho_and_the_noise_of_the_volume(
+    effort: Literal["full", "quick"], steps: int
+) -> None:
+    method = method_of(**PLAIN)
+    method.rho.fill_(1.7)
+    given, network = method.settings.restoration, method.vae.network
+    scan = volume(0)
+    with torch.no_grad():
+        (score,) = method.score([scan], effort=effort)
+    image = method.vae.standardised(scan.image.movedim(-1, 0))
+    brain = torch.nn.functional.pad(scan.brain.movedim(-1, 0), (1, 2, 1, 1))[:, None]
+    noise = torch.randn(steps, GRID[2], method.settings.latent_dim, generator=scan.generator("latent"))
+    # A fifth of the steps are large ones.
+    sizes = [given.first_step_size] * (steps // 5) + [given.step_size] * (steps - steps // 5)
+
+    def restored(rho: float, noise: Tensor) -> Tensor:
+        found = image.clone()
+        for size, drawn in zip(sizes, noise, strict=True):
+            current = found.clone().requires_grad_()
+            mean, log_variance = network.encode(current)
+            decoded = network.decode(mean + (log_variance / 2).exp() * drawn)
+            divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum()
+            change = image - current
+            variation = change.diff(dim=2).abs().sum() + change.diff(dim=3).abs().sum()
+            objective = -((current - decoded) ** 2).sum() - divergence - rho * variation
+            (gradient,) = torch.autograd.grad(objective, current)
+            found = found + size * gradient.clamp(-50, 50) * brain
+        return (image - found).abs()[:, 0, 1:11, 1:14].movedim(0, -1)
+
+    torch.testing.assert_close(score.map, restored(1.7, noise), rtol=1e-3, atol=1e-4)
+    # The map does depend on both, by more than that.
+    for other in (restored(0.0, noise), restored(1.7, torch.zeros_like(noise))):
+        assert float((score.map - other).abs().max()) > 1e-2
+
+
+def test_the_defaults_are_the_papers_and_the_references() -> None:
+    paper = VaeRestorationSettings()
+    given = paper.restoration
+    assert (given.steps, given.quick_steps, given.rho_steps, given.rho_every) == (500, 100, 500, 1)
+    assert (given.rho, given.rho_default, given.rho_last, given.rho_spacing) == ("chosen", 2.2, 3.8, 0.2)
+    assert (paper.reconstruction, paper.epochs, paper.learning_rate, paper.slices.every) == ("l2", 600, 1e-4, 4)
+    assert (paper.map.min_pool, paper.map.average_pool) == (3, 15)
+    # A rho is chosen for the restoration that scores.
+    small = demo().restoration
+    assert small.rho_steps == small.steps
 
 
 def test_a_volume_among_others_is_the_volume_alone() -> None:

@@ -405,12 +405,31 @@ def test_a_volume_among_others_is_the_volume_alone_and_quick_makes_fewer_restora
 
 
 @pytest.mark.parametrize(("axis", "expected"), [(0, (3, 7, 7)), (1, (7, 3, 7)), (2, (7, 7, 3))])
-def test_the_averaging_window_is_thin_across_slices(axis: int, expected: tuple[int, int, int]) -> None:
+def test_the_averaging_window_of_2020_is_thin_across_slices(axis: int, expected: tuple[int, int, int]) -> None:
     settings = override(tiny(), {"map.average_pool": 7, "map.average_across": 3, "slices.axis": axis})
     assert VqVae(settings, facts())._window() == expected
+
+
+def test_the_defaults_are_the_papers() -> None:
     paper = VqVaeSettings()
-    assert (paper.map.min_pool, paper.map.average_pool, paper.map.average_across) == (3, 7, 3)
+    assert VqVae(override(tiny(), {"map": paper.map.model_dump()}), facts())._window() == (15, 15, 15)
+    assert (paper.map.min_pool, paper.map.average_pool) == (3, 15)
     assert (paper.resampling.threshold, paper.unlikely, paper.resampling.restorations) == (5, 7, 8)
+    assert (paper.num_codes, paper.epochs, paper.prior.epochs) == (128, 600, 600)
+    assert (paper.learning_rate, paper.prior.learning_rate, paper.clip_value) == (1e-4, 1e-4, 1)
+    assert (paper.batch_slices, paper.slices.every, paper.resampling.quick_restorations) == (64, 4, 2)
+
+
+def test_the_stages_train_at_the_rates_and_as_long_as_set() -> None:
+    method = method_of(learning_rate=2e-3, epochs=5, **{"prior.learning_rate": 7e-3, "prior.epochs": 6})
+    _, autoencoder, prior = method.stages()
+    assert (autoencoder.epochs, prior.epochs) == (5, 6)
+    for stage, module, rate in ((autoencoder, method.autoencoder, 2e-3), (prior, method.prior, 7e-3)):
+        (optimizer,) = stage.optimizers.values()
+        assert isinstance(optimizer, torch.optim.Adam)
+        (group,) = optimizer.param_groups
+        assert group["lr"] == rate
+        assert {id(p) for p in group["params"]} == {id(p) for p in module.parameters()}
 
 
 def batch_of(scan: Volume) -> Batch:
@@ -444,6 +463,27 @@ def test_losses_are_means_over_slices_and_over_codes() -> None:
     expected = -np.take_along_axis(log_p, codes.numpy()[..., None], axis=-1).sum()
     assert float(nats) == pytest.approx(float(expected), rel=1e-5)
     assert num_codes == GRID[2] * 3 * 4  # 12 x 16 as padded, halved twice
+
+
+def test_the_prior_learns_the_codes_that_scoring_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = method_of(num_codes=64)
+    seen: list[Tensor] = []
+
+    def surprise(codes: Tensor, position: Tensor) -> Tensor:
+        seen.append(codes)
+        return torch.zeros(codes.shape)
+
+    monkeypatch.setattr(method.prior, "surprise", surprise)
+    num_moved = 0
+    with torch.no_grad():
+        for scan in map(volume, range(8)):
+            image, position = slices_of(scan)
+            expected = method.codes(method.standardised(image), position)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                num_moved += int((method.codes(method.standardised(image), position) != expected).sum())
+                method.prior_loss(batch_of(scan))
+            assert torch.equal(seen.pop(), expected)
+    assert num_moved > 0  # bfloat16 does take the other one of two near codes
 
 
 def test_gradients_of_the_first_stage_are_clipped_by_value_before_the_step() -> None:

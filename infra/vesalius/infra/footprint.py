@@ -1,8 +1,12 @@
 """How much memory a method takes to train: what can be counted is counted, what autograd keeps is measured.
 
 Parameters, buffers, gradients and optimiser state follow from the networks and their optimisers. What autograd keeps
-between forward and backward depends on the code, so each loss of a stage is run on the CPU on made-up data, on one and
-on two groups of items, and the bytes of the tensors it keeps are counted; the batch's are on the line through the two.
+between forward and backward depends on the code, so each loss of a stage is run on the CPU on made-up data, and the
+bytes of the tensors it keeps are counted. Where batch statistics are taken over groups of items, the groups pass one
+after the other, and one group is what is run. Otherwise the whole batch passes at once (unless
+``training.micro_batch_size`` parts it), and what it keeps is on the line through one and two items; that of many points
+is on the line through 256 and 512, so that what is kept once, such as normalised weights, counts once.
+
 It is what training needs on any device in float32. Not counted: temporary tensors within an operation, the workspaces
 of libraries, cached volumes, and what scoring takes.
 """
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
 
 DEFAULT_GRID = (64, 64, 64)
 NUM_SUBJECTS = 40
-_PROBE_POINTS = 512
+_PROBE_POINTS = (256, 512)
+"""Points of an item that a loss is run on, where the stage takes more."""
 
 
 class StageFootprint(Settings):
@@ -41,8 +46,8 @@ class StageFootprint(Settings):
         batch_size: items of its global batch.
         gradient_bytes: gradients of the parameters that its optimisers step.
         optimizer_bytes: state of its optimisers after a step.
-        activation_bytes: what autograd keeps for the update that keeps most, of the whole batch at once; without the
-            parameters themselves.
+        activation_bytes: what autograd keeps for the update that keeps most, of the items that pass at once: a group
+            where batch statistics are of groups, else the whole batch; without the parameters themselves.
     """
 
     stage: str
@@ -142,14 +147,6 @@ def _of_stage(method: Method, stage: Stage) -> StageFootprint:
     method.eval().requires_grad_(False)
     for module in stage.trains:
         module.train().requires_grad_(True)
-    small, per_item = _probe_view(stage)
-    group = stage.group_size
-    one = _kept(method, small, _batch(method, small, group))
-    batch_size = stage.batch_size
-    kept = one
-    if batch_size > group:
-        two = _kept(method, small, _batch(method, small, 2 * group))
-        kept = round(one + (two - one) * (batch_size / group - 1))
     parameters = {
         id(parameter): parameter
         for optimizer in stage.optimizers.values()
@@ -158,19 +155,37 @@ def _of_stage(method: Method, stage: Stage) -> StageFootprint:
     }
     return StageFootprint(
         stage=stage.name,
-        batch_size=batch_size,
+        batch_size=stage.batch_size,
         gradient_bytes=sum(value.numel() * value.element_size() for value in parameters.values()),
         optimizer_bytes=sum(_state_bytes(optimizer) for optimizer in stage.optimizers.values()),
-        activation_bytes=max(0, round(kept * per_item)),
+        activation_bytes=_activation_bytes(method, stage),
     )
 
 
-def _probe_view(stage: Stage) -> tuple[Stage, float]:
-    """Return a stage of fewer points an item, and how many times more the true one keeps: losses are sums of points."""
+def _activation_bytes(method: Method, stage: Stage) -> int:
+    """Return the bytes that autograd keeps for a stage's largest update, on the lines that the module tells of."""
     view = stage.view
-    if not isinstance(view, Points) or view.per_volume <= _PROBE_POINTS:
-        return stage, 1.0
-    return replace(stage, view=replace(view, per_volume=_PROBE_POINTS)), view.per_volume / _PROBE_POINTS
+    if not isinstance(view, Points) or view.per_volume <= _PROBE_POINTS[-1]:
+        return _of_items(method, stage)
+    kept = [
+        _of_items(method, replace(stage, view=replace(view, per_volume=num_points))) for num_points in _PROBE_POINTS
+    ]
+    return _on_the_line(_PROBE_POINTS, (kept[0], kept[1]), view.per_volume)
+
+
+def _of_items(method: Method, stage: Stage) -> int:
+    """Return the bytes for the items that pass at once: a group, or the whole batch."""
+    if stage.group_size > 1:
+        return _kept(method, stage, _batch(method, stage, stage.group_size))
+    nums = (1, 2)
+    kept = [_kept(method, stage, _batch(method, stage, num)) for num in nums[: stage.batch_size]]
+    return kept[0] if len(kept) == 1 else _on_the_line(nums, (kept[0], kept[1]), stage.batch_size)
+
+
+def _on_the_line(places: tuple[int, int], values: tuple[int, int], wanted: int) -> int:
+    """Return the value at ``wanted`` on the line through two places."""
+    slope = (values[1] - values[0]) / (places[1] - places[0])
+    return max(0, round(values[0] + slope * (wanted - places[0])))
 
 
 def _kept(method: Method, stage: Stage, batch: Batch) -> int:

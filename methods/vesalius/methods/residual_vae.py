@@ -18,13 +18,24 @@ from vesalius.methods.blocks import (
     score_slices,
     take_all,
 )
-from vesalius.methods.blocks.variational import TINY
+from vesalius.methods.blocks.variational import (
+    AUGMENTED,
+    BORDERS,
+    GROUPS,
+    IMAGE_SCORE,
+    LAYERS,
+    MOMENTS,
+    REPLICATED,
+    SELECTED,
+    TINY,
+    TRAINING,
+)
 from vesalius.platform.contracts import Method, MethodSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import CohortFacts, Effort, Score, Stage, Volume
+    from vesalius.platform.contracts import CohortFacts, Deviation, Effort, Score, Stage, Volume
 
 
 class ResidualVaeSettings(VaeSettings):
@@ -41,6 +52,17 @@ class ResidualVae(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = ResidualVaeSettings
+    deviations: ClassVar[Sequence[Deviation]] = (
+        LAYERS,
+        MOMENTS,
+        AUGMENTED,
+        TRAINING,
+        GROUPS,
+        REPLICATED,
+        BORDERS,
+        IMAGE_SCORE,
+        SELECTED,
+    )
     settings: ResidualVaeSettings
 
     def __init__(self, settings: ResidualVaeSettings, cohort: CohortFacts) -> None:
@@ -55,6 +77,10 @@ class ResidualVae(Method):
     def stages(self) -> Sequence[Stage]:
         """``moments`` (no optimiser), then ``vae``."""
         return self.vae.stages("residual_vae")
+
+    def code_shape(self) -> tuple[int]:
+        """Return (Z,)."""
+        return (self.settings.latent_dim,)
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """See :class:`vesalius.platform.contracts.Method`; ``effort`` makes no difference: one pass is all there is."""

@@ -118,7 +118,7 @@ def choose(
     start = scaled_settings(row, small)
     # The limit is for the stop of a hopeless probe alone: epochs can be cut, so that only a single step has to fit.
     probed = estimate(row.method, start, training, store, splits, math.inf)
-    settings = fit_epochs(start, paper, probed, budget_seconds, paper_steps)
+    settings = fit_epochs(start, paper, probed, budget_seconds, whole.learning_steps)
     steps = _steps(row, settings, store, training)
     at_least = "more than " if not whole.complete else ""
     return Choice(
@@ -136,25 +136,36 @@ def choose(
 def fit_epochs(
     start: MethodSettings, paper: MethodSettings, probed: Estimate, budget_seconds: float, paper_steps: int
 ) -> MethodSettings:
-    """Return ``start`` with every ``epochs`` multiplied alike, so that training fills what scoring leaves.
+    """Return ``start`` with every ``epochs`` multiplied alike, so that learning fills what is left of the budget.
 
-    None is more than the paper's, nor are the steps, whose batches may be smaller. Stages without epochs of their own
-    keep their length.
+    None is more than the paper's, nor are the steps, whose batches may be smaller. Scoring and the stages without
+    optimisers take as long whatever the epochs, so that their time is taken off first.
+
+    Args:
+        start: the settings to be scaled.
+        paper: the row's settings as the paper has them.
+        probed: what ``start`` takes.
+        budget_seconds: for training and scoring.
+        paper_steps: of the paper's stages with optimisers.
 
     Raises:
-        SettingError: scoring, or one step of each stage, takes longer than the budget.
+        SettingError: scoring, the stages without optimisers and one step of each other stage take longer than the
+            budget.
     """
-    room = budget_seconds * _HEADROOM - probed.scoring_seconds
-    least = sum(probed.step_seconds.values())
-    if room < least:
+    fixed = probed.scoring_seconds + probed.fixed_seconds
+    room = budget_seconds * _HEADROOM - fixed
+    least = sum(seconds for name, seconds in probed.step_seconds.items() if name not in probed.fixed)
+    if room <= 0 or room < least:
         raise SettingError(
-            f"--budget {as_time(budget_seconds)} is too small here: scoring {probed.num_volumes} volumes "
-            f"takes {as_time(probed.scoring_seconds)} and one step of each stage {as_time(least)} with the smallest "
-            f"settings; give it {as_time(2 * (probed.scoring_seconds + 100 * least))} or more, or a smaller cohort"
+            f"--budget {as_time(budget_seconds)} is too small here: scoring {probed.num_volumes} volumes takes "
+            f"{as_time(probed.scoring_seconds)}, the stages that learn without gradients "
+            f"{as_time(probed.fixed_seconds)} and one step of each other stage {as_time(least)} with the smallest "
+            f"settings; give it {as_time(2 * (fixed + 100 * least))} or more, or a smaller cohort"
         )
     known = flatten(paper)
     epochs = {key: value for key, value in flatten(start).items() if key.rpartition(".")[2] == "epochs"}
-    factor = min(room / max(probed.training_seconds, 1e-9), paper_steps / sum(probed.steps.values()))
+    learning = probed.training_seconds - probed.fixed_seconds
+    factor = min(room / max(learning, 1e-9), paper_steps / max(probed.learning_steps, 1))
     wanted = {
         key: min(_whole(value * factor), float(known.get(key, value))) for key, value in epochs.items() if value > 0
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -41,6 +42,7 @@ class Estimate(Settings):
         volume_seconds: scoring one volume.
         num_volumes: volumes to score.
         passes: volumes scored with the reduced settings while training.
+        fixed: stages without optimisers, which take as long whatever the epochs.
         complete: whether every stage and the scoring were reached before the limit was passed.
     """
 
@@ -50,12 +52,23 @@ class Estimate(Settings):
     volume_seconds: float
     num_volumes: int
     passes: int
+    fixed: tuple[str, ...]
     complete: bool
 
     @property
     def training_seconds(self) -> float:
         """Of the steps that were reached."""
         return sum(self.steps[name] * seconds for name, seconds in self.step_seconds.items())
+
+    @property
+    def fixed_seconds(self) -> float:
+        """Of these, those of the stages without optimisers."""
+        return sum(self.steps[name] * self.step_seconds.get(name, 0.0) for name in self.fixed)
+
+    @property
+    def learning_steps(self) -> int:
+        """Steps of the stages with optimisers."""
+        return sum(num for name, num in self.steps.items() if name not in self.fixed)
 
     @property
     def scoring_seconds(self) -> float:
@@ -78,9 +91,11 @@ def estimate(
 ) -> Estimate:
     """Time a method with these settings; stop as soon as it is seen to take longer than the limit.
 
-    The probe trains a method of its own, in this process, and leaves nothing behind. Scoring comes last, with the
+    The probe trains a method of its own, in this process alone (what several workers or other processes take is not in
+    it), and leaves nothing behind. Scoring comes last, with the
     reduced settings and in full where those leave room: a restoration of hundreds of steps is not begun to find out
-    that training alone is too long.
+    that training alone is too long. A stage over the validation split may itself restore at every step, so that the
+    reduced scoring comes before it.
 
     Args:
         name: of the method.
@@ -112,17 +127,25 @@ def _probe(
         volume_seconds=0.0,
         num_volumes=len(volumes),
         passes=_VALIDATIONS * held * sum(stage.selectable for stage in plan.stages),
+        fixed=tuple(stage.name for stage in plan.stages if not stage.optimizers),
         complete=False,
     )
+    quick: float | None = None
     for index, stage in enumerate(plan.stages):
+        if stage.split == "validation" and quick is None:
+            quick = _score_seconds(method, store, volumes[0], device, quick=True)
+            found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
+            if found.total_seconds > limit_seconds:
+                return found
         seconds = _stage_seconds(method, plan, index, stage, training, device)
         found = found.model_copy(update={"step_seconds": {**found.step_seconds, stage.name: seconds}})
         if found.total_seconds > limit_seconds:
             return found
-    quick = _score_seconds(method, store, volumes[0], device, quick=True)
-    found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
-    if found.total_seconds > limit_seconds:
-        return found
+    if quick is None:
+        quick = _score_seconds(method, store, volumes[0], device, quick=True)
+        found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
+        if found.total_seconds > limit_seconds:
+            return found
     full = _score_seconds(method, store, volumes[0], device, quick=False)
     return found.model_copy(update={"volume_seconds": full, "complete": True})
 
@@ -130,7 +153,7 @@ def _probe(
 def _stage_seconds(
     method: Method, plan: Plan, index: int, stage: Stage, training: TrainingSettings, device: torch.device
 ) -> float:
-    """Return the seconds of a step; the first one, which warms up, counts only where it is alone."""
+    """Return the seconds of a step, 0 where there is none; the first, which warms up, counts only where it is alone."""
     method.eval().requires_grad_(False)
     for module in stage.trains:
         module.train().requires_grad_(True)
@@ -138,8 +161,9 @@ def _stage_seconds(
     stage.begin()
     spent: list[float] = []
     start = begun = time.perf_counter()
-    # What is solved at a stage's end may need more than one batch: a deviation has none of a single subject.
-    least = 1 if stage.optimizers else 2
+    # What is solved at the end of a stage over training subjects may need more than one batch: a deviation has none of
+    # a single subject. A step of a stage over the validation split may be thousands of passes, and one has to do.
+    least = 2 if not stage.optimizers and stage.split == "train" else 1
     with contextlib.ExitStack() as stack:
         batches = iter(plan.batches(index, 0))
         # Broken off, its readers stop here and not when it is forgotten.
@@ -155,6 +179,10 @@ def _stage_seconds(
             if len(spent) == _STEPS or (len(spent) >= least and now - begun > _ENOUGH_SECONDS):
                 break
         start = time.perf_counter()
+    if not spent:
+        # An optional stage whose split holds no subject for it: in earnest, too, its end comes without a step.
+        stage.finish(Alone())
+        return 0.0
     mean = sum(spent[1:]) / (len(spent) - 1) if len(spent) > 1 else spent[0]
     if stage.optimizers:
         return mean
@@ -173,13 +201,18 @@ def _score_seconds(
 
 @contextlib.contextmanager
 def _undisturbed(num_threads: int) -> Iterator[None]:
-    """Compute with as many threads as training will, and leave torch's generator and threads as they were."""
-    before = torch.get_num_threads()
+    """Compute with as many threads as training will, and leave torch's generator and threads as they were.
+
+    What a stage would log of its result is held back: after a few steps it has none.
+    """
+    before, silenced = torch.get_num_threads(), logging.root.manager.disable
     torch.set_num_threads(num_threads)
+    logging.disable(logging.WARNING)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
+        logging.disable(silenced)
         torch.set_num_threads(before)
 
 

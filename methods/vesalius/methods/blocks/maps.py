@@ -58,9 +58,8 @@ class MapSettings(Settings):
     outside: Literal["zero", "left_out"] = setting(
         "zero",
         "what a window at the surface of a map kept inside the brain takes from outside: zeros, which dim the rim, "
-        "where registration and skull-stripping err most, or nothing",
+        "where registration and skull-stripping err most, or nothing; without effect on a map of all voxels",
         source="this implementation",
-        space=Choice(values=("zero", "left_out")),
     )
     image_score: Literal["top_mean", "max", "mean"] = setting(
         "top_mean",
@@ -87,6 +86,13 @@ class BrainMapSettings(MapSettings):
     average_pool: Window = setting(5, "edge of the averaging window in voxels; 1 is none", source="this implementation")
     voxels: Literal["all", "brain"] = setting(
         "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
+    )
+    outside: Literal["zero", "left_out"] = setting(
+        "zero",
+        "what a window at the surface of the map takes from outside of the brain: zeros, which dim the rim, where "
+        "registration and skull-stripping err most, or nothing; without effect on a map of all voxels",
+        source="this implementation",
+        space=Choice(values=("zero", "left_out")),
     )
 
 

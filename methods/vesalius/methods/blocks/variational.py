@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from vesalius.methods.blocks.counting import brain_moments, cohort_augmentation
 from vesalius.methods.blocks.maps import MapSettings, Window
 from vesalius.methods.blocks.slices import SliceSettings, crop_plane, pad_plane, padded_plane
-from vesalius.platform.contracts import Choice, MethodSettings, Range, Stage, setting
+from vesalius.platform.contracts import Choice, Deviation, MethodSettings, Range, Stage, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +39,53 @@ if TYPE_CHECKING:
 
 _PAPER = "Naval Marimont and Tarroni 2021"
 _OURS = "this implementation; the paper gives none"
+
+# Where methods of the paper part from it alike.
+LAYERS = Deviation(
+    paper="deeper architectures with residual blocks and batch normalisation; no layers are given (section 3)",
+    here="five halvings from 16 to 256 channels, two residual blocks each (widths, blocks)",
+    why="the paper gives none",
+)
+MOMENTS = Deviation(
+    paper="images of zero mean and unit deviation; over what is not said (section 3)",
+    here="mean and deviation of all training brains' voxels; the background is shifted with them",
+    why="a volume's score then depends on no statistic of its own lesion",
+)
+AUGMENTED = Deviation(
+    paper="elastic transforms, scaling, rotations, brightness and contrast; no magnitudes (section 3)",
+    here="the first author's magnitudes for MOOD 2020 and 4 mm of elastic deformation, each half of the time (augment)",
+    why="that code's elastic transform moves next to nothing",
+)
+TRAINING = Deviation(
+    paper="epochs, batch, learning rate and the divergence's weight of the VAEs are not given",
+    here="600 epochs, batches of 64 slices and Adam at 1e-4 as for the VQ-VAE; weight 1 on sums (kl_weight)",
+    why="some values are needed",
+)
+GROUPS = Deviation(
+    paper="batch normalisation, over the batch",
+    here="over groups of 16 slices (group_slices)",
+    why="statistics must not depend on the number of workers",
+)
+REPLICATED = Deviation(
+    paper="each axial score is replicated four times; which way is not said (section 3)",
+    here="every slice takes the nearest scored one's map (slices.scored = all scores every slice)",
+    why="it shifts the map least",
+)
+BORDERS = Deviation(
+    paper="minimum and average pooling of the map; borders are not described (section 2)",
+    here="voxels outside the volume count for neither: the mean divides by those inside",
+    why="zeros would dim the border",
+)
+IMAGE_SCORE = Deviation(
+    paper="no score of a whole image",
+    here="the mean of the highest hundredth of the map inside the brain (map.image_score)",
+    why="the platform asks for one",
+)
+SELECTED = Deviation(
+    paper="no choice among states of training",
+    here="the best of the validation passes is kept",
+    why="the platform's rule",
+)
 
 
 class EveryFourthSlice(SliceSettings):
@@ -227,7 +274,7 @@ class SliceVae(nn.Module):
 
     Attributes:
         mean: (C,) intensity over the training brains' voxels, fitted by the stage ``moments``. With it a store in any
-            unit serves, such as [0, 1]; the paper normalises volume by volume.
+            unit serves, such as [0, 1]; the paper does not say over what it normalises.
         deviation: (C,) its standard deviation.
         network: encoder and decoder.
     """

@@ -9,6 +9,7 @@
     encoder.py      an optional network that gives a restoration its first code
     warm_start.py   how that is trained and asked
     method.py       the stages and the score
+    deviations.py   where it parts from the paper
 """
 
 from __future__ import annotations

@@ -98,6 +98,10 @@ class ImplicitField(Method):
         """Return the rows of the code table: one a subject."""
         return len(self.cohort.subjects)
 
+    def code_shape(self) -> tuple[int]:
+        """Return (Z,)."""
+        return (self.settings.latent_dim,)
+
     def capacity(self) -> int | None:
         """Volumes restored in one batch."""
         return max(1, self.settings.restoration.volumes // self.settings.restoration.restorations)

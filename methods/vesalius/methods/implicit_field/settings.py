@@ -52,7 +52,9 @@ class RestorationSettings(Settings):
         source="this implementation",
     )
     prior: bool = setting(
-        True, "keep the training's code prior in the objective", source=f"{_PAPER}, Eq. 4; the code leaves it out"
+        True,
+        "keep the training's code prior in the objective; without effect where the method's prior is none",
+        source=f"{_PAPER}, Eq. 4; the code leaves it out",
     )
     start: Literal["random", "mean", "encoder"] = setting(
         "random",
@@ -102,7 +104,11 @@ class EncoderSettings(Settings):
     )
     width: int = setting(16, "channels of its first convolution", ge=1, source="this implementation")
     learning_rate: float = setting(
-        1e-3, "Adam's learning rate", gt=0, source="this implementation", space=Range(low=1e-4, high=1e-2, log=True)
+        1e-3,
+        "Adam's learning rate; it falls as the decoder's does (lr_factor, lr_periods)",
+        gt=0,
+        source="this implementation",
+        space=Range(low=1e-4, high=1e-2, log=True),
     )
 
     @model_validator(mode="after")
@@ -160,7 +166,7 @@ class ImplicitFieldSettings(MethodSettings):
         1e-3, "Adam's learning rate for the codes", source=_CODE, gt=0, space=Range(low=1e-4, high=3e-2, log=True)
     )
     lr_factor: float = setting(
-        0.5, "what the learning rates are multiplied by after each period", source=_CODE, gt=0, le=1
+        0.5, "what the learning rates are multiplied by between two periods", source=_CODE, gt=0, le=1
     )
     lr_periods: int = setting(4, "equal periods of training between which the learning rates fall", source=_CODE, ge=1)
     prior: Literal["gaussian", "official", "none"] = setting(
@@ -170,12 +176,14 @@ class ImplicitFieldSettings(MethodSettings):
     )
     prior_sigma: float = setting(
         0.01,
-        "sigma of the gaussian prior",
+        "sigma of the gaussian prior; without effect where prior is another",
         source=f"{_PAPER}, section 3",
         gt=0,
         space=Range(low=3e-3, high=1.0, log=True),
     )
-    prior_weight: float = setting(1e-4, "weight of the official prior", source=_CODE, ge=0)
+    prior_weight: float = setting(
+        1e-4, "weight of the official prior; without effect where prior is another", source=_CODE, ge=0
+    )
     code_init_std: float = setting(
         0.01, "deviation of fresh codes", source=f"{_PAPER}, section 3; 0.0625 in the code", ge=0
     )

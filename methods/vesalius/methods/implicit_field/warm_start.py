@@ -46,7 +46,10 @@ class WarmStart:
         )
 
     def stages(self, batch_size: int) -> list[Stage]:
-        """Return the stage ``encoder``, or none; network, codes and classes are frozen in it."""
+        """Return the stage ``encoder``, or none; network, codes and classes are frozen in it.
+
+        Its learning rate falls as the decoder's does.
+        """
         encoder = self.method.encoder
         if encoder is None:
             return []

@@ -2,8 +2,9 @@
 
 ::
 
-    settings.py   what a slice changes; all else is the implicit field's
-    method.py     slices instead of volumes: the code table, points, restoration, assembly
+    settings.py    what a slice changes; all else is the implicit field's
+    deviations.py  where it parts from the paper
+    method.py      slices instead of volumes: the code table, points, restoration, assembly
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from vesalius.methods.implicit_field.classes import assign_classes, mode_pool
 from vesalius.methods.implicit_field.encoder import draw_voxels
 from vesalius.methods.implicit_field.restoration import Field, Target
 from vesalius.methods.implicit_field.warm_start import WarmStart
+from vesalius.methods.implicit_field_2d.deviations import DEVIATIONS
 from vesalius.methods.implicit_field_2d.settings import ImplicitField2DSettings, demo_2d, tiny_2d
 from vesalius.platform.contracts import MethodSettings, axis_positions, slice_indices
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vesalius.methods.blocks import SliceStack
-    from vesalius.platform.contracts import Batch, Effort, View, Volume
+    from vesalius.platform.contracts import Batch, Deviation, Effort, View, Volume
 
 
 class ImplicitField2D(ImplicitField):
@@ -37,6 +38,7 @@ class ImplicitField2D(ImplicitField):
 
     name: ClassVar[str] = "implicit_field_2d"
     settings_type: ClassVar[type[MethodSettings]] = ImplicitField2DSettings
+    deviations: ClassVar[Sequence[Deviation]] = DEVIATIONS
     settings: ImplicitField2DSettings
 
     @classmethod

@@ -35,11 +35,13 @@ class ImplicitField2DSettings(ImplicitFieldSettings):
     )
     points: int = setting(
         16_200,
-        "K, points of a slice in a batch; a plane of no more voxels gives each of them once",
+        "K, points of a slice in a training batch; there a plane of no more voxels gives each of them once",
         source=f"{_PAPER}, section 3",
         ge=1,
     )
-    batch_volumes: int = setting(6, "slices in a batch", source=f"{_PAPER}, section 3: of different volumes", ge=1)
+    batch_volumes: int = setting(
+        6, "slices in a batch", source=f"{_PAPER}, section 3: six volumes; here any six slices", ge=1
+    )
     epochs: float = setting(2_000, "passes over the training subjects' slices", source=f"{_PAPER}, section 3", gt=0)
     slices: FieldSliceSettings = FieldSliceSettings()
 

@@ -5,6 +5,7 @@
     settings.py     the papers' values, and what else may be varied
     restoration.py  gradient ascent over images; total variation of what was changed
     method.py       the stages, the choice of rho, the score
+    deviations.py   where they part from the papers
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vesalius.methods.blocks import SliceStack, SliceVae, crop_plane, pad_plane, score_slices, take_all
+from vesalius.methods.vae_restoration.deviations import DEVIATIONS
 from vesalius.methods.vae_restoration.restoration import restore
 from vesalius.methods.vae_restoration.settings import VaeRestorationSettings, demo, tiny
 from vesalius.platform.contracts import Method, MethodSettings, Stage
@@ -16,7 +18,19 @@ from vesalius.platform.contracts import Method, MethodSettings, Stage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Effort, Metrics, Score, Update, Volume
+    from vesalius.platform.contracts import (
+        Batch,
+        CohortFacts,
+        Collective,
+        Deviation,
+        Effort,
+        Metrics,
+        Score,
+        Update,
+        Volume,
+    )
+
+_LOG = logging.getLogger(__name__)
 
 
 class VaeRestoration(Method):
@@ -31,6 +45,7 @@ class VaeRestoration(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = VaeRestorationSettings
+    deviations: ClassVar[Sequence[Deviation]] = DEVIATIONS
     settings: VaeRestorationSettings
     rho: Tensor
 
@@ -46,6 +61,10 @@ class VaeRestoration(Method):
         """``paper``; ``demo`` for two CPU cores; ``tiny`` for tests."""
         return {"paper": VaeRestorationSettings(), "demo": demo(), "tiny": tiny()}
 
+    def code_shape(self) -> tuple[int]:
+        """Return (Z,)."""
+        return (self.settings.latent_dim,)
+
     def capacity(self) -> int | None:
         """Volumes whose slices are restored in one batch."""
         return self.settings.volumes
@@ -57,7 +76,7 @@ class VaeRestoration(Method):
         brain: a healthy image should be restored to itself. (The reference's public code computes this L1 for each
         rho on healthy images. With a small rho the image follows the decoder, which blurs; with a large one each step's
         subgradient shakes it, by the step size times rho: so there is a least change in between.) Ties go to the
-        smaller rho.
+        smaller rho. A choice that falls on the largest one tried is logged as a warning.
         """
         stages = list(self.vae.stages("vae_restoration"))
         if self.settings.restoration.rho == "chosen":
@@ -140,5 +159,10 @@ class VaeRestoration(Method):
         *changes, num_voxels = collective.sum(self._changes).tolist()
         if num_voxels:
             rhos = self.settings.restoration.rhos()
-            self.rho.fill_(min(zip(changes, rhos, strict=True))[1])
+            chosen = min(zip(changes, rhos, strict=True))[1]
+            self.rho.fill_(chosen)
+            if chosen == rhos[-1] and collective.rank == 0:
+                _LOG.warning(
+                    "rho is %g, the largest tried, and a larger one may be better: raise restoration.rho_last", chosen
+                )
         self._changes = torch.zeros(0)

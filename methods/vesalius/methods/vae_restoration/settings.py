@@ -16,7 +16,12 @@ _REFERENCE = "You et al. 2019, public code"
 
 
 class RestorationSettings(Settings):
-    """The gradient ascent over images, and how rho is found."""
+    """The gradient ascent over images, and how rho is found.
+
+    Step sizes and rho have a unit: a step moves an intensity, and the total variation that rho weighs is a sum of
+    intensities. The reference's numbers belong to its own, which probably lie in about [0, 1]; here they act on images
+    in the cohort's standard deviations, for which nobody gives numbers.
+    """
 
     steps: int = setting(
         500, "steps of gradient ascent", source=f"{_PAPER}, Table 1", ge=1, space=Range(low=50, high=1000, log=True)
@@ -28,10 +33,18 @@ class RestorationSettings(Settings):
         0.2, "fraction of the steps that take the first step size", source=f"{_REFERENCE}: 100 of 500", ge=0, le=1
     )
     first_step_size: float = setting(
-        5e-3, "step size at first", source=_REFERENCE, gt=0, space=Range(low=1e-3, high=2e-2, log=True)
+        5e-3,
+        "step size at first; the number is of the reference's intensities, the images are in standard deviations",
+        source=_REFERENCE,
+        gt=0,
+        space=Range(low=1e-3, high=2e-2, log=True),
     )
     step_size: float = setting(
-        2e-3, "step size after that", source=_REFERENCE, gt=0, space=Range(low=5e-4, high=1e-2, log=True)
+        2e-3,
+        "step size after that; the number is of the reference's intensities, the images are in standard deviations",
+        source=_REFERENCE,
+        gt=0,
+        space=Range(low=5e-4, high=1e-2, log=True),
     )
     clip: float = setting(50.0, "largest gradient of a voxel, either way", source=_REFERENCE, gt=0)
     rho: Annotated[float, Field(ge=0)] | Literal["chosen"] = setting(
@@ -41,13 +54,33 @@ class RestorationSettings(Settings):
         space=Range(low=0, high=3.8),
     )
     rho_default: float = setting(
-        2.2, "rho where it is to be chosen and validation holds no healthy brain", source=_REFERENCE, ge=0
+        2.2,
+        "rho where it is to be chosen and validation holds no healthy brain; without effect where rho is a number; 2.2 "
+        "is of the reference's intensities, the images are in standard deviations",
+        source=_REFERENCE,
+        ge=0,
     )
-    rho_last: float = setting(3.8, "largest rho tried; the smallest is 0", source=_REFERENCE, gt=0)
-    rho_spacing: float = setting(0.2, "between the rhos tried", source=_REFERENCE, gt=0)
-    rho_steps: int = setting(500, "steps of gradient ascent for the choice of rho", source=_REFERENCE, ge=1)
+    rho_last: float = setting(
+        3.8,
+        "largest rho tried, the smallest being 0; without effect where rho is a number; 3.8 is of the reference's "
+        "intensities, the images are in standard deviations: raise it where the choice falls on it",
+        source=_REFERENCE,
+        gt=0,
+    )
+    rho_spacing: float = setting(
+        0.2, "between the rhos tried; without effect where rho is a number", source=_REFERENCE, gt=0
+    )
+    rho_steps: int = setting(
+        500,
+        "steps of gradient ascent for each rho tried; without effect where rho is a number",
+        source=_REFERENCE,
+        ge=1,
+    )
     rho_every: int = setting(
-        1, "of the slices that training takes, each n-th serves the choice", source="this implementation", ge=1
+        1,
+        "of the slices that training takes, each n-th serves the choice; without effect where rho is a number",
+        source="this implementation",
+        ge=1,
     )
 
     @model_validator(mode="after")
@@ -86,7 +119,8 @@ class VaeRestorationSettings(VaeSettings):
     reconstruction: Literal["l1", "l2"] = setting(
         "l2",
         "what the ELBO's reconstruction term sums over the pixels: absolute or squared differences",
-        source=f"{_REFERENCE}; {_PAPER}, Table 1, says L1 of the other VAE only",
+        source=f"this implementation: {_REFERENCE}, has squares in its restoration, but trains with a learnt variance "
+        f"a pixel; {_PAPER}, Table 1, says L1 of the other VAE only",
     )
     volumes: int = setting(4, "volumes restored in one call at most", source="this implementation", ge=1)
     slices: ManySlices = ManySlices()
@@ -116,6 +150,6 @@ def demo() -> VaeRestorationSettings:
         slices=ManySlices(every=2),
         map=PooledMapSettings(min_pool=1, average_pool=7),
         restoration=RestorationSettings(
-            steps=100, quick_steps=25, first_step_size=2e-2, step_size=1e-2, rho_steps=30, rho_spacing=0.6, rho_every=8
+            steps=100, quick_steps=25, first_step_size=2e-2, step_size=1e-2, rho_steps=100, rho_spacing=0.6, rho_every=8
         ),
     )

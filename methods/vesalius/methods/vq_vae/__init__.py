@@ -8,6 +8,7 @@
     scan.py         the same prior a code at a time, each computed once: raster scans
     restoration.py  resampling of unlikely codes; how several restorations are weighed
     method.py       the stages and the score
+    deviations.py   where they part from the papers
 """
 
 from __future__ import annotations

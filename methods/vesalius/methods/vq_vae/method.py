@@ -18,6 +18,7 @@ from vesalius.methods.blocks import (
     score_slices,
     take_all,
 )
+from vesalius.methods.vq_vae.deviations import DEVIATIONS
 from vesalius.methods.vq_vae.network import Autoencoder
 from vesalius.methods.vq_vae.prior import Prior
 from vesalius.methods.vq_vae.restoration import resample, weighted, weights
@@ -27,7 +28,7 @@ from vesalius.platform.contracts import Method, MethodSettings, Stage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import Batch, CohortFacts, Effort, Score, Volume
+    from vesalius.platform.contracts import Batch, CohortFacts, Deviation, Effort, Score, Volume
 
 
 class VqVae(Method):
@@ -42,11 +43,13 @@ class VqVae(Method):
         autoencoder: encoder, codebook and decoder.
         prior: the autoregressive network over codes.
         mean: (C,) intensity over the training brains' voxels, fitted by the stage ``moments``. With it a store in any
-            unit serves, such as [0, 1]; the paper normalises volume by volume.
+            unit serves, such as [0, 1]. The 2021 paper does not say over what it normalises; the code of 2020 takes
+            each volume's voxels that are not zero and leaves the background at zero.
         deviation: (C,) its standard deviation.
     """
 
     settings_type: ClassVar[type[MethodSettings]] = VqVaeSettings
+    deviations: ClassVar[Sequence[Deviation]] = DEVIATIONS
     settings: VqVaeSettings
     mean: Tensor
     deviation: Tensor
@@ -63,6 +66,11 @@ class VqVae(Method):
     def presets(cls) -> Mapping[str, MethodSettings]:
         """``paper``; ``demo`` for two CPU cores; ``tiny`` for tests."""
         return {"paper": VqVaeSettings(), "demo": demo(), "tiny": tiny()}
+
+    def code_shape(self) -> tuple[int, int]:
+        """Return the plane of a slice's codes, (h, w)."""
+        halvings = len(self.settings.widths) - 1
+        return self.padded[0] >> halvings, self.padded[1] >> halvings
 
     def capacity(self) -> int | None:
         """Volumes whose slices are restored in one batch."""
@@ -120,7 +128,8 @@ class VqVae(Method):
     def prior_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return -log p summed over the batch's codes, and their number."""
         position = _axial(batch.position)
-        with torch.no_grad():
+        # Codes as scoring encodes them: under bfloat16 some places would take another one of two near codes.
+        with torch.no_grad(), torch.autocast(position.device.type, enabled=False):
             codes = self.codes(self.standardised(batch.image), position)
         return self.prior.surprise(codes, position).sum(), codes.numel()
 
@@ -186,7 +195,8 @@ class VqVae(Method):
     def _window(self) -> Box:
         settings = self.settings
         box = [settings.map.average_pool] * 3
-        box[settings.slices.axis] = settings.map.average_across
+        if settings.map.average_across is not None:
+            box[settings.slices.axis] = settings.map.average_across
         return (box[0], box[1], box[2])
 
     def _clip(self, *_: Any) -> None:

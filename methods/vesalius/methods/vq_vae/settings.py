@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from vesalius.methods.blocks import EveryFourthSlice, MapSettings, Window
+from vesalius.methods.blocks import EveryFourthSlice, PooledMapSettings, Window
 from vesalius.methods.blocks.variational import check_widths_and_groups
 from vesalius.platform.config import Settings
 from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
@@ -17,12 +17,36 @@ _CODE = f"{_REFERENCE}, public code"
 _OURS = "this implementation"
 
 
-class CodeMapSettings(MapSettings):
-    """The reference's post-processing: minimum over 3^3, mean over 7^2 in the slice's plane and 3 across slices."""
+class CodeMapSettings(PooledMapSettings):
+    """The post-processing of the 2021 paper's 2D baselines: minimum over 3^3, mean over 15^3.
 
-    min_pool: Window = setting(3, "edge of the minimum window in voxels; 1 is none", source=_CODE)
-    average_pool: Window = setting(7, "edge of the averaging window in the slice's plane; 1 is none", source=_CODE)
-    average_across: Window = setting(3, "edge of the averaging window across slices; 1 is none", source=_CODE)
+    The reference of 2020 has a mean over 7^2 in the slice's plane and 3 across slices: ``average_pool`` 7 and
+    ``average_across`` 3.
+    """
+
+    average_pool: Window = setting(
+        15,
+        "edge of the averaging window in the slice's plane, and across slices unless average_across is set; 1 is none",
+        source=f"{_PAPER}, sections 2 and 3; 7 in the code of 2020",
+    )
+    average_across: Window | None = setting(
+        None,
+        "edge of the averaging window across slices where it is no cube; null takes average_pool",
+        source=f"{_PAPER}, section 3: maps are replicated, then pooled in 3D; 3 in the code of 2020",
+    )
+    image_score: Literal["top_mean", "max", "mean"] = setting(
+        "top_mean",
+        "the volume's number: mean of the highest fraction, maximum or mean of the map inside the brain; without "
+        "effect where the method's image_score is codes",
+        source=_OURS,
+    )
+    top_fraction: float = setting(
+        0.01,
+        "fraction of brain voxels that top_mean averages; without effect where the method's image_score is codes",
+        gt=0,
+        le=1,
+        source=_OURS,
+    )
 
 
 class PriorSettings(Settings):
@@ -91,7 +115,12 @@ class VqVaeSettings(MethodSettings):
         "the volume's number: sum of -log p over unlikely codes, or what map.image_score takes of the map",
         source=_REFERENCE,
     )
-    unlikely: float = setting(7.0, "-log p (nats) above which a code counts in the volume's number", source=_CODE, ge=0)
+    unlikely: float = setting(
+        7.0,
+        "-log p (nats) above which a code counts in the volume's number; without effect where image_score is map",
+        source=_CODE,
+        ge=0,
+    )
     volumes: int = setting(4, "volumes scored in one call at most", source=_OURS, ge=1)
     slices: EveryFourthSlice = EveryFourthSlice()
     prior: PriorSettings = PriorSettings()
@@ -135,5 +164,5 @@ def demo() -> VqVaeSettings:
         slices=EveryFourthSlice(every=2),
         prior=PriorSettings(channels=32, blocks=2, units=2, dropout=0.0, learning_rate=1e-3, epochs=10),
         resampling=ResamplingSettings(restorations=4, threshold=4.0),
-        map=CodeMapSettings(min_pool=1, average_pool=7, average_across=3),
+        map=CodeMapSettings(min_pool=1, average_pool=7),
     )
