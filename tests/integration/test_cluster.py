@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -197,6 +200,15 @@ def test_more_workers_than_cores_is_one_sentence(toy_store: CohortStore, tmp_pat
     run = _run(tmp_path, "many", "healthy_atlas", toy_store, 64)
     with pytest.raises(RunError, match="64 workers need 64 cores"):
         cluster.train(run, lookup(METHODS, "healthy_atlas", "method"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not pin processes to cores")
+def test_a_process_takes_no_more_cores_than_it_is_given() -> None:
+    (core, *_) = os.sched_getaffinity(0)
+    say = "from vesalius.platform.cluster import available_cores; print(available_cores())"
+    pin = f"import os; os.sched_setaffinity(0, {{{core}}}); {say}"
+    told = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for code in (pin, say)]
+    assert told == [b"1\n", f"{len(os.sched_getaffinity(0))}\n".encode()]
 
 
 def test_the_backend_follows_the_device() -> None:

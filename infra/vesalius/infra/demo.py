@@ -100,7 +100,7 @@ def _make_cohort(terminal: Terminal, out: Path, cohort: CohortSettings, num_work
     require_space(out, _ROOM_BYTES)
     root = write_cohort(out / "phantom", cohort)
     made = (out / "cohort" / "manifest.json").is_file()
-    num_tasks = min(4, os.cpu_count() or 1) if num_workers and not made else 0
+    num_tasks = min(4, cluster.available_cores()) if num_workers and not made else 0
     with terminal.progress("make heads") as progress:
         report = ingest("phantom", root, out / "cohort", name="phantom", num_workers=num_tasks, progress=progress)
     report.raise_for_failures()

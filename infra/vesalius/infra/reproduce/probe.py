@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import time
 from typing import TYPE_CHECKING
 
 import torch
 
 from vesalius.infra.pipeline import method_type
+from vesalius.platform.cluster import available_cores
 from vesalius.platform.config import Settings
 from vesalius.platform.loading import augmented
 from vesalius.platform.scoring import score_volume, volume_of
@@ -109,7 +109,7 @@ def estimate(
         SettingError: the method does not fit the cohort.
         DivergenceError: it already failed in its first steps.
     """
-    with _undisturbed(training.threads or os.cpu_count() or 1):
+    with _undisturbed(training.threads or available_cores()):
         return _probe(method_type(name)(settings, store.facts()), training, store, splits, limit_seconds)
 
 

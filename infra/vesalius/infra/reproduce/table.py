@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +72,7 @@ def reproduce(
     if out.exists() and not out.is_dir():
         raise SettingError(f"--out {out} is a file: give a folder")
     finer = next((row.finer for row in rows if row.finer is not None), None)
-    num_tasks = min(4, os.cpu_count() or 1) if num_workers else 0
+    num_tasks = min(4, cluster.available_cores()) if num_workers else 0
     with contextlib.ExitStack() as stack:
         if num_workers:
             terminal.say("starting Ray")

@@ -21,12 +21,18 @@ _QUIET = {
 }
 
 
+def available_cores() -> int:
+    """Return how many cores this process may use: fewer than the machine has where a scheduler or taskset says so."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def session(num_cpus: int | None = None) -> Iterator[None]:
     """Hold a Ray runtime: the one that runs already, the cluster at ``RAY_ADDRESS``, or a local one for the while.
 
     Args:
-        num_cpus: cores of a local runtime; all of the machine's where None.
+        num_cpus: cores of a local runtime; all that this process may use where None.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -43,7 +49,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
             # A runtime on loopback that ends with us needs no token; a cluster's own mode is left as it is.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             ray.init(
-                num_cpus=num_cpus or os.cpu_count(),
+                num_cpus=num_cpus or available_cores(),
                 object_store_memory=512 * 2**20,
                 log_to_driver=False,
                 logging_level="ERROR",

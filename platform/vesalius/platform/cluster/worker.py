@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vesalius.platform.cluster.session import available_cores
 from vesalius.platform.errors import RunError, VesaliusError
 from vesalius.platform.runs import Progressed, RunFolder, RunSpec, find_run
 
@@ -38,7 +38,7 @@ def work(config: Mapping[str, Any]) -> None:
         device = ray.train.torch.get_device()
     else:
         device = torch.device("cpu")
-    threads = spec.training.threads or max(1, (os.cpu_count() or 1) // max(1, spec.num_workers))
+    threads = spec.training.threads or max(1, available_cores() // max(1, spec.num_workers))
     torch.set_num_threads(threads)
     watcher: _Recorder | None = None
     try:
