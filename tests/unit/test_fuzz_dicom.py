@@ -263,6 +263,11 @@ def test_any_series_gives_a_clean_store_or_a_named_refusal(
     check_ingest(tmp_path_factory.mktemp("fuzz"), sound, changes, harm, which)
 
 
+@pytest.mark.parametrize("thickness", ["4.9407e-324", "1e-300", "0", "-4", "1e300"])
+def test_a_thickness_of_no_slice_says_nothing(tmp_path: Path, sound: tuple[bytes, ...], thickness: str) -> None:
+    check_ingest(tmp_path, sound, {(0x0018, 0x0050): thickness}, {}, set(range(NUM_SLICES)))
+
+
 @pytest.mark.long
 @given(changes=few_changes, harm=damage | st.just({}), which=some)
 @hypothesis_settings(max_examples=5_000, **EVERY)

@@ -140,7 +140,8 @@ def stack_of(headers: Sequence[SliceHeader]) -> Stack:
     order = np.argsort(points @ normal, kind="stable")
     points = points[order]
     thickness = [header.thickness for header in headers]
-    known = [value for value in thickness if value is not None and 0 < value < 1000]
+    # Thinner than a micrometre is no slice, and gaps counted in such thicknesses pass every bound.
+    known = [value for value in thickness if value is not None and 1e-3 <= value < 1000]
     return Stack(
         order=tuple(int(index) for index in order),
         row=row,
