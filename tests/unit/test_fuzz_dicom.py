@@ -217,7 +217,8 @@ def check_ingest(folder: Path, sound: tuple[bytes, ...], changes: Any, harm: Any
     root.mkdir()
     write_fuzzed(root / "sound", sound, {(0x0010, 0x0020): "another"}, {}, set(range(NUM_SLICES)))
     write_fuzzed(root / "fuzzed", sound, changes, harm, which)
-    report = ingest("dicom", root, store_path, recipe=centered(8.0))
+    # A fuzzed modality makes a folder of two, which asks for a choice.
+    report = ingest("dicom", root, store_path, modalities=("CT",), recipe=centered(8.0))
     assert "unexpectedly" not in str(report.failed), report.failed
     for sentence in (*report.failed.values(), *(text for texts in report.warnings.values() for text in texts)):
         check_sentence(sentence)
@@ -261,6 +262,10 @@ def test_any_series_gives_a_clean_store_or_a_named_refusal(
     tmp_path_factory: pytest.TempPathFactory, sound: tuple[bytes, ...], changes: Any, harm: Any, which: set[int]
 ) -> None:
     check_ingest(tmp_path_factory.mktemp("fuzz"), sound, changes, harm, which)
+
+
+def test_a_series_of_another_modality_is_named(tmp_path: Path, sound: tuple[bytes, ...]) -> None:
+    check_ingest(tmp_path, sound, {(0x0008, 0x0008): "", (0x0008, 0x0060): "MR"}, {}, set(range(NUM_SLICES)))
 
 
 @pytest.mark.parametrize("thickness", ["4.9407e-324", "1e-300", "0", "-4", "1e300"])
