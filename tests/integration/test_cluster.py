@@ -196,6 +196,23 @@ def test_a_full_disk_in_mid_training_is_one_sentence(
     assert cluster.train(run, lookup(METHODS, "implicit_field", "method")).state == "finished"
 
 
+def test_out_of_memory_is_said_and_not_rays_advice(
+    toy_store: CohortStore, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.exceptions
+    import ray.train.torch
+
+    def fit(_: object) -> None:
+        raise ray.exceptions.OutOfMemoryError(
+            "Task was killed due to the node running low on memory.\nRefer to the documentation on how to address it"
+        )
+
+    monkeypatch.setattr(ray.train.torch.TorchTrainer, "fit", fit)
+    run = _run(tmp_path, "large", "healthy_atlas", toy_store, 1)
+    with pytest.raises(RunError, match=r"failed on the cluster: workers were ended because .* training\.cache_mib"):
+        cluster.train(run, lookup(METHODS, "healthy_atlas", "method"))
+
+
 def test_more_workers_than_cores_is_one_sentence(toy_store: CohortStore, tmp_path: Path, ray_session: None) -> None:
     run = _run(tmp_path, "many", "healthy_atlas", toy_store, 64)
     with pytest.raises(RunError, match="64 workers need 64 cores"):

@@ -17,6 +17,7 @@ from vesalius.methods.anovaegan import AnoVAEGAN
 from vesalius.methods.autoencoder import Autoencoder, AutoencoderSettings
 from vesalius.methods.blocks.autoencoders import reconstruction_loss
 from vesalius.methods.blocks.convolutional import Trunk, TrunkSettings
+from vesalius.methods.blocks.residuals import Restored, score_by_residual
 from vesalius.methods.context_autoencoder_gan import ContextAutoencoderGAN
 from vesalius.methods.variational_autoencoder import VariationalAutoencoder
 from vesalius.platform.config import flatten, override
@@ -323,6 +324,27 @@ def test_a_score_is_the_residual_of_the_slices_looked_at(axis: int) -> None:
         outside = [slice(None)] * 3
         outside[axis] = slice(0, first)
         assert torch.equal(score.restoration[:, *outside], scan.image[:, *outside])
+
+
+def test_a_residual_of_one_sign_is_half_of_its_size() -> None:
+    assert AutoencoderSettings().map.residual == "absolute"  # the paper's
+    scan = volume(1)
+    wrong = torch.linspace(-1, 1, scan.image[0, :, :, 0].numel()).reshape(scan.image.shape[1:3])
+    maps = {}
+    for residual in ("absolute", "brighter", "darker"):
+        settings = tiny(**{"map.median_pool": 1, "map.voxels": "all", "map.erosion": 0, "map.residual": residual})
+        (score,) = score_by_residual(
+            [scan],
+            lambda image, _: Restored(image=image - wrong),
+            cohort=facts(),
+            slices=settings.slices.model_copy(update={"every": 1}),
+            maps=settings.map,
+            device=torch.device("cpu"),
+        )
+        maps[residual] = score.map
+    torch.testing.assert_close(maps["brighter"], wrong.clamp(min=0)[..., None].expand(GRID))
+    torch.testing.assert_close(maps["darker"], (-wrong).clamp(min=0)[..., None].expand(GRID))
+    torch.testing.assert_close(maps["brighter"] + maps["darker"], maps["absolute"])
 
 
 @torch.no_grad()

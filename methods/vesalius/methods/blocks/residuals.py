@@ -9,7 +9,7 @@ import torch
 
 from vesalius.methods.blocks.maps import MapSettings, Window
 from vesalius.methods.blocks.slices import SliceSettings, score_slices, take_all
-from vesalius.platform.contracts import setting
+from vesalius.platform.contracts import Choice, setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,13 @@ class ResidualMapSettings(MapSettings):
         ge=0,
         source=f"{_SECTION}: slightly; the number is this implementation's",
     )
+    residual: Literal["absolute", "brighter", "darker"] = setting(
+        "absolute",
+        "what of volume - restoration counts: its size, or only where the volume is brighter, or darker, than the "
+        "restoration: where lesions are known to be bright, as in FLAIR, the other sign is false alarms",
+        source="Baur et al. 2018, section 2: the difference, taken as its size; the others are this implementation's",
+        space=Choice(values=("absolute", "brighter", "darker")),
+    )
     # Not searched: these methods have neither a minimum nor an average, and without them it changes nothing.
     outside: Literal["zero", "left_out"] = setting(
         "zero",
@@ -41,6 +48,13 @@ class ResidualMapSettings(MapSettings):
         "effect where min_pool and average_pool are 1",
         source="this implementation",
     )
+
+
+_RESIDUALS: dict[str, Callable[[Tensor], Tensor]] = {
+    "absolute": torch.abs,
+    "brighter": lambda difference: difference.clamp(min=0),
+    "darker": lambda difference: (-difference).clamp(min=0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +76,14 @@ def score_by_residual(
     *,
     cohort: CohortFacts,
     slices: SliceSettings,
-    maps: MapSettings,
+    maps: ResidualMapSettings,
     device: torch.device,
     draw: Callable[[Volume, int], Tensor] | None = None,
 ) -> list[Score]:
     """Return scores of volumes from the restoration of their slices.
 
-    The slices of all volumes pass together, ``slices.together`` at a time. The map is the absolute residual, of several
-    channels the largest, then post-processed.
+    The slices of all volumes pass together, ``slices.together`` at a time. The map is the residual that ``maps`` asks
+    for, of several channels the largest, then post-processed.
 
     Args:
         volumes: with slices of the cohort's plane.
@@ -96,7 +110,7 @@ def score_by_residual(
         each,
         slices,
         maps,
-        evidence=(stack.image - restored).abs().amax(1),
+        evidence=_RESIDUALS[maps.residual](stack.image - restored).amax(1),
         restored=restored,
         extras={name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras},
     )

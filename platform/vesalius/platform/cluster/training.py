@@ -115,9 +115,8 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> No
                 # A worker's own word, where it left one, says more than the controller's.
                 if (run.path / "failure.json").is_file():
                     raise _failure(run.path / "failure.json") from None
-                said = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
                 raise RunError(
-                    f"training of '{run.run_id}' failed on the cluster: {said}; "
+                    f"training of '{run.run_id}' failed on the cluster: {_said(error)}; "
                     f"go on with `vesalius train --resume {run.run_id}`"
                 ) from error
 
@@ -134,6 +133,17 @@ def _own_interrupt() -> Iterator[None]:
     finally:
         if before is not None:
             signal.signal(signal.SIGINT, before)
+
+
+def _said(error: Exception) -> str:
+    """Return one line of what Ray says of a failure: the last, but of memory the last is advice on Ray's settings."""
+    text = str(error).strip() or type(error).__name__
+    if "OutOfMemoryError" in text or "running low on memory" in text:
+        return (
+            "workers were ended because their machine ran out of memory: set a lower training.cache_mib, a smaller "
+            "batch or fewer workers, or stop what else is at work there"
+        )
+    return text.splitlines()[-1][:300]
 
 
 def _failure(path: Path) -> VesaliusError:
