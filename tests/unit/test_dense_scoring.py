@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from vesalius.methods.position_regression.dense import between, error_map, reached, tile_edge, working_bytes
-from vesalius.methods.position_regression.network import PATCH_SIZES, PositionNetwork
+from vesalius.methods.position_regression.network import PATCH_SIZES, PositionNetwork, layers
 from vesalius.methods.position_regression.spectral import SpectralConvolution
 
 if TYPE_CHECKING:
@@ -207,6 +208,24 @@ def test_a_moved_volume_has_a_moved_map() -> None:
     places = network.dense(image)
     moved = network.dense(image[:, 3:35, 1:33, 2:34].contiguous()[..., :30, :30, :30])
     torch.testing.assert_close(moved, places[:, 3:15, 1:13, 2:14], rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_every_layer_is_evaluated_once_a_voxel(patch_size: int) -> None:
+    network = network_of(patch_size, width=3)
+    edge = 8
+    # A layer's output seen at all phases together: as many voxels along an axis as its patches' places span.
+    expected, channels, spacing = 0, 1, 1
+    for layer in layers(patch_size, 3):
+        if layer.kind == "pooling":
+            spacing *= 2 if layer.block == "Downsample" else 1
+        else:
+            spanned = edge + (layer.edge - 1) * spacing
+            expected += 2 * channels * layer.channels * (layer.kernel * spanned) ** 3
+        channels = layer.channels
+    with FlopCounterMode(display=False) as counter:
+        network.dense(torch.zeros(1, *(edge + patch_size - 1,) * 3))
+    assert counter.get_total_flops() == expected
 
 
 def test_an_image_without_a_dense_map_is_refused() -> None:

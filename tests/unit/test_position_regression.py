@@ -17,7 +17,7 @@ from vesalius.methods.position_regression.settings import tiny
 from vesalius.methods.position_regression.spectral import SpectralConvolution
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Batch, CohortFacts, Volume
-from vesalius.platform.errors import SettingError, VolumeError
+from vesalius.platform.errors import CohortError, SettingError, VolumeError
 from vesalius.platform.testing.methods import build, trained
 from vesalius.platform.training import Alone, TrainingSettings, Updater
 from vesalius.platform.training.plan import Plan
@@ -294,3 +294,15 @@ def test_other_channels_are_refused() -> None:
     method = PositionRegression(tiny(), facts(channels=("T1w", "T2w")))
     with pytest.raises(VolumeError, match="the volume has 1 channels"):
         scored(method, volume(torch.rand(1, *GRID)))
+
+
+def test_a_cohort_without_heads_is_refused_where_they_are_the_foreground(toy_store: CohortStore) -> None:
+    with pytest.raises(CohortError, match="head"):
+        trained(PositionRegression, override(tiny(), {"patches.foreground": "head"}), toy_store)
+
+
+@pytest.mark.parametrize("sampling", ["touching", "centre"])
+def test_other_ways_of_drawing_patches_train(sampling: str, toy_store: CohortStore) -> None:
+    changes = {"patches.sampling": sampling, "epochs": 1, "patches.per_step": 8}
+    method = trained(PositionRegression, override(tiny(), changes), toy_store)
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
