@@ -244,15 +244,15 @@ def test_reached_is_what_a_patch_holds() -> None:
     assert reached(mask, 31).all()
 
 
-@pytest.mark.parametrize(("patch_size", "width"), [(31, 4), (19, 8), (39, 2)])
-def test_a_tile_takes_no_more_than_it_says(patch_size: int, width: int) -> None:
+@pytest.mark.parametrize(("patch_size", "width", "stride"), [(31, 4, 1), (19, 8, 1), (39, 2, 2), (23, 4, 4)])
+def test_a_tile_takes_no_more_than_it_says(patch_size: int, width: int, stride: int) -> None:
     network = network_of(patch_size, width=width)
     budget = 2**25 + 12 * 2**20
-    edge = tile_edge(network, budget)
-    assert working_bytes(network, edge) <= budget < working_bytes(network, edge + 4)
+    edge = tile_edge(network, budget, stride)
+    assert working_bytes(network, edge, stride) <= budget < working_bytes(network, edge + 4, stride)
     image = torch.randn(1, 36, 36, 36)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled, torch.no_grad():
-        densely(network, image, tile_bytes=budget)
+        densely(network, image, tile_bytes=budget, stride=stride)
     # What the allocator gave and took, in order; the map and the volume's own are not the tile's.
     now = peak = 0
     for event in sorted(profiled.profiler.kineto_results.events(), key=lambda one: one.start_ns()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vesalius.methods.position_regression.network import REDUCTION, layers
+from vesalius.methods.position_regression.network import REDUCTION, is_slow, layers, phases_each, phases_together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 Box = tuple[slice, slice, slice]
 
 _LIBRARY_BYTES = 2**25
-
-_FEW_VALUES = 20_480
-"""Values of a slice of all channels up to which PyTorch's CPU convolution, kernels of 3, makes columns of an image."""
 
 
 def error_map(
@@ -50,7 +47,7 @@ def error_map(
     shape = wanted_DHW.shape
     spacing = math.gcd(stride, REDUCTION)
     errors = image_CDHW.new_zeros([-(-n // spacing) for n in shape])
-    for tile in _tiles(wanted_DHW, tile_edge(network, tile_bytes), stride):
+    for tile in _tiles(wanted_DHW, tile_edge(network, tile_bytes, spacing), stride):
         places = network.dense(_cut(image_CDHW, tile, network.patch_size, background), spacing)
         # A last tile may reach beyond the volume: no voxel lies there.
         inside = [slice(side.start, min(side.stop, n), spacing) for side, n in zip(tile, shape, strict=True)]
@@ -86,22 +83,22 @@ def reached(mask_DHW: Tensor, size: int) -> Tensor:
     return found[0, 0] > 0
 
 
-def tile_edge(network: PositionNetwork, tile_bytes: int) -> int:
+def tile_edge(network: PositionNetwork, tile_bytes: int, spacing: int = 1) -> int:
     """Return the largest edge in voxels, a multiple of 4, of a tile that takes ``tile_bytes`` at most; 4 at least."""
     edge = REDUCTION
-    while working_bytes(network, edge + REDUCTION) <= tile_bytes:
+    while working_bytes(network, edge + REDUCTION, spacing) <= tile_bytes:
         edge += REDUCTION
     return edge
 
 
-def working_bytes(network: PositionNetwork, edge: int) -> int:
+def working_bytes(network: PositionNetwork, edge: int, spacing: int = 1) -> int:
     """Return what a tile of ``edge`` voxels takes at most while it is evaluated, its input and output included.
 
     A convolution counts with its input and output in the order that the CPU's library has, in blocks of 16 channels, or
     with the columns that PyTorch makes of small images; that library's own buffers count 32 MiB. What a CUDA library
     takes as workspace is not counted.
     """
-    num, channels = edge + network.patch_size - 1, network.in_channels
+    num, channels, batch, level = edge + network.patch_size - 1, network.in_channels, 1, 0
     current = channels * num**3
     held = current  # the tile itself; then what each level leaves until all phases below it are done
     most = entry = 0
@@ -110,14 +107,18 @@ def working_bytes(network: PositionNetwork, edge: int) -> int:
         if layer.block != block:
             block = layer.block
             entry = current if block == "Residual" else 0  # waits for the block's second convolution
-        halves = layer.block == "Downsample" and layer.kind == "pooling"
-        if halves:
+        ordered = batch * _in_blocks(channels) * num**3
+        slow = batch == 1 and layer.kernel == 3 and is_slow(channels, (num, num))
+        if layer.block == "Downsample" and layer.kind == "pooling":
             held += current
-        few = layer.kernel == 3 and channels * num**2 <= _FEW_VALUES
-        ordered = _in_blocks(channels) * num**3
-        num = num // 2 if halves else num - layer.kernel + 1
-        out = layer.channels * num**3
-        beside = channels * (layer.kernel * num) ** 3 if few else ordered + -(-layer.channels // 16) * 16 * num**3
+            num //= 2
+            batch *= phases_together(batch * channels, (num,) * 3, phases_each(level, spacing) ** 3)
+            level += 1
+        else:
+            num -= layer.kernel - 1
+        out = batch * layer.channels * num**3
+        ordered += batch * -(-layer.channels // 16) * 16 * num**3
+        beside = channels * (layer.kernel * num) ** 3 if slow else ordered
         most = max(most, held + entry + current + out + beside)
         current, channels = out, layer.channels
     return _LIBRARY_BYTES + 4 * (most + 8 * edge**3)

@@ -9,9 +9,12 @@ m is the width, s_p the edge of a patch.
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,8 +29,18 @@ PATCH_SIZES = (19, 23, 27, 31, 35, 39)
 REDUCTION = 4
 """Voxels between neighbouring places where every pooling leaves phases out: two poolings of 2."""
 
+_TOGETHER_VALUES = 2**19
+"""Values of phases that pass as a batch: 2 MiB of float32."""
+
+_SLOW_VALUES = 20_480
+"""Values of a slice of all channels up to which PyTorch makes columns of a single image, 27 times its size."""
+
 _STEM = 4
 """Edge of the first kernel: an even one, since poolings of 2 leave no voxel of an odd patch out only after it."""
+
+
+Place = tuple[int, int, int]
+"""Along D, H, W in the map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +122,28 @@ def multiply_adds(table: Sequence[Layer], in_channels: int = 1) -> tuple[int, in
     return patch, voxel
 
 
+def phases_each(level: int, spacing: int) -> int:
+    """Return how many phases along each axis the pooling after ``level`` keeps for places ``spacing`` voxels apart."""
+    return 2 if spacing < 2 ** (level + 1) else 1
+
+
+def is_slow(num_channels: int, edges: Sequence[int]) -> bool:
+    """Return whether PyTorch's CPU convolution takes its slow path for a single image: kernels of 3, a small slice."""
+    return num_channels * edges[0] * edges[1] <= _SLOW_VALUES
+
+
+def phases_together(num_channels: int, edges: Sequence[int], phases: int) -> int:
+    """Return how many of the phases of an image pass as a batch: small ones do, and two at least spare the slow path.
+
+    Args:
+        num_channels: of one phase, those of all images of its batch.
+        edges: of one phase, along D, H, W.
+        phases: that there are.
+    """
+    fewest = 2 if is_slow(num_channels, edges) else 1
+    return min(phases, max(fewest, _TOGETHER_VALUES // (num_channels * math.prod(edges))))
+
+
 class Residual(nn.Module):
     """Two unpadded convolutions beside the middle of their input: relu(conv(relu(conv(x))) + x)."""
 
@@ -179,8 +214,8 @@ class PositionNetwork(nn.Module):
         """Return the places of the patches of an image, every ``spacing`` voxels along each axis.
 
         Equal to ``forward`` of each patch, to float tolerance, with every layer evaluated once a voxel: before each
-        pooling the image is taken at both phases along each axis, and each of the eight goes its way alone. One after
-        the other, so that beyond the first level no more than an eighth of a volume is held.
+        pooling the image is taken at both phases along each axis, and each of the eight goes its way alone: large ones
+        one after the other, so that beyond the first level no more than an eighth of a volume is held.
 
         Args:
             image_CDHW: (C, D, H, W) whose edges are s_p - 1 more than multiples of 4.
@@ -196,18 +231,29 @@ class PositionNetwork(nn.Module):
         if min(edges) < REDUCTION or any(n % REDUCTION for n in edges) or spacing not in (1, 2, REDUCTION):
             raise ValueError(f"an image of {tuple(image_CDHW.shape)} has no dense map of spacing {spacing}")
         found = image_CDHW.new_empty(3, *(n // spacing for n in edges))
-        self._descend(image_CDHW[None], 0, spacing, found)
+        self._descend(image_CDHW[None], 0, spacing, found, [(0, 0, 0)], 1)
         return found
 
-    def _descend(self, image: Tensor, level: int, spacing: int, found: Tensor) -> None:
+    def _descend(
+        self, image: Tensor, level: int, spacing: int, found: Tensor, firsts: Sequence[Place], every: int
+    ) -> None:
+        """Write the places of a batch of images: of each at its first place of the map, and ``every`` so many."""
         image = self.levels[level](image)
         if level + 1 == len(self.levels):
-            found.copy_(self.head(image)[0])
+            for (i, j, k), places in zip(firsts, self.head(image), strict=True):
+                found[:, i::every, j::every, k::every].copy_(places)
             return
-        phases = 2 if spacing < 2 ** (level + 1) else 1
-        for i in range(phases):
-            for j in range(phases):
-                for k in range(phases):
-                    # Edges are such that both phases have as many voxels: of one, the last is left over.
-                    pooled = F.avg_pool3d(image[..., i:, j:, k:], 2)
-                    self._descend(pooled, level + 1, spacing, found[:, i::phases, j::phases, k::phases])
+        each = phases_each(level, spacing)
+        phases = list(itertools.product(range(each), repeat=3))
+        # Edges are such that both phases have as many voxels: of one, the last is left over.
+        together = phases_together(image.shape[:2].numel(), [n // 2 for n in image.shape[2:]], len(phases))
+        for start in range(0, len(phases), together):
+            some = phases[start : start + together]
+            self._descend(
+                torch.cat([F.avg_pool3d(image[..., i:, j:, k:], 2) for i, j, k in some]),
+                level + 1,
+                spacing,
+                found,
+                [(a + every * i, b + every * j, c + every * k) for i, j, k in some for a, b, c in firsts],
+                every * each,
+            )
