@@ -64,7 +64,7 @@ class ScoringSettings(Settings):
     tile_mib: int = setting(
         512,
         "MiB that scoring holds beside a volume and its map; the map does not depend on it, the time hardly",
-        ge=64,
+        ge=96,
         source="this implementation",
     )
 
@@ -121,6 +121,6 @@ def tiny() -> PositionRegressionSettings:
         "patches.foreground": "brain",
         "epochs": 4,
         "learning_rate": 1e-2,
-        "scoring.tile_mib": 64,
+        "scoring.tile_mib": 96,
     }
     return override(PositionRegressionSettings(), changes)
