@@ -48,6 +48,10 @@ METHODS: dict[str, TableEntry] = {
         path="vesalius.methods.implicit_field_2d:ImplicitField2D",
         summary="2D implicit-field auto-decoder, a code per slice (Naval Marimont and Tarroni 2021)",
     ),
+    "position_regression": TableEntry(
+        path="vesalius.methods.position_regression:PositionRegression",
+        summary="3D regression of a patch's place, mapped densely (Bieder et al. 2022)",
+    ),
     "healthy_atlas": TableEntry(
         path="vesalius.methods.healthy_atlas:HealthyAtlas",
         summary="Baseline: distance from the voxel-wise healthy mean in voxel-wise deviations",

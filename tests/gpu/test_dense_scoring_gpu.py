@@ -1,0 +1,38 @@
+"""The dense error map on a CUDA device: what the CPU says, whatever the tiles."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from vesalius.methods.position_regression.dense import error_map, tile_edge
+from vesalius.methods.position_regression.network import PositionNetwork
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+def test_the_map_is_the_cpus_whatever_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With TensorFloat-32, PyTorch's default for convolutions, places differ by about a thousandth.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.manual_seed(0)
+    network = PositionNetwork(31, 16, 1).eval().requires_grad_(False)
+    edge, tile_bytes = 64, 128 * 2**20
+    assert tile_edge(network, tile_bytes) < edge
+    image = torch.rand(1, edge, edge, edge)
+    part = torch.zeros(edge, edge, edge, dtype=torch.bool)
+    part[20:32, 24:40, 10:24] = True
+    axes = [(torch.arange(edge) + 0.5) / edge] * 3
+    scored = partial(error_map, background=0.0, stride=1, tile_bytes=tile_bytes)
+    expected = scored(network, image, axes, part)
+    device = torch.device("cuda")
+    network, image, part = network.to(device), image.to(device), part.to(device)
+    axes = [along.to(device) for along in axes]
+    found = scored(network, image, axes, part)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-5)
+    whole = scored(network, image, axes, torch.ones_like(part))
+    torch.testing.assert_close(whole[part], found[part], rtol=0, atol=1e-5)

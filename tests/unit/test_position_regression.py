@@ -1,0 +1,308 @@
+"""Position regression: its network's table, its norms, its loss, and which voxels have a score."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from vesalius.methods.blocks import median_pool
+from vesalius.methods.position_regression import PositionNetwork, PositionRegression
+from vesalius.methods.position_regression.network import PATCH_SIZES, layers, multiply_adds
+from vesalius.methods.position_regression.settings import tiny
+from vesalius.methods.position_regression.spectral import SpectralConvolution
+from vesalius.platform.config import override
+from vesalius.platform.contracts import Batch, CohortFacts, Volume
+from vesalius.platform.errors import CohortError, SettingError, VolumeError
+from vesalius.platform.testing.methods import build, trained
+from vesalius.platform.training import Alone, TrainingSettings, Updater
+from vesalius.platform.training.plan import Plan
+
+if TYPE_CHECKING:
+    from vesalius.platform.store import CohortStore
+
+AFFINE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+GRID = (24, 22, 26)
+
+# What the decision record's table says of a patch after each layer; of 19, 27 and 35 one voxel is left without a last
+# pooling.
+EDGES = {
+    19: [16, 8, 6, 4, 2, 1, 1, 1, 1, 1, 1],
+    23: [20, 10, 8, 6, 4, 2, 2, 2, 2, 1, 1, 1],
+    27: [24, 12, 10, 8, 6, 3, 1, 1, 1, 1, 1],
+    31: [28, 14, 12, 10, 8, 4, 2, 2, 2, 1, 1, 1],
+    35: [32, 16, 14, 12, 10, 5, 3, 1, 1, 1, 1],
+    39: [36, 18, 16, 14, 12, 6, 4, 2, 2, 1, 1, 1],
+}
+PARAMETERS = {  # m = 1, 2, 4, ..., 64
+    (19, 23): [460, 1_601, 5_935, 22_811, 89_395, 353_891, 1_408_195],
+    (27, 31): [668, 2_433, 9_263, 36_123, 142_643, 566_883, 2_260_163],
+    (35, 39): [1_084, 4_097, 15_919, 62_747, 249_139, 992_867, 3_964_099],
+}
+
+
+def facts(**changes: Any) -> CohortFacts:
+    values: dict[str, Any] = {
+        "subjects": ("a", "b"),
+        "grid": GRID,
+        "spacing_mm": (1.0, 1.0, 1.0),
+        "affine": AFFINE,
+        "channels": ("CT",),
+        "digest": "0",
+    }
+    return CohortFacts(**{**values, **changes})
+
+
+def volume(image: torch.Tensor, brain: torch.Tensor | None = None) -> Volume:
+    everywhere = torch.ones(image.shape[1:], dtype=torch.bool)
+    return Volume(
+        subject_id="one",
+        image=image,
+        brain=everywhere if brain is None else brain,
+        spacing_mm=(1.0, 1.0, 1.0),
+        affine=AFFINE,
+    )
+
+
+# ---- the network
+
+
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_a_patch_shrinks_to_one_voxel_as_the_table_says(patch_size: int) -> None:
+    table = layers(patch_size, 16)
+    assert [layer.edge for layer in table] == EDGES[patch_size]
+    network = PositionNetwork(patch_size, 2, 1)
+    seen: list[int] = []
+    # Of the two poolings that halve the network has no module: the table's edges without them.
+    for module in network.modules():
+        if isinstance(module, SpectralConvolution | nn.AvgPool3d | nn.Conv3d):
+            module.register_forward_hook(lambda _, __, out: seen.append(out.shape[-1]))
+    assert network(torch.rand(3, 1, *(patch_size,) * 3)).shape == (3, 3)
+    halved = [row for row, layer in enumerate(table) if layer.kind == "pooling" and layer.block == "Downsample"]
+    assert seen == [edge for row, edge in enumerate(EDGES[patch_size]) if row not in halved]
+    # No pooling leaves a voxel out.
+    before = [patch_size, *EDGES[patch_size]]
+    assert all(before[row] % 2 == 0 for row in halved)
+
+
+@pytest.mark.parametrize("patch_sizes", PARAMETERS)
+def test_parameters_are_counted(patch_sizes: tuple[int, int]) -> None:
+    for patch_size in patch_sizes:
+        for exponent, expected in enumerate(PARAMETERS[patch_sizes]):
+            network = PositionNetwork(patch_size, 2**exponent, 1)
+            assert sum(p.numel() for p in network.parameters()) == expected
+            assert sum(layer.parameters for layer in layers(patch_size, 2**exponent)) == expected
+    two = PositionNetwork(patch_sizes[0], 4, 2)
+    assert sum(p.numel() for p in two.parameters()) == PARAMETERS[patch_sizes][2] + 4 * 4**3
+
+
+def test_multiply_adds_are_counted() -> None:
+    # By hand for s_p = 19 and m = 1: stem, Downsample, Residual, Downsample, Residual, affine.
+    patch = 64 * 16**3 + 27 * 2 * 6**3 + 27 * 4 * (4**3 + 2**3) + 8 + 2 * 16 + 32 + 24
+    voxel = 64 + 27 * 2 + 27 * 4 * 2 + 8 + 2 * 16 + 32 + 24
+    assert multiply_adds(layers(19, 1)) == (patch, voxel)
+    of_patch, of_voxel = multiply_adds(layers(31, 16))
+    assert round(of_patch / of_voxel) == 624
+
+
+def test_a_patch_without_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="patches of 21 voxels: expected one of 19, 23"):
+        PositionNetwork(21, 1, 1)
+    with pytest.raises(SettingError, match="patch_size"):
+        override(tiny(), {"network.patch_size": 30})
+
+
+# ---- spectral normalisation
+
+
+def test_the_norm_is_the_largest_singular_value() -> None:
+    torch.manual_seed(0)
+    layer = SpectralConvolution(3, 8, 3)
+    layer.iterate(200)
+    expected = float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2))
+    assert float(layer.norm().detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_values_and_gradients_are_those_of_torchs_spectral_norm() -> None:
+    torch.manual_seed(0)
+    layer, plain = SpectralConvolution(2, 4, 3), nn.Conv3d(2, 4, 3)
+    with torch.no_grad():
+        plain.weight.copy_(layer.weight)
+        assert plain.bias is not None
+        plain.bias.copy_(layer.bias)
+    peer = spectral_norm(plain).eval()
+    peer.parametrizations.weight[0]._u.copy_(layer.left)  # type: ignore[index, union-attr]  # torch's own
+    peer.parametrizations.weight[0]._v.copy_(layer.right)  # type: ignore[index, union-attr]
+    image = torch.randn(2, 2, 5, 6, 7)
+    ours, theirs = layer(image), peer(image)
+    torch.testing.assert_close(ours, theirs)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    gradient = peer.parametrizations.weight.original.grad  # type: ignore[union-attr]
+    torch.testing.assert_close(layer.weight.grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_forward_leaves_the_estimate_alone() -> None:
+    layer = SpectralConvolution(1, 4, 3).train()
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer(torch.randn(2, 1, 4, 4, 4))
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_trained_convolutions_have_norm_one(phantom_store: CohortStore) -> None:
+    method = trained(PositionRegression, override(tiny(), {"learning_rate": 1e-3}), phantom_store)
+    for module in method.modules():
+        if isinstance(module, SpectralConvolution):
+            normalised = (module.weight / module.norm()).detach().flatten(1)
+            # One iteration a step follows the weights, with a lag where two singular values are near to each other.
+            assert float(torch.linalg.matrix_norm(normalised, ord=2)) == pytest.approx(1, abs=0.02)
+
+
+# ---- training
+
+
+def batch_of(position: torch.Tensor, patch_size: int = 19) -> Batch:
+    num = len(position)
+    return Batch(
+        stage="regression",
+        step=0,
+        num_steps=1,
+        seed=0,
+        items=torch.arange(num),
+        global_size=num,
+        subjects=torch.zeros(num, dtype=torch.int64),
+        image=torch.randn(num, 1, *(patch_size,) * 3),
+        brain=torch.ones(num, *(patch_size,) * 3, dtype=torch.bool),
+        position=position,
+    )
+
+
+def test_the_loss_is_the_distance_and_not_its_square() -> None:
+    method = PositionRegression(tiny(), facts())
+    with torch.no_grad():
+        for parameter in method.network.head[-1].parameters():
+            parameter.fill_(0)  # every patch is said to lie at the first corner of the box
+    position = torch.tensor([[-1.0, -1.0, -1.0], [1.0, -1.0, -1.0], [1.0, 1.0, 1.0], [0.2, 1.0, -1.0]])
+    total, count = method.loss(batch_of(position))
+    assert count == 4
+    assert float(total.detach()) == pytest.approx(0 + 1 + math.sqrt(3) + math.hypot(0.6, 1.0))
+
+
+def test_a_step_sees_one_volume_and_leaves_background_out(phantom_store: CohortStore) -> None:
+    method = build(PositionRegression, override(tiny(), {"patches.foreground": "head"}), phantom_store)
+    plan = Plan(method, phantom_store, TrainingSettings(device="cpu", threads=1), Alone(), torch.device("cpu"))
+    batches = plan.batches(0, 0)
+    num_kept = 0
+    for batch in batches:
+        assert len(set(batch.subjects.tolist())) == 1
+        assert batch.global_size == 24
+        assert (batch.image.flatten(1).amax(1) > 0).all()
+        num_kept += len(batch)
+        if batch.step == 5:
+            break
+    batches.close()  # type: ignore[attr-defined]  # a generator: its readers end with it
+    assert 0 < num_kept <= 6 * 24
+
+
+def test_micro_batches_change_nothing() -> None:
+    after = []
+    for size in (None, 3):
+        torch.manual_seed(0)
+        method = PositionRegression(tiny(), facts())
+        (stage,) = method.stages()
+        update = Updater(stage, Alone(), TrainingSettings(micro_batch_size=size, precision="fp32"), torch.device("cpu"))
+        method.train()
+        batch = batch_of(torch.rand(10, 3) * 2 - 1)
+        stage.step(batch, update)
+        stage.after_update()
+        after.append(method.state_dict())
+    for name, value in after[0].items():
+        torch.testing.assert_close(after[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_rank_without_patches_keeps_the_replicas_alike() -> None:
+    method = PositionRegression(tiny(), facts())
+    (stage,) = method.stages()
+    update = Updater(stage, Alone(), TrainingSettings(precision="fp32"), torch.device("cpu"))
+    before = {name: value.clone() for name, value in method.state_dict().items() if "weight" in name}
+    assert stage.step(batch_of(torch.rand(0, 3)), update)["loss"] == 0
+    assert all(torch.equal(method.state_dict()[name], value) for name, value in before.items())
+
+
+# ---- scores
+
+
+def scored(method: PositionRegression, one: Volume, effort: Any = "full") -> Any:
+    with torch.no_grad():
+        return method.eval().score([one], effort=effort)[0]
+
+
+def test_patches_of_background_only_have_no_score() -> None:
+    torch.manual_seed(0)
+    image = torch.zeros(1, 40, 36, 44)
+    image[0, 15, 14, 16] = 1.0
+    brain = torch.zeros(40, 36, 44, dtype=torch.bool)
+    brain[15, 14, 17] = True
+    for foreground, first in (("brain", 17), ("head", 16)):
+        method = PositionRegression(
+            override(tiny(), {"patches.foreground": foreground}), facts(grid=(40, 36, 44), background=0.0)
+        )
+        nonzero = torch.nonzero(scored(method, volume(image, brain)).map)
+        assert nonzero.amin(0).tolist() == [15 - 9, 14 - 9, first - 9]
+        assert nonzero.amax(0).tolist() == [15 + 9, 14 + 9, 17 + 9]
+
+
+def test_a_map_inside_the_brain_is_that_part_of_the_whole() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(1, *GRID)
+    brain = torch.zeros(GRID, dtype=torch.bool)
+    brain[5:18, 3:15, 9:21] = torch.rand(13, 12, 12) < 0.5
+    method = PositionRegression(tiny(), facts())
+    whole = scored(method, volume(image, brain))
+    kept = PositionRegression(override(tiny(), {"map.voxels": "brain"}), facts())
+    kept.load_state_dict(method.state_dict())
+    part = scored(kept, volume(image, brain))
+    torch.testing.assert_close(part.map, whole.map.masked_fill(~brain, 0), rtol=0, atol=1e-6)
+    assert part.image_score == pytest.approx(float(whole.map[brain].max()), abs=1e-6)
+    median = PositionRegression(override(tiny(), {"map.voxels": "brain", "map.median_pool": 3}), facts())
+    median.load_state_dict(method.state_dict())
+    expected = median_pool(whole.map, 3).masked_fill(~brain, 0)
+    torch.testing.assert_close(scored(median, volume(image, brain)).map, expected, rtol=0, atol=1e-6)
+
+
+def test_a_volume_without_a_brain_scores_nothing() -> None:
+    method = PositionRegression(tiny(), facts())
+    score = scored(method, volume(torch.rand(1, *GRID), torch.zeros(GRID, dtype=torch.bool)))
+    assert not score.map.any()
+    assert score.image_score == 0
+
+
+def test_quick_effort_takes_its_stride() -> None:
+    torch.manual_seed(0)
+    method = PositionRegression(tiny(), facts())
+    one = volume(torch.rand(1, *GRID))
+    full, quick = scored(method, one).map, scored(method, one, "quick").map
+    torch.testing.assert_close(quick[::4, ::4, ::4], full[::4, ::4, ::4], rtol=0, atol=1e-6)
+    assert not torch.equal(quick, full)
+
+
+def test_other_channels_are_refused() -> None:
+    method = PositionRegression(tiny(), facts(channels=("T1w", "T2w")))
+    with pytest.raises(VolumeError, match="the volume has 1 channels"):
+        scored(method, volume(torch.rand(1, *GRID)))
+
+
+def test_a_cohort_without_heads_is_refused_where_they_are_the_foreground(toy_store: CohortStore) -> None:
+    with pytest.raises(CohortError, match="head"):
+        trained(PositionRegression, override(tiny(), {"patches.foreground": "head"}), toy_store)
+
+
+@pytest.mark.parametrize("sampling", ["touching", "centre"])
+def test_other_ways_of_drawing_patches_train(sampling: str, toy_store: CohortStore) -> None:
+    changes = {"patches.sampling": sampling, "epochs": 1, "patches.per_step": 8}
+    method = trained(PositionRegression, override(tiny(), changes), toy_store)
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
