@@ -38,7 +38,7 @@ def facts(grid: tuple[int, int, int] = GRID, **changes: Any) -> CohortFacts:
     return CohortFacts(subjects=("a", "b"), grid=grid, spacing_mm=(1.0, 1.0, 1.0), affine=EYE, digest="0", **values)
 
 
-def small(cohort: CohortFacts | None = None, **changes: Any) -> FAnoGAN:
+def small(cohort: CohortFacts | None = None, /, **changes: Any) -> FAnoGAN:
     torch.manual_seed(0)
     settings = FAnoGAN.presets()["tiny"]
     assert isinstance(settings, FAnoGANSettings)
@@ -108,7 +108,7 @@ def test_the_networks_layers_and_totals(edge: int, stages: int, finer: tuple[int
 @pytest.mark.parametrize("norm", ["batch", "instance", "layer"])
 def test_a_critics_norms_have_one_count_and_batch_alone_mixes_items(norm: str) -> None:
     torch.manual_seed(0)
-    settings = NetworkSettings(stages=2, width=8, critic_norm=norm)  # type: ignore[arg-type]  # a literal's values
+    settings = NetworkSettings(stages=2, width=8, critic_norm=norm)
     critic = Critic(settings, frame_of(settings, facts(), GRID)).train()
     assert count(critic) == 64 * (4 + 4 * 8) + 4 + 2 * 8 + 8 * 3 * 3 * 2
     together = critic(images(3))
@@ -172,7 +172,8 @@ def test_the_penaltys_gradient_is_that_of_finite_differences() -> None:
     critic = small().critic.train().double()
     # A kink between the two ends of a difference is a jump of the slope, which no derivative knows.
     for block in critic.halvings.blocks:
-        block[-1] = nn.Softplus()  # type: ignore[index]  # a Sequential
+        assert isinstance(block, nn.Sequential)
+        block[-1] = nn.Softplus()
 
     # The critic casts its scores to float32, which a difference of a thousandth would not outlast.
     def scored(image: Tensor) -> Tensor:
@@ -319,8 +320,8 @@ def test_an_encoder_that_inverts_the_generator_stays_and_another_comes_nearer(st
 
     inverse = matrix.T / 4
     assert run(inverse.clone(), 3) == [0.0, 0.0, 0.0]
-    assert torch.equal(method.encoder.weight, inverse)
-    assert torch.equal(method.generator.weight, matrix)
+    assert torch.equal(method.encoder.get_parameter("weight"), inverse)
+    assert torch.equal(method.generator.get_parameter("weight"), matrix)
     losses = run(inverse + 0.05 * torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), 60)
     assert losses[-1] < 0.2 * losses[0]
 
