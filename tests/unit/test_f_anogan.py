@@ -218,6 +218,16 @@ def test_slopes_are_of_float32_whatever_the_autocast() -> None:
         assert torch.equal(slopes(critic, *given), plain)
 
 
+def test_scores_are_of_float32_whatever_the_autocast() -> None:
+    critic = small().critic
+    with torch.no_grad():
+        critic.score.weight.mul_(1_000)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, features = critic(images(2)), critic.features(images(2)).flatten(1).float()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (features @ critic.score.weight.T)[:, 0].detach())
+
+
 def test_the_losses_are_numpys() -> None:
     random = np.random.default_rng(0)
     real, fake, slope = random.normal(size=(3, 5))

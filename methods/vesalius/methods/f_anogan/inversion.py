@@ -6,6 +6,7 @@ B items, C channels, ... an image's axes, Z length of a code.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,13 +72,13 @@ class Inversion(Method):
         self.critic = Critic(settings.network, frame)
         self.encoder: nn.Module = Encoder(settings.network, frame)
 
+    @abstractmethod
     def image_shape(self) -> tuple[int, ...]:
         """Return an image's axes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def view(self) -> View:
         """Return how all stages look at the cohort."""
-        raise NotImplementedError
 
     def code_shape(self) -> tuple[int]:
         """Return (Z,)."""

@@ -128,8 +128,10 @@ class Critic(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return (B,) float32 scores of images (B, C, ...)."""
-        score: Tensor = self.score(self.features(image).flatten(1))
-        return score.squeeze(1).float()
+        features = self.features(image).flatten(1).float()
+        # Scores grow to hundreds, and their differences are what counts: bfloat16 would leave two digits of them. What
+        # the layer would do, written as a product that autocast leaves in float32.
+        return (features * self.score.weight).sum(1)
 
 
 class Encoder(nn.Module):
