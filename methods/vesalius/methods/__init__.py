@@ -44,6 +44,14 @@ METHODS: dict[str, TableEntry] = {
         path="vesalius.methods.anogan:AnoGAN",
         summary="2D generative adversarial network with a search for the code (Schlegl et al. 2017; Baur et al. 2018)",
     ),
+    "f_anogan": TableEntry(
+        path="vesalius.methods.f_anogan:FAnoGAN",
+        summary="3D generative adversarial network with an encoder that inverts it (Simarro Viana et al. 2020)",
+    ),
+    "f_anogan_2d": TableEntry(
+        path="vesalius.methods.f_anogan_2d:FAnoGAN2D",
+        summary="2D generative adversarial network with an encoder that inverts it (Schlegl et al. 2019)",
+    ),
     "implicit_field_2d": TableEntry(
         path="vesalius.methods.implicit_field_2d:ImplicitField2D",
         summary="2D implicit-field auto-decoder, a code per slice (Naval Marimont and Tarroni 2021)",

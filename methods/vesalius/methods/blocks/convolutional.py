@@ -31,6 +31,9 @@ _KERNEL = 5
 _WIDEST = 4
 _LARSEN = "Larsen et al. 2016, section 4 and code"
 
+Output = Literal["linear", "sigmoid", "tanh"]
+"""A last activation: none, or one that gives [0, 1] or [-1, 1]."""
+
 
 class TrunkSettings(Settings):
     """Depth and width of encoder and decoder, and the range of what they give."""
@@ -50,7 +53,7 @@ class TrunkSettings(Settings):
         le=8,
         space=Choice(values=(3, 4, 5)),
     )
-    output: Literal["linear", "sigmoid", "tanh"] = setting(
+    output: Output = setting(
         "linear",
         "the decoder's last activation: none, or one that keeps slices in [0, 1] or [-1, 1], for a cohort scaled to "
         "within that range",
@@ -78,23 +81,28 @@ def bottleneck_plane(cohort: CohortFacts, axis: int, stages: int) -> tuple[int, 
     return r, s
 
 
-def check_output(settings: TrunkSettings, cohort: CohortFacts) -> None:
+def check_output(output: Output, cohort: CohortFacts, name: str = "trunk.output") -> None:
     """Refuse a last activation that cannot reach what the recipe leaves: the gap would pass for an anomaly.
+
+    Args:
+        output: the activation.
+        cohort: whose intensities it must reach.
+        name: of the setting, for the message.
 
     Raises:
         SettingError: names the setting and what fits.
     """
-    if settings.output == "linear":
+    if output == "linear":
         return
-    low = 0.0 if settings.output == "sigmoid" else -1.0
-    gives = f"output: a {settings.output} gives [{low:g}, 1]"
+    low = 0.0 if output == "sigmoid" else -1.0
+    gives = f"output: a {output} gives [{low:g}, 1]"
     if cohort.ceiling is None:
         raise SettingError(
             f"{gives} but the cohort's recipe does not scale intensities, so that some may lie beyond: prepare the "
-            "cohort with a scale (--set recipe.scale=percentile), or set trunk.output to linear"
+            f"cohort with a scale (--set recipe.scale=percentile), or set {name} to linear"
         )
     if cohort.background < low or cohort.ceiling > 1:
-        fits = "set trunk.output to "
+        fits = f"set {name} to "
         fits += "tanh or linear" if cohort.background >= -1 and cohort.ceiling <= 1 else "linear"
         raise SettingError(
             f"{gives} but the cohort's intensities reach from {cohort.background:g} to {cohort.ceiling:g}: {fits}"
@@ -132,7 +140,7 @@ class Decoder(nn.Module):
             SettingError: the bottleneck's plane is a single pixel, or the output cannot hold the intensities.
         """
         super().__init__()
-        check_output(settings, cohort)
+        check_output(settings.output, cohort)
         channels = stage_channels(settings.width, settings.stages)
         self.num_features = channels[-1]
         self.plane = bottleneck_plane(cohort, axis, settings.stages)

@@ -1,0 +1,95 @@
+"""The f-AnoGAN of whole volumes: how it looks at the cohort, and its score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from vesalius.methods.blocks import check_channels, finish_map, image_score
+from vesalius.methods.f_anogan.deviations import DEVIATIONS
+from vesalius.methods.f_anogan.inversion import Inversion
+from vesalius.methods.f_anogan.settings import FAnoGANSettings, demo, tiny
+from vesalius.platform.contracts import MethodSettings, Score, WholeVolumes
+from vesalius.platform.errors import VolumeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vesalius.platform.contracts import CohortFacts, Deviation, Effort, View, Volume
+
+
+class FAnoGAN(Inversion):
+    """The 3D f-AnoGAN of Simarro Viana et al. 2020: a whole volume has one code.
+
+    A new volume is encoded and generated in one pass. The map is the absolute difference from what comes out, of
+    several channels the largest; the volume's number is Eq. 6: the mean squared difference, and that of the critic's
+    features.
+    """
+
+    settings_type: ClassVar[type[MethodSettings]] = FAnoGANSettings
+    deviations: ClassVar[Sequence[Deviation]] = DEVIATIONS
+    settings: FAnoGANSettings
+
+    @classmethod
+    def presets(cls) -> Mapping[str, MethodSettings]:
+        """``paper``; ``demo`` for two CPU cores; ``tiny`` for tests."""
+        return {"paper": FAnoGANSettings(), "demo": demo(), "tiny": tiny()}
+
+    def image_shape(self) -> tuple[int, ...]:
+        """Return (D, H, W)."""
+        return self.cohort.grid
+
+    def view(self) -> View:
+        """Whole volumes."""
+        return WholeVolumes()
+
+    def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
+        """Restore all volumes, ``together`` at a time; ``quick`` is no different, one pass being all there is.
+
+        Raises:
+            VolumeError: a volume has other channels, or another grid, than the cohort.
+        """
+        for volume in volumes:
+            check_channels(volume, self.cohort)
+            _check_grid(volume, self.cohort)
+        scores: list[Score] = []
+        for first in range(0, len(volumes), self.settings.together):
+            scores += self._scored(volumes[first : first + self.settings.together])
+        return scores
+
+    def _scored(self, volumes: Sequence[Volume]) -> list[Score]:
+        device, maps = next(self.parameters()).device, self.settings.map
+        image = torch.stack([volume.image for volume in volumes]).to(device)
+        found = self.inverted(image)
+        evidence = (image - found.image).abs().amax(1)
+        scores = []
+        for volume, raw, restored, loss in zip(volumes, evidence, found.image, found.loss.tolist(), strict=True):
+            brain = volume.brain.to(device)
+            map_DHW = finish_map(raw, brain, maps)
+            by_map = self.settings.image_score == "map"
+            scores.append(
+                Score(
+                    map=map_DHW.to(volume.image.device),
+                    image_score=image_score(map_DHW, brain, maps) if by_map else loss,
+                    restoration=restored.to(volume.image.device),
+                )
+            )
+        return scores
+
+
+def _check_grid(volume: Volume, cohort: CohortFacts) -> None:
+    """Refuse a volume of another grid: the networks know one place for every structure."""
+    found, expected = (
+        (shape, tuple(round(mm, 3) for mm in spacing))
+        for shape, spacing in ((volume.shape, volume.spacing_mm), (cohort.grid, cohort.spacing_mm))
+    )
+    if found != expected:
+        words = [
+            f"{' x '.join(map(str, shape))} voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm"
+            for shape, spacing in (found, expected)
+        ]
+        raise VolumeError(
+            f"{volume.subject_id}: it has {words[0]} but the model was trained on {words[1]}: "
+            "prepare it with the recipe and grid of the model's cohort"
+        )
