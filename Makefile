@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := platform methods datasets tuning infra
-# Test processes side by side; each needs about 2 GiB.
+# Test processes side by side; each grows to about 5 GiB.
 JOBS ?= 2
 
 # One thread a library unless a program asks for more: two cores are soon oversubscribed by three libraries.

@@ -103,7 +103,7 @@ def _stage(method: Method, plan: Plan, index: int, training: TrainingSettings, d
             operations = max(1, counter.get_total_flops())
             per_sample = operations / len(batch)
         else:
-            spent.append(loading + _seconds(lambda moved=moved: stage.step(moved, update), device))  # type: ignore[misc]
+            spent.append(loading + _seconds(lambda moved=moved: stage.step(moved, update), device))  # type: ignore[misc]  # of a lambda's default mypy infers nothing
             samples += len(batch)
         stage.after_update()
         if len(spent) == _STEPS or sum(spent) > _ENOUGH_SECONDS:

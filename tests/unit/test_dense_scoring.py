@@ -187,12 +187,12 @@ def test_kernels_that_only_pass_on_leave_the_poolings(patch_size: int) -> None:
         convolution.iterate(2)
     for module in network.modules():  # residual blocks add nothing: their weights are zero, of norm one by decree
         if isinstance(module, SpectralConvolution) and not module.weight.any():
-            module.norm = lambda: torch.ones(())  # type: ignore[method-assign]
+            module.norm = lambda: torch.ones(())  # type: ignore[method-assign]  # weights as they are
     head = network.head
     for layer in (head[0], head[2]):
-        layer.weight.zero_()  # type: ignore[operator]
-        layer.bias.zero_()  # type: ignore[operator]
-        layer.weight[:, 0] = 1  # type: ignore[operator]
+        layer.weight.zero_()  # type: ignore[operator]  # a Module's attributes are untyped
+        layer.bias.zero_()  # type: ignore[operator]  # as above
+        layer.weight[:, 0] = 1  # type: ignore[operator]  # as above
     image = torch.rand(1, patch_size + 11, patch_size + 3, patch_size + 7, dtype=torch.float64)
     places = network.dense(image)
     window = 4 if patch_size in (19, 27, 35) else 8

@@ -136,13 +136,13 @@ def test_values_and_gradients_are_those_of_torchs_spectral_norm() -> None:
         plain.bias.copy_(layer.bias)
     peer = spectral_norm(plain).eval()
     peer.parametrizations.weight[0]._u.copy_(layer.left)  # type: ignore[index, union-attr]  # torch's own
-    peer.parametrizations.weight[0]._v.copy_(layer.right)  # type: ignore[index, union-attr]
+    peer.parametrizations.weight[0]._v.copy_(layer.right)  # type: ignore[index, union-attr]  # torch's own
     image = torch.randn(2, 2, 5, 6, 7)
     ours, theirs = layer(image), peer(image)
     torch.testing.assert_close(ours, theirs)
     ours.square().sum().backward()
     theirs.square().sum().backward()
-    gradient = peer.parametrizations.weight.original.grad  # type: ignore[union-attr]
+    gradient = peer.parametrizations.weight.original.grad  # type: ignore[union-attr]  # torch's own
     torch.testing.assert_close(layer.weight.grad, gradient, rtol=1e-4, atol=1e-4)
 
 

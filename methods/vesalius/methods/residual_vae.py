@@ -19,16 +19,8 @@ from vesalius.methods.blocks import (
     take_all,
 )
 from vesalius.methods.blocks.variational import (
-    AUGMENTED,
-    BORDERS,
-    GROUPS,
-    IMAGE_SCORE,
-    LAYERS,
-    MOMENTS,
-    REPLICATED,
-    SELECTED,
     TINY,
-    TRAINING,
+    VAE_DEVIATIONS,
 )
 from vesalius.platform.contracts import Method, MethodSettings
 
@@ -52,17 +44,7 @@ class ResidualVae(Method):
     """
 
     settings_type: ClassVar[type[MethodSettings]] = ResidualVaeSettings
-    deviations: ClassVar[Sequence[Deviation]] = (
-        LAYERS,
-        MOMENTS,
-        AUGMENTED,
-        TRAINING,
-        GROUPS,
-        REPLICATED,
-        BORDERS,
-        IMAGE_SCORE,
-        SELECTED,
-    )
+    deviations: ClassVar[Sequence[Deviation]] = VAE_DEVIATIONS
     settings: ResidualVaeSettings
 
     def __init__(self, settings: ResidualVaeSettings, cohort: CohortFacts) -> None:

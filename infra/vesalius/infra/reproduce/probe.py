@@ -130,20 +130,18 @@ def _probe(
         fixed=tuple(stage.name for stage in plan.stages if not stage.optimizers),
         complete=False,
     )
-    quick: float | None = None
-    for index, stage in enumerate(plan.stages):
-        if stage.split == "validation" and quick is None:
+    # Scoring stands before the first stage over the validation split, or where there is none at the end.
+    order: list[int | None] = list(range(len(plan.stages)))
+    stage_splits = [stage.split for stage in plan.stages]
+    order.insert(stage_splits.index("validation") if "validation" in stage_splits else len(stage_splits), None)
+    for index in order:
+        if index is None:
             quick = _score_seconds(method, store, volumes[0], device, quick=True)
             found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
-            if found.total_seconds > limit_seconds:
-                return found
-        seconds = _stage_seconds(method, plan, index, stage, training, device)
-        found = found.model_copy(update={"step_seconds": {**found.step_seconds, stage.name: seconds}})
-        if found.total_seconds > limit_seconds:
-            return found
-    if quick is None:
-        quick = _score_seconds(method, store, volumes[0], device, quick=True)
-        found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
+        else:
+            stage = plan.stages[index]
+            seconds = _stage_seconds(method, plan, index, stage, training, device)
+            found = found.model_copy(update={"step_seconds": {**found.step_seconds, stage.name: seconds}})
         if found.total_seconds > limit_seconds:
             return found
     full = _score_seconds(method, store, volumes[0], device, quick=False)

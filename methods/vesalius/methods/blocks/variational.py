@@ -86,6 +86,8 @@ SELECTED = Deviation(
     here="the best of the validation passes is kept",
     why="the platform's rule",
 )
+VAE_DEVIATIONS = (LAYERS, MOMENTS, AUGMENTED, TRAINING, GROUPS, REPLICATED, BORDERS, IMAGE_SCORE, SELECTED)
+"""What both of the paper's VAEs share."""
 
 
 class EveryFourthSlice(SliceSettings):

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from vesalius.methods.blocks.variational import (
-    AUGMENTED,
-    BORDERS,
-    GROUPS,
-    IMAGE_SCORE,
-    LAYERS,
-    MOMENTS,
-    REPLICATED,
-    SELECTED,
-    TRAINING,
-)
+from vesalius.methods.blocks.variational import VAE_DEVIATIONS
 from vesalius.platform.contracts import Deviation
 
 DEVIATIONS = (
-    LAYERS,
-    MOMENTS,
-    AUGMENTED,
-    TRAINING,
-    GROUPS,
-    REPLICATED,
-    BORDERS,
-    IMAGE_SCORE,
-    SELECTED,
+    *VAE_DEVIATIONS,
     Deviation(
         paper="the likelihood is not named; reference 5's code trains with a learnt variance a pixel",
         here="squared differences with weight 1 in training and in restoration (reconstruction)",

@@ -21,7 +21,7 @@ _QUIET = {
 }
 
 _UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_event_stats": "0"}
-"""Nothing reads the metrics of a runtime that ends with us; collecting them takes a fiftieth of a core all along."""
+"""Nothing reads the metrics of a runtime that ends with us; collecting them takes a hundredth of a core all along."""
 
 
 def available_cores() -> int:
