@@ -8,6 +8,7 @@
     probe.py       what a row would take on this machine
     budget.py      the settings that fit a time
     running.py     one row, from its settings to its figures
+    side_by_side.py  rows at once, a process each
     gallery.py     restorations and maps on one sheet
     table.py       all of it
 """

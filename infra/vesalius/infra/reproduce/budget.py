@@ -79,9 +79,13 @@ def paper_settings(row: Row) -> MethodSettings:
 def scaled_settings(row: Row, small: str = "demo") -> MethodSettings:
     """Return a row's settings scaled down: its method's ``demo`` preset, made this row's by ``scaled``.
 
+    ``small`` is another preset; with ``paper`` the row's own settings stay, and only epochs can be cut.
+
     Raises:
         SettingError: the method or a setting is not known here.
     """
+    if small == row.preset or small == "paper":
+        return paper_settings(row)
     presets = method_type(row.method).presets()
     return override(presets.get(small, paper_settings(row)), row.scaled)
 
@@ -111,13 +115,14 @@ def choose(
     paper = paper_settings(row)
     if budget_seconds is None:
         return _as_they_stand(row, paper, _steps(row, paper, store, training))
-    whole = estimate(row.method, paper, training, store, splits, budget_seconds)
+    start = scaled_settings(row, small)
+    # What is to be scaled is probed to its end; else the probe stops as soon as the paper's settings do not fit.
+    whole = estimate(row.method, paper, training, store, splits, math.inf if start == paper else budget_seconds)
     paper_steps = sum(whole.steps.values())
     if whole.complete and whole.total_seconds <= budget_seconds:
         return _as_they_stand(row, paper, paper_steps)
-    start = scaled_settings(row, small)
     # The limit is for the stop of a hopeless probe alone: epochs can be cut, so that only a single step has to fit.
-    probed = estimate(row.method, start, training, store, splits, math.inf)
+    probed = whole if start == paper else estimate(row.method, start, training, store, splits, math.inf)
     settings = fit_epochs(start, paper, probed, budget_seconds, whole.learning_steps)
     steps = _steps(row, settings, store, training)
     at_least = "more than " if not whole.complete else ""
@@ -128,8 +133,10 @@ def choose(
         steps=steps,
         paper_steps=paper_steps,
         fraction=steps / paper_steps,
-        said=f"scaled to {as_time(budget_seconds)}: preset {small}, {steps:,} steps; the paper's settings are "
-        f"{paper_steps:,} steps and would take {at_least}{as_time(whole.total_seconds)} here",
+        said=f"scaled to {as_time(budget_seconds)}: "
+        + ("the paper's networks" if start == paper else f"preset {small}")
+        + f", {steps:,} steps; the paper's settings are {paper_steps:,} steps and would take "
+        f"{at_least}{as_time(whole.total_seconds)} here",
     )
 
 

@@ -12,6 +12,7 @@ from vesalius.infra.reproduce.cohort import check_request, facts_of, grid_of, ma
 from vesalius.infra.reproduce.gallery import draw_table
 from vesalius.infra.reproduce.protocol import BASELINES, load_protocol
 from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row, write_json, write_text
+from vesalius.infra.reproduce.side_by_side import run_rows
 from vesalius.infra.tables.reproduction import SECONDS, markdown
 from vesalius.platform import cluster
 from vesalius.platform.errors import RowsFailedError, SettingError
@@ -37,6 +38,7 @@ def reproduce(
     labels: Sequence[str] = (),
     budget: str | None = None,
     home: Path | None = None,
+    at_once: int = 1,
     num_workers: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -53,11 +55,12 @@ def reproduce(
         labels: rows of the table; none takes all. The trivial baselines come with any of them.
         budget: time for each row, training and scoring; None takes the paper's settings as they stand.
         home: of the runs; None keeps them below ``out``.
-        num_workers: Ray Train workers; 0 trains in this process.
+        at_once: rows side by side, each in a process of its own; the cores are shared out among them.
+        num_workers: Ray Train workers; 0 trains without Ray.
         device: cpu, cuda or auto.
         threads: of CPU, of one worker; None shares out the machine's cores.
         phantom: other phantoms than the protocol's.
-        small: the preset that is scaled to the budget.
+        small: the preset that is scaled to the budget; ``paper`` keeps the paper's settings and cuts the epochs alone.
 
     Raises:
         SettingError: an unknown paper or row, a budget that is none, data that are none.
@@ -67,6 +70,8 @@ def reproduce(
     protocol = load_protocol(paper) if isinstance(paper, str) else paper
     rows = (*protocol.choose(labels), *BASELINES)
     seconds = None if budget is None else parse_budget(budget)
+    if at_once > 1 and num_workers:
+        raise SettingError("--at-once shares this machine out by rows and --workers by a row's samples: give one")
     check_request(request)
     choose_device(_checked(device), "--device")
     if out.exists() and not out.is_dir():
@@ -86,15 +91,20 @@ def reproduce(
             budget_seconds=seconds,
             num_workers=num_workers,
             device=device,
-            threads=threads,
+            threads=threads or (max(1, cluster.available_cores() // at_once) if at_once > 1 else None),
             small=small,
         )
-        judged: list[Judged] = []
-        for row in rows:
-            judged.append(run_row(terminal, row, conditions))
+        found = (
+            run_rows(terminal, rows, conditions, at_once)
+            if at_once > 1
+            else (run_row(terminal, row, conditions) for row in rows)
+        )
+        done: dict[str, Judged] = {}
+        for one in found:
+            done[one.row.label] = one
             # As soon as a row is done it can be read, whatever becomes of the others.
-            pending = [Judged(row=later, outcome=Outcome()) for later in rows[len(judged) :]]
-            write_json(out / f"{protocol.name}.json", _document(protocol, cohorts, [*judged, *pending], conditions))
+            judged = [done.get(row.label) or Judged(row=row, outcome=Outcome()) for row in rows]
+            write_json(out / f"{protocol.name}.json", _document(protocol, cohorts, judged, conditions))
     document = _document(protocol, cohorts, judged, conditions)
     picture = draw_table(
         cohorts.reference,
