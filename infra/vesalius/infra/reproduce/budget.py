@@ -97,6 +97,7 @@ def choose(
     splits: Sequence[str],
     budget_seconds: float | None,
     *,
+    num_volumes: int | None = None,
     small: str = "demo",
 ) -> Choice:
     """Return what a row is trained with.
@@ -107,6 +108,7 @@ def choose(
         store: the cohort it is trained on.
         splits: those to be scored.
         budget_seconds: for training and scoring; None takes the paper's settings as they stand.
+        num_volumes: to be scored; all of the splits where None.
         small: the preset of the methods that is scaled.
 
     Raises:
@@ -117,12 +119,15 @@ def choose(
         return _as_they_stand(row, paper, _steps(row, paper, store, training))
     start = scaled_settings(row, small)
     # What is to be scaled is probed to its end; else the probe stops as soon as the paper's settings do not fit.
-    whole = estimate(row.method, paper, training, store, splits, math.inf if start == paper else budget_seconds)
+    limit = math.inf if start == paper else budget_seconds
+    whole = estimate(row.method, paper, training, store, splits, limit, num_volumes=num_volumes)
     paper_steps = sum(whole.steps.values())
     if whole.complete and whole.total_seconds <= budget_seconds:
         return _as_they_stand(row, paper, paper_steps)
     # The limit is for the stop of a hopeless probe alone: epochs can be cut, so that only a single step has to fit.
-    probed = whole if start == paper else estimate(row.method, start, training, store, splits, math.inf)
+    probed = whole
+    if start != paper:
+        probed = estimate(row.method, start, training, store, splits, math.inf, num_volumes=num_volumes)
     settings = fit_epochs(start, paper, probed, budget_seconds, whole.learning_steps)
     steps = _steps(row, settings, store, training)
     at_least = "more than " if not whole.complete else ""
@@ -134,7 +139,7 @@ def choose(
         paper_steps=paper_steps,
         fraction=steps / paper_steps,
         said=f"scaled to {as_time(budget_seconds)}: "
-        + ("the paper's networks" if start == paper else f"preset {small}")
+        + ("the paper's networks" if small == "paper" else f"preset {small}")
         + f", {steps:,} steps; the paper's settings are {paper_steps:,} steps and would take "
         f"{at_least}{as_time(whole.total_seconds)} here",
     )

@@ -88,6 +88,8 @@ def estimate(
     store: CohortStore,
     splits: Sequence[str],
     limit_seconds: float,
+    *,
+    num_volumes: int | None = None,
 ) -> Estimate:
     """Time a method with these settings; stop as soon as it is seen to take longer than the limit.
 
@@ -104,17 +106,23 @@ def estimate(
         store: the cohort.
         splits: those to be scored.
         limit_seconds: for training and scoring together.
+        num_volumes: to be scored; all of the splits where None.
 
     Raises:
         SettingError: the method does not fit the cohort.
         DivergenceError: it already failed in its first steps.
     """
     with _undisturbed(training.threads or available_cores()):
-        return _probe(method_type(name)(settings, store.facts()), training, store, splits, limit_seconds)
+        return _probe(method_type(name)(settings, store.facts()), training, store, splits, limit_seconds, num_volumes)
 
 
 def _probe(
-    method: Method, training: TrainingSettings, store: CohortStore, splits: Sequence[str], limit_seconds: float
+    method: Method,
+    training: TrainingSettings,
+    store: CohortStore,
+    splits: Sequence[str],
+    limit_seconds: float,
+    num_volumes: int | None,
 ) -> Estimate:
     device = choose_device(training.device)
     plan = Plan(method.to(device), store, training, Alone(), device)
@@ -125,7 +133,7 @@ def _probe(
         step_seconds={},
         quick_seconds=0.0,
         volume_seconds=0.0,
-        num_volumes=len(volumes),
+        num_volumes=len(volumes) if num_volumes is None else num_volumes,
         passes=_VALIDATIONS * held * sum(stage.selectable for stage in plan.stages),
         fixed=tuple(stage.name for stage in plan.stages if not stage.optimizers),
         complete=False,

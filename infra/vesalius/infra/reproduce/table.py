@@ -113,7 +113,7 @@ def reproduce(
         voxel_set=protocol.voxel_set,
         title=f"{protocol.title.partition(',')[0]}, {protocol.table}: restorations and maps of the {SPLIT} split",
         caption="Each method learnt from healthy subjects only. Left of a pair the restoration, right the map; "
-        f"threshold: {said_of(protocol.rule)}.",
+        f"threshold: {said_of(conditions.rule)}.",
     )
     document["picture"] = None if picture is None else str(picture)
     document["markdown"] = str(out / f"{protocol.name}.md")
@@ -131,7 +131,8 @@ def said_of(rule: ThresholdRule) -> str:
     """Return a rule in a few words."""
     if rule.policy == "quantile":
         quantile = 0.98 if rule.quantile is None else rule.quantile
-        said = f"the {quantile:g} quantile of healthy {rule.split} voxels"
+        of = "" if rule.subjects is None else f" of {rule.subjects} subjects"
+        said = f"the {quantile:g} quantile of healthy {rule.split} voxels{of}"
     else:
         said = f"the best Dice on {rule.split}"
     if rule.min_component > 1:
@@ -160,8 +161,8 @@ def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], co
             "reference_grid": {"paper": protocol.reference_grid, "ours": grid_of(cohorts.reference)},
         },
         "evaluation": {
-            "rule": protocol.rule.model_dump(mode="json"),
-            "said": said_of(protocol.rule),
+            "rule": conditions.rule.model_dump(mode="json"),
+            "said": said_of(conditions.rule),
             "source": protocol.rule_source,
             "split": SPLIT,
             "voxel_set": protocol.voxel_set,
