@@ -38,7 +38,7 @@ def reproduce(
         Literal["preset", "epochs"],
         typer.Option(
             help="What a budget does to a row that is too long: take the method's demo preset and as many epochs as "
-            "fit, or keep the paper's networks and cut the epochs alone."
+            "fit, or keep the paper's networks and cut the epochs alone (where scoring fits)."
         ),
     ] = "preset",
     at_once: Annotated[

@@ -60,7 +60,8 @@ def reproduce(
         device: cpu, cuda or auto.
         threads: of CPU, of one worker; None shares out the machine's cores.
         phantom: other phantoms than the protocol's.
-        small: the preset that is scaled to the budget; ``paper`` keeps the paper's settings and cuts the epochs alone.
+        small: the preset that is scaled to the budget; ``paper`` keeps the paper's settings as far as
+            they can be kept and cuts the epochs alone.
 
     Raises:
         SettingError: an unknown paper or row, a budget that is none, data that are none.
