@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vesalius.methods.blocks.convolutional import check_output
+from vesalius.platform.contracts import segmented
 from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
@@ -107,10 +108,8 @@ class Halvings(nn.Module):
 
     def forward(self, image: Tensor, back: int = 1) -> Tensor:
         """Return (B, F, ...), what the ``back``-th block from the last gives for images (B, C, ...)."""
-        found = self._frame.pad(image)
-        for block in list(self.blocks)[: len(self.blocks) + 1 - back]:
-            found = block(found)
-        return found
+        blocks = list(self.blocks)[: len(self.blocks) + 1 - back]
+        return segmented(blocks, self._frame.pad(image), (nn.Sequential,))
 
 
 class Critic(nn.Module):
@@ -182,7 +181,8 @@ class Generator(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         """Return images (B, C, ...) of codes (B, Z), float32."""
-        image = self._frame.crop(self.image(self.doublings(self.entry(code)))).float()
+        found = segmented([*self.doublings, *self.image], self.entry(code), (nn.Upsample,))
+        image = self._frame.crop(found).float()
         if self._output == "sigmoid":
             return torch.sigmoid(image)
         return torch.tanh(image) if self._output == "tanh" else image

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vesalius.methods.position_regression.spectral import SpectralConvolution
+from vesalius.platform.contracts import segment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,10 +206,11 @@ class PositionNetwork(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return the places (B, 3) of patches (B, C, s_p, s_p, s_p), as fractions of the box along D, H, W."""
-        for level, blocks in enumerate(self.levels):
-            patches = blocks(F.avg_pool3d(patches, 2) if level else patches)
-        places: Tensor = self.head(patches)
-        return places.flatten(1)
+        stem, middle, last = self.levels
+        # Each segment ends with the pooling, an eighth of what it is given.
+        patches = segment(lambda image: F.avg_pool3d(stem(image), 2), patches)
+        patches = segment(lambda image: F.avg_pool3d(middle(image), 2), patches)
+        return segment(lambda image: self.head(last(image)), patches).flatten(1)
 
     def dense(self, image_CDHW: Tensor, spacing: int = 1) -> Tensor:
         """Return the places of the patches of an image, every ``spacing`` voxels along each axis.
