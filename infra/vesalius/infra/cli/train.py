@@ -55,16 +55,17 @@ def train(
         from vesalius.platform.runs import find_run
 
         if estimate:
-            given = {
+            beside: dict[str, object] = {
                 "--resume": resume,
                 "--from": start_from,
                 "--name": name,
                 "--workers": workers,
                 "--experiment": experiment,
             }
-            extra = [flag for flag, value in given.items() if value is not None]
-            if extra:
-                raise SettingError(f"--estimate creates no run and looks at one worker: leave out {', '.join(extra)}")
+            clashing = [flag for flag, value in beside.items() if value is not None]
+            if clashing:
+                named = ", ".join(clashing)
+                raise SettingError(f"--estimate creates no run and looks at one worker: leave out {named}")
             if method is None or store is None:
                 raise SettingError("name a method and a store, as in `vesalius train f_anogan STORE --estimate`")
             terminal.say("some steps of each stage and one scoring, in a process of their own")
