@@ -3,7 +3,13 @@
 from vesalius.platform.evaluation.components import drop_small_components, mask_dice
 from vesalius.platform.evaluation.figures import FIGURE_KEYS, Figures, evaluate
 from vesalius.platform.evaluation.histogram import Histogram
-from vesalius.platform.evaluation.intervals import Interval, PairedResult, bootstrap_intervals, paired_bootstrap
+from vesalius.platform.evaluation.intervals import (
+    Interval,
+    PairedResult,
+    auroc_interval,
+    bootstrap_intervals,
+    paired_bootstrap,
+)
 from vesalius.platform.evaluation.metrics import (
     BestDice,
     PooledFigure,
@@ -13,6 +19,14 @@ from vesalius.platform.evaluation.metrics import (
     dice_at,
     fpr_at_recall,
     image_auroc,
+)
+from vesalius.platform.evaluation.readers import Agreement, agreement, fleiss_kappa
+from vesalius.platform.evaluation.structures import (
+    Structure,
+    StructureFigures,
+    StructureTask,
+    evaluate_structures,
+    structure_maxima,
 )
 from vesalius.platform.evaluation.thresholds import Policy, Threshold, fit_threshold
 from vesalius.platform.evaluation.voxels import (
@@ -28,6 +42,7 @@ from vesalius.platform.evaluation.voxels import (
 __all__ = [
     "FIGURE_KEYS",
     "VOXEL_SETS",
+    "Agreement",
     "BestDice",
     "Figures",
     "Histogram",
@@ -35,22 +50,30 @@ __all__ = [
     "PairedResult",
     "Policy",
     "PooledFigure",
+    "Structure",
+    "StructureFigures",
+    "StructureTask",
     "SubjectVoxels",
     "Threshold",
     "VoxelSet",
+    "agreement",
     "auroc",
+    "auroc_interval",
     "average_precision",
     "best_dice",
     "bootstrap_intervals",
     "dice_at",
     "drop_small_components",
     "evaluate",
+    "evaluate_structures",
     "fit_threshold",
+    "fleiss_kappa",
     "fpr_at_recall",
     "image_auroc",
     "mask_dice",
     "paired_bootstrap",
     "resampled_onto",
+    "structure_maxima",
     "subject_histogram",
     "subject_histograms",
     "subject_voxels",
