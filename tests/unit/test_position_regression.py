@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from vesalius.methods.position_regression.spectral import SpectralConvolution
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Batch, CohortFacts, Volume
 from vesalius.platform.errors import CohortError, SettingError, VolumeError
+from vesalius.platform.scoring.volumes import volume_of
 from vesalius.platform.testing.methods import build, trained
 from vesalius.platform.training import Alone, TrainingSettings, Updater
 from vesalius.platform.training.plan import Plan
@@ -254,6 +256,25 @@ def test_patches_of_background_only_have_no_score() -> None:
         nonzero = torch.nonzero(scored(method, volume(image, brain)).map)
         assert nonzero.amin(0).tolist() == [15 - 9, 14 - 9, first - 9]
         assert nonzero.amax(0).tolist() == [15 + 9, 14 + 9, 17 + 9]
+
+
+def test_a_heads_mask_says_what_is_background_where_the_air_is_noisy(phantom_store: CohortStore) -> None:
+    """What is scored is what training keeps: patches that touch the mask, whatever values stand around it."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 40, 36, 44)  # no voxel has the background's value
+    head = torch.zeros(40, 36, 44, dtype=torch.bool)
+    head[20, 18, 22] = True
+    method = PositionRegression(override(tiny(), {"patches.foreground": "head"}), facts(grid=(40, 36, 44)))
+    nonzero = torch.nonzero(scored(method, replace(volume(image), head=head)).map)
+    assert nonzero.amin(0).tolist() == [20 - 9, 18 - 9, 22 - 9]
+    assert nonzero.amax(0).tolist() == [20 + 9, 18 + 9, 22 + 9]
+    # The store's mask comes with the volume, and a single file's with its answer.
+    record = phantom_store.subjects("test")[0]
+    kept = volume_of(phantom_store, record).head
+    assert kept is not None
+    expected = phantom_store.mask(record.subject_id, "head")
+    assert expected is not None
+    assert kept.numpy().tolist() == expected.tolist()
 
 
 def test_a_map_inside_the_brain_is_that_part_of_the_whole() -> None:

@@ -117,10 +117,12 @@ class PositionRegression(Method):
     def _seen(self, volume: Volume) -> Tensor:
         """Return the voxels (D, H, W) whose patches training would not have left out.
 
-        A volume comes without its head's mask: what has not the background's value is taken for it.
+        Where a volume comes without its head's mask, what has not the background's value is taken for it.
         """
         size = self.settings.network.patch_size
         brain = volume.brain.bool()
         if self.settings.patches.foreground == "brain":
             return reached(brain, size)
+        if volume.head is not None:
+            return reached(volume.head.bool(), size)
         return reached((volume.image != self.cohort.background).any(0) | brain, size)
