@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +36,8 @@ from vesalius.platform.training.plan import Plan
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from vesalius.platform.contracts import Collective
 
 AFFINE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 GRID = (24, 22, 26)
@@ -161,6 +165,26 @@ def test_a_forward_leaves_the_estimate_alone() -> None:
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     layer(torch.randn(2, 1, 4, 4, 4))
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_the_estimate_follows_the_new_weights() -> None:
+    """After a step the vectors are one power iteration on the weights that the step left."""
+    torch.manual_seed(0)
+    method = PositionRegression(override(tiny(), {"learning_rate": 0.1}), facts()).train()
+    (stage,) = method.stages()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    update = Updater(stage, Alone(), TrainingSettings(precision="fp32"), torch.device("cpu"))
+    stage.step(batch_of(torch.rand(6, 3)), update)
+    stage.after_update()
+    num_layers = 0
+    for name, layer in method.named_modules():
+        if isinstance(layer, SpectralConvolution):
+            matrix = layer.weight.detach().flatten(1)
+            right = functional.normalize(matrix.T @ before[f"{name}.left"], dim=0)
+            torch.testing.assert_close(layer.right, right)
+            torch.testing.assert_close(layer.left, functional.normalize(matrix @ right, dim=0))
+            num_layers += 1
+    assert num_layers == 7
 
 
 def test_trained_convolutions_have_norm_one(phantom_store: CohortStore) -> None:
@@ -363,7 +387,58 @@ def test_micro_batches_change_nothing() -> None:
         torch.testing.assert_close(after[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_rank_without_patches_keeps_the_replicas_alike() -> None:
+class OneOfTwo:
+    """A rank of two that are threads of this process."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, given: list[torch.Tensor], meeting: Barrier) -> None:
+        self.rank, self._given, self._meeting = rank, given, meeting
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        self._given[self.rank] = value
+        self._meeting.wait(30)
+        total = self._given[0] + self._given[1]
+        self._meeting.wait(30)
+        return total
+
+    def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
+        raise NotImplementedError  # no stage of this method gathers
+
+
+def test_a_rank_whose_patches_were_all_left_out_stays_the_replica_of_the_other() -> None:
+    """Weights and estimated singular vectors of both are those of one process that has all patches."""
+    given, meeting = [torch.zeros(0)] * 2, Barrier(2)
+    patches = batch_of(torch.rand(10, 3, generator=torch.Generator().manual_seed(3)) * 2 - 1)
+    nothing = patches.select(0, 0)
+    settings = TrainingSettings(precision="fp32")
+
+    def after(collective: Collective, batch: Batch, method: PositionRegression) -> dict[str, torch.Tensor]:
+        (stage,) = method.stages()
+        update = Updater(stage, collective, settings, torch.device("cpu"))
+        for _ in range(3):
+            stage.step(batch, update)
+            stage.after_update()
+        return method.state_dict()
+
+    def new() -> PositionRegression:
+        torch.manual_seed(0)
+        return PositionRegression(tiny(), facts()).train()
+
+    methods = [new(), new()]
+    with ThreadPoolExecutor(2) as pool:
+        shares = ((OneOfTwo(0, given, meeting), patches), (OneOfTwo(1, given, meeting), nothing))
+        ends = [pool.submit(after, *share, method) for share, method in zip(shares, methods, strict=True)]
+        first, second = (end.result() for end in ends)
+    alone = after(Alone(), patches, new())
+    start = new().state_dict()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, msg=name)
+        assert not torch.equal(value, start[name]), name
+
+
+def test_a_step_without_a_patch_changes_no_weight() -> None:
     method = PositionRegression(tiny(), facts())
     (stage,) = method.stages()
     update = Updater(stage, Alone(), TrainingSettings(precision="fp32"), torch.device("cpu"))
