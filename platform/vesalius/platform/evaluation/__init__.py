@@ -3,6 +3,19 @@
 from vesalius.platform.evaluation.components import drop_small_components, mask_dice
 from vesalius.platform.evaluation.figures import FIGURE_KEYS, Figures, evaluate
 from vesalius.platform.evaluation.histogram import Histogram
+from vesalius.platform.evaluation.images import (
+    Curve,
+    Detection,
+    ImageFigures,
+    Kind,
+    OperatingPoint,
+    detection,
+    evaluate_images,
+    operate,
+    precision_recall_curve,
+    roc_curve,
+    youden_threshold,
+)
 from vesalius.platform.evaluation.intervals import Interval, PairedResult, bootstrap_intervals, paired_bootstrap
 from vesalius.platform.evaluation.metrics import (
     BestDice,
@@ -29,9 +42,14 @@ __all__ = [
     "FIGURE_KEYS",
     "VOXEL_SETS",
     "BestDice",
+    "Curve",
+    "Detection",
     "Figures",
     "Histogram",
+    "ImageFigures",
     "Interval",
+    "Kind",
+    "OperatingPoint",
     "PairedResult",
     "Policy",
     "PooledFigure",
@@ -42,16 +60,22 @@ __all__ = [
     "average_precision",
     "best_dice",
     "bootstrap_intervals",
+    "detection",
     "dice_at",
     "drop_small_components",
     "evaluate",
+    "evaluate_images",
     "fit_threshold",
     "fpr_at_recall",
     "image_auroc",
     "mask_dice",
+    "operate",
     "paired_bootstrap",
+    "precision_recall_curve",
     "resampled_onto",
+    "roc_curve",
     "subject_histogram",
     "subject_histograms",
     "subject_voxels",
+    "youden_threshold",
 ]
