@@ -125,11 +125,11 @@ def bootstrap_intervals(
             total = known @ np.array([value for value in dice if value is not None])
             counts = known.sum(1)
             drawn["dice_mean"] = np.divide(total, counts, out=np.full(num, np.nan), where=counts > 0)
-        found.update({name: bounds for name, values in drawn.items() if (bounds := _bounds(values, edges))})
+        found.update({name: bounds for name, values in drawn.items() if (bounds := percentile_bounds(values, edges))})
     num_anomalous = sum(map(bool, labels))
     if min(num_anomalous, len(labels) - num_anomalous) >= 2:
         values = image_auroc_rows(image_scores, labels, resamples(len(labels), num, seed))
-        if bounds := _bounds(values, edges):
+        if bounds := percentile_bounds(values, edges):
             found["image_auroc"] = bounds
     return found
 
@@ -162,10 +162,11 @@ def auroc_interval(
     names, of_case = np.unique(np.asarray(owners), return_inverse=True)
     weights = resamples(len(names), num, seed)[:, of_case]
     edges = ((1 - confidence) / 2, (1 + confidence) / 2)
-    return _bounds(image_auroc_rows(scores, labels, weights), edges)
+    return percentile_bounds(image_auroc_rows(scores, labels, weights), edges)
 
 
-def _bounds(values: Rows, edges: tuple[float, float]) -> Interval | None:
+def percentile_bounds(values: Rows, edges: tuple[float, float]) -> Interval | None:
+    """Return the quantiles ``edges`` of resampled values, those that are NaN left out; None where all are."""
     values = values[~np.isnan(values)]
     if not values.size:
         return None
