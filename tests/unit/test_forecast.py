@@ -110,6 +110,13 @@ def test_a_machine_that_is_too_small_is_a_sentence(toy_store: CohortStore, monke
         pipeline.forecast("f_anogan", toy_store.path, preset="tiny")
 
 
+def test_what_cannot_be_allocated_is_the_same_sentence(toy_store: CohortStore) -> None:
+    with pytest.raises(SettingError, match="training f_anogan with these settings takes more memory than there"):
+        pipeline.forecast(
+            "f_anogan", toy_store.path, preset="tiny", assignments=["method.network.latent_dim=100000000000"]
+        )
+
+
 WIDE = override(PositionRegressionSettings(), {"network.patch_size": 19, "patches.per_step": 64})
 
 
