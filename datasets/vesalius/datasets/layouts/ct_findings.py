@@ -17,4 +17,9 @@ CT_FINDINGS = {
     "other_fracture": "a fracture elsewhere in the skull",
     "mass_effect": "structures pushed aside",
     "midline_shift": "the midline displaced",
+    "hydrocephalus": "ventricles too wide",
+    "post_operative": "what an operation leaves: a shunt, a piece of skull missing",
+    "artefact": "metal, motion or noise spoil the image",
+    "wrong_orientation": "the image lies otherwise than its header says",
+    "wrong_registration": "the image does not lie where registration should have put it",
 }

@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from vesalius.datasets.layouts.ct_findings import CT_FINDINGS
 from vesalius.datasets.layouts.raw import About, RawSubject
 from vesalius.datasets.nifti import RawVolume
-from vesalius.datasets.phantom import STRUCTURES, CohortSettings, LesionSettings, PhantomSettings, make_phantom
-from vesalius.datasets.phantom.cohort import phantom_cohort
+from vesalius.datasets.phantom import (
+    STRUCTURES,
+    CohortSettings,
+    FindingSettings,
+    LesionSettings,
+    PhantomSettings,
+    make_phantom,
+)
+from vesalius.datasets.phantom.cohort import FINDING_LABELS, phantom_cohort
 from vesalius.datasets.reading import RawVolumes
 from vesalius.platform.config import validate
 from vesalius.platform.errors import CohortError
@@ -37,12 +45,14 @@ class PhantomLayout:
         source="generated: needs no download",
         terms="none: no person was scanned",
         labels={
-            "anomalous": "a lesion was planted",
+            "anomalous": "a lesion was planted, or a finding set in",
             "lesion_left": "a lesion lies in the left hemisphere",
             "lesion_right": "a lesion lies in the right hemisphere",
             "lesion_type": "its kind, or none",
+            "finding": "in a cohort with findings: which, or none",
+            **{name: CT_FINDINGS[name] for name in FINDING_LABELS},
         },
-        lesion_mask="the lesions that were planted, voxel by voxel",
+        lesion_mask="the lesions and findings that have a place, voxel by voxel",
     )
 
     def modalities(self, root: Path) -> tuple[str, ...]:
@@ -63,19 +73,21 @@ class PhantomLayout:
         counts = (cohort.num_train, cohort.num_validation, cohort.num_gate, cohort.num_test)
         if not any(counts):
             raise CohortError(f"{root} describes a cohort without subjects: set num_train, num_test, ...")
-        cases = phantom_cohort(*counts, settings=settings, seed=cohort.seed)
+        cases = phantom_cohort(*counts, settings=settings, seed=cohort.seed, findings=cohort.findings)
         subjects = [
             RawSubject(
                 subject_id=case.subject_id,
                 split=case.split,
                 group=case.group,
-                labels={**case.labels, "anomalous": bool(case.lesions)},
+                labels={**case.labels, "anomalous": case.anomalous},
                 structure_names=STRUCTURES,
                 reader="vesalius.datasets.layouts.phantom:read",
                 parameters={
                     "seed": case.seed,
                     "settings": settings.model_dump(mode="json"),
                     "lesions": [lesion.model_dump(mode="json") for lesion in case.lesions],
+                    # Only where there is one: a subject without keeps the digest it had before there were findings.
+                    **({} if case.finding is None else {"finding": case.finding.model_dump(mode="json")}),
                 },
                 origin=f"{root} ({case.subject_id})",
             )
@@ -84,7 +96,7 @@ class PhantomLayout:
         return sorted(subjects, key=lambda subject: subject.subject_id)
 
     def write_example(self, root: Path) -> Path:
-        """Write a small cohort's file: two contrasts, voxels that are no cubes, lesions in the test split."""
+        """Write a small cohort's file: two contrasts, voxels that are no cubes, two findings in each split."""
         return write_cohort(
             root,
             CohortSettings(
@@ -92,6 +104,7 @@ class PhantomLayout:
                 num_validation=2,
                 num_gate=1,
                 num_test=2,
+                findings=("epidural", "hydrocephalus"),
                 phantom=PhantomSettings(shape=(20, 24, 18), modalities=("T1w", "FLAIR")),
             ),
         )
@@ -134,7 +147,8 @@ def read(raw: RawSubject, modalities: Sequence[str]) -> RawVolumes:
     if missing:
         raise CohortError(f"{origin}: there is no {missing[0]} (it has {', '.join(settings.modalities)})")
     lesions = [validate(LesionSettings, lesion, origin) for lesion in parameters["lesions"]]
-    subject = make_phantom(int(parameters["seed"]), settings, lesions=lesions)
+    finding = validate(FindingSettings, parameters["finding"], origin) if "finding" in parameters else None
+    subject = make_phantom(int(parameters["seed"]), settings, lesions=lesions, finding=finding)
 
     def volume(array: NDArray[Any], name: str) -> RawVolume:
         return RawVolume(array=array.astype(np.float32), affine=subject.affine, name=f"{raw.subject_id} ({name})")

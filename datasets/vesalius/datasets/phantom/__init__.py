@@ -1,8 +1,10 @@
-"""Healthy heads with believable variation, in several contrasts, with lesions whose masks are exact."""
+"""Healthy heads with believable variation, in several contrasts; lesions with exact masks, findings of head CT."""
 
 from vesalius.datasets.phantom.cohort import PhantomCase, phantom_cohort
 from vesalius.datasets.phantom.settings import (
     CohortSettings,
+    Finding,
+    FindingSettings,
     LesionSettings,
     Modality,
     PhantomSettings,
@@ -14,6 +16,8 @@ from vesalius.datasets.phantom.tissues import STRUCTURES
 __all__ = [
     "STRUCTURES",
     "CohortSettings",
+    "Finding",
+    "FindingSettings",
     "LesionSettings",
     "Modality",
     "PhantomCase",

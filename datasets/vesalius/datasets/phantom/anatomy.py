@@ -54,8 +54,8 @@ class Anatomy:
     thickness_mm: float
 
 
-def draw_anatomy(seed: int, variability: VariabilitySettings) -> Anatomy:
-    """Draw the subject ``seed``: all randomness of its shape."""
+def draw_anatomy(seed: int, variability: VariabilitySettings, *, wider: float = 1.0) -> Anatomy:
+    """Draw the subject ``seed``: all randomness of its shape; its ventricles are ``wider`` times as wide."""
     v = variability
     rng = stream(seed, "shape")
     widths = np.exp(rng.standard_normal(3) * [v.sulcus_spread, v.thickness_spread, v.ventricle_spread])
@@ -86,7 +86,7 @@ def draw_anatomy(seed: int, variability: VariabilitySettings) -> Anatomy:
     fields["mouth"] = np.exp(np.float32(v.sulcus_region_spread) * smooth_noise(rng, BRAIN, 25))
     return Anatomy(
         fields=fields,
-        deep=_deep_fields(at, float(widths[2])),
+        deep=_deep_fields(at, float(widths[2]) * wider),
         head=_head_fields(template(HEAD)),
         sulcus_mm=v.sulcus_mm / 2 * float(widths[0]),
         thickness_mm=v.thickness_mm * float(widths[1]),

@@ -29,6 +29,9 @@ TISSUES: Final = (
     ("fat", 1.25, 1.20, 1.30, -80.0),
     ("muscle", 0.55, 0.75, 0.65, 50.0),
     ("air", 0.0, 0.0, 0.0, -1000.0),
+    # Only in findings; at the end, so that what is drawn for the others stays. Blood is fresh.
+    ("blood", 0.75, 0.60, 0.85, 66.0),
+    ("catheter", 0.30, 0.30, 0.30, 500.0),
 )
 
 INTENSITIES: Final[Mapping[Modality, Mapping[str, float]]] = {

@@ -75,7 +75,7 @@ def plant(
     planted = []
     for number, lesion in enumerate(lesions):
         rng = stream(seed, f"lesion {number}")
-        body = _Body(rng, anatomy, lesion)
+        body = LesionBody(rng, anatomy, lesion)
         box, near = body.box(axes)
         profile = body.profile(near) * brain[box]
         own = profile >= 0.5
@@ -93,8 +93,12 @@ def plant(
     return change, mask, tuple(planted)
 
 
-class _Body:
-    """One lesion as a function of space, before any grid; all randomness is drawn when it is made."""
+class LesionBody:
+    """One lesion as a function of space, before any grid; all randomness is drawn when it is made.
+
+    Attributes:
+        center: in RAS+ millimetres.
+    """
 
     def __init__(self, rng: np.random.Generator, anatomy: Anatomy, lesion: LesionSettings) -> None:
         self.lesion = lesion

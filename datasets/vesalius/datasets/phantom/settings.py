@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vesalius.datasets.phantom.lattice import Triple
 from vesalius.platform.config import Settings
@@ -13,6 +13,24 @@ Modality = Literal["T1w", "T2w", "FLAIR", "CT"]
 Hemisphere = Literal["left", "right"]
 _Count = Annotated[int, Field(ge=1, le=2048)]
 _Length = Annotated[float, Field(gt=0, le=1000)]
+
+Finding = Literal[
+    "intraparenchymal",
+    "subdural",
+    "epidural",
+    "fracture",
+    "hydrocephalus",
+    "craniectomy",
+    "shunt",
+    "metal",
+    "motion",
+    "noise",
+    "wrong_orientation",
+    "wrong_registration",
+]
+"""What a head CT may show: three bleeds, other findings, what an operation leaves, and what spoils an image."""
+NEED_SKULL: tuple[Finding, ...] = ("fracture",)
+"""Findings that lie in what skull-stripping takes away."""
 
 
 class LesionSettings(Settings):
@@ -36,6 +54,20 @@ class LesionSettings(Settings):
     texture: float = Field(0.2, ge=0, le=1)
     hemisphere: Hemisphere | None = None
     center_mm: Triple | None = None
+
+
+class FindingSettings(Settings):
+    """One finding of a head; what else it needs is drawn from the subject's seed.
+
+    Attributes:
+        kind: which.
+        hemisphere: the side that a bleed, a fracture or an operation is on.
+        severity: from the smallest of its kind (0) to the largest (1).
+    """
+
+    kind: Finding
+    hemisphere: Hemisphere = "left"
+    severity: float = Field(0.5, ge=0, le=1)
 
 
 class VariabilitySettings(Settings):
@@ -118,6 +150,8 @@ class CohortSettings(Settings):
         num_test: subjects that results are reported on.
         seed: of the whole cohort.
         phantom: grid and look.
+        findings: what the subjects with something in them have, one kind after the other; none are the lesions of
+            docs/decisions/0003-phantom.md. A kind may be named more than once to be more frequent.
     """
 
     num_train: int = Field(16, ge=0)
@@ -126,3 +160,11 @@ class CohortSettings(Settings):
     num_test: int = Field(9, ge=0)
     seed: int = 0
     phantom: PhantomSettings = PhantomSettings()
+    findings: tuple[Finding, ...] = ()
+
+    @model_validator(mode="after")
+    def _skull_is_there(self) -> Self:
+        lacking = [kind for kind in self.findings if kind in NEED_SKULL]
+        if lacking and self.phantom.skull_stripped:
+            raise ValueError(f"a {lacking[0]} lies in the skull: set phantom.skull_stripped to false, or leave it out")
+        return self

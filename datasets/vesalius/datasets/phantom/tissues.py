@@ -42,6 +42,7 @@ STRUCTURES: Final[dict[str, int]] = {
 
 MOUTH_MM = 6.0  # depth over which a sulcus narrows
 BLUR_MM = 3.5  # of the image itself, beside the size of a voxel
+SKULL_MM = 6.5  # from the inner table to the outer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +70,16 @@ def read_tissues(anatomy: Anatomy, axes: Axes, spacing_mm: Triple, *, skull_stri
     width = float(np.hypot(np.mean(spacing_mm), BLUR_MM))
     brain = brain_mask(at, axes)
     pial, white = _cortex(at, anatomy, width)
-    stem = _inside(at["stem"], width)
+    stem = inside(at["stem"], width)
     cerebellum, core = _cerebellum(at, 1 - stem, width)
     pial, white = pial * (1 - stem), white * (1 - stem)
-    lateral, midline = _inside(at["ventricle"], width), _inside(at["midline_ventricle"], width)
+    lateral, midline = inside(at["ventricle"], width), inside(at["midline_ventricle"], width)
     solid = 1 - np.maximum(lateral, midline)
     shares = {"cerebellar_grey": (cerebellum - core) * solid}
     left = solid
     nuclei = np.zeros_like(solid)
     for name in ("thalamus", "caudate", "lentiform", "hippocampus"):
-        shares[name] = _inside(at[name], width) * left * (1 - stem)
+        shares[name] = inside(at[name], width) * left * (1 - stem)
         left = left - shares[name]
         nuclei += shares[name]
     # The nuclei lie within the white matter; what they take, it loses.
@@ -107,8 +108,8 @@ def _cortex(at: Mapping[str, Array], anatomy: Anatomy, width: float) -> tuple[Ar
     """Shares below the pial and below the white surface of the cerebrum."""
     thick = np.float32(anatomy.thickness_mm)
     depth = at["cerebrum"] - np.float32(0.8)
-    pial = _inside(depth, width)
-    white = _inside(depth - thick, width)
+    pial = inside(depth, width)
+    white = inside(depth - thick, width)
     # A sulcus is a wedge: wide at its mouth, a mere contact of its banks below.
     mouth = np.float32(anatomy.sulcus_mm) * at["mouth"] * np.exp(-np.maximum(depth, 0) * np.float32(1 / MOUTH_MM))
     for distance, half in (
@@ -124,10 +125,10 @@ def _cortex(at: Mapping[str, Array], anatomy: Anatomy, width: float) -> tuple[Ar
 def _cerebellum(at: Mapping[str, Array], free: Array, width: float) -> tuple[Array, Array]:
     """Shares of the cerebellum and of its white core and branches."""
     depth = at["cerebellum"] - np.float32(0.8)
-    cerebellum = _inside(depth, width) * _beyond(at["leaf"], 0.12, width) * free
-    core = _inside(depth - np.float32(13), width)
+    cerebellum = inside(depth, width) * _beyond(at["leaf"], 0.12, width) * free
+    core = inside(depth - np.float32(13), width)
     branches = np.minimum(depth - np.float32(4), np.abs(at["leaf"]) - np.float32(2.5))
-    return cerebellum, np.maximum(core, _inside(branches, width)) * cerebellum
+    return cerebellum, np.maximum(core, inside(branches, width)) * cerebellum
 
 
 def _structures(paired: Mapping[str, Array], single: Mapping[str, Array], axes: Axes) -> NDArray[np.uint8]:
@@ -146,11 +147,11 @@ def _structures(paired: Mapping[str, Array], single: Mapping[str, Array], axes: 
 
 def _with_skull(shares: Mapping[str, Array], cavity: Array, outside: Array, width: float) -> dict[str, Array]:
     """Put the brain and its fluid into the cavity of a skull of 6.5 mm, under fat and muscle."""
-    inner = _inside(cavity, width)
-    bone = _inside(cavity + np.float32(6.5), width)
-    marrow = _inside(cavity + np.float32(4.5), width) - _inside(cavity + np.float32(2), width)
-    skin = _inside(outside, width)
-    fat = _inside(cavity + np.float32(12.5), width)
+    inner = inside(cavity, width)
+    bone = inside(cavity + np.float32(SKULL_MM), width)
+    marrow = inside(cavity + np.float32(4.5), width) - inside(cavity + np.float32(2), width)
+    skin = inside(outside, width)
+    fat = inside(cavity + np.float32(12.5), width)
     return {
         **{name: share * inner for name, share in shares.items()},
         "marrow": marrow,
@@ -161,11 +162,14 @@ def _with_skull(shares: Mapping[str, Array], cavity: Array, outside: Array, widt
     }
 
 
-def _inside(depth: Array, width: float) -> Array:
-    """Share of a voxel of edge ``width`` that lies inside a surface ``depth`` below which its centre is."""
+def inside(depth: Array, width: float, *, thick: float = np.inf) -> Array:
+    """Share of a voxel of edge ``width`` that lies inside a surface ``depth`` below which its centre is.
+
+    A body ``thick`` mm across that is thinner than the voxel never fills it.
+    """
     share = depth * np.float32(1 / width)
     share += np.float32(0.5)
-    return np.asarray(np.clip(share, 0, 1, out=share))
+    return np.asarray(np.clip(share, 0, min(1.0, thick / width), out=share))
 
 
 def _beyond(distance: Array, half: Array | float, width: float) -> Array:

@@ -3,7 +3,26 @@
 from vesalius.platform.evaluation.components import drop_small_components, mask_dice
 from vesalius.platform.evaluation.figures import FIGURE_KEYS, Figures, evaluate
 from vesalius.platform.evaluation.histogram import Histogram
-from vesalius.platform.evaluation.intervals import Interval, PairedResult, bootstrap_intervals, paired_bootstrap
+from vesalius.platform.evaluation.images import (
+    Curve,
+    Detection,
+    ImageFigures,
+    Kind,
+    OperatingPoint,
+    detection,
+    evaluate_images,
+    operate,
+    precision_recall_curve,
+    roc_curve,
+    youden_threshold,
+)
+from vesalius.platform.evaluation.intervals import (
+    Interval,
+    PairedResult,
+    auroc_interval,
+    bootstrap_intervals,
+    paired_bootstrap,
+)
 from vesalius.platform.evaluation.metrics import (
     BestDice,
     PooledFigure,
@@ -13,6 +32,14 @@ from vesalius.platform.evaluation.metrics import (
     dice_at,
     fpr_at_recall,
     image_auroc,
+)
+from vesalius.platform.evaluation.readers import Agreement, agreement, fleiss_kappa
+from vesalius.platform.evaluation.structures import (
+    Structure,
+    StructureFigures,
+    StructureTask,
+    evaluate_structures,
+    structure_maxima,
 )
 from vesalius.platform.evaluation.thresholds import Policy, Threshold, fit_threshold
 from vesalius.platform.evaluation.voxels import (
@@ -28,30 +55,50 @@ from vesalius.platform.evaluation.voxels import (
 __all__ = [
     "FIGURE_KEYS",
     "VOXEL_SETS",
+    "Agreement",
     "BestDice",
+    "Curve",
+    "Detection",
     "Figures",
     "Histogram",
+    "ImageFigures",
     "Interval",
+    "Kind",
+    "OperatingPoint",
     "PairedResult",
     "Policy",
     "PooledFigure",
+    "Structure",
+    "StructureFigures",
+    "StructureTask",
     "SubjectVoxels",
     "Threshold",
     "VoxelSet",
+    "agreement",
     "auroc",
+    "auroc_interval",
     "average_precision",
     "best_dice",
     "bootstrap_intervals",
+    "detection",
     "dice_at",
     "drop_small_components",
     "evaluate",
+    "evaluate_images",
+    "evaluate_structures",
     "fit_threshold",
+    "fleiss_kappa",
     "fpr_at_recall",
     "image_auroc",
     "mask_dice",
+    "operate",
     "paired_bootstrap",
+    "precision_recall_curve",
     "resampled_onto",
+    "roc_curve",
+    "structure_maxima",
     "subject_histogram",
     "subject_histograms",
     "subject_voxels",
+    "youden_threshold",
 ]

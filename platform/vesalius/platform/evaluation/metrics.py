@@ -92,14 +92,28 @@ def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
 
 def image_auroc_rows(scores: ArrayLike, labels: ArrayLike, multiplicities: Rows) -> Rows:
     """Return (R,) image AUROCs of (R, S) resamples: how often each of S images counts."""
+    return auroc_rows(*image_counts(scores, labels, multiplicities)[1:])
+
+
+def image_counts(scores: ArrayLike, labels: ArrayLike, multiplicities: Rows) -> tuple[Rows, Rows, Rows]:
+    """Count images by score: (B,) scores that occur, rising; (R, B) healthy and (R, B) anomalous images at each.
+
+    Args:
+        scores: (S,) finite image scores.
+        labels: (S,) bool, True where the image is anomalous.
+        multiplicities: (R, S) how often each image counts.
+    """
     values, anomalous = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.bool_)
     if not values.size:
-        return np.full(len(multiplicities), np.nan)
+        none = np.zeros((len(multiplicities), 0))
+        return np.zeros(0), none, none
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) != 0]))
     weights, anomalous = multiplicities[:, order].astype(np.float64), anomalous[order]
-    return auroc_rows(
-        np.add.reduceat(weights * ~anomalous, starts, axis=1), np.add.reduceat(weights * anomalous, starts, axis=1)
+    return (
+        values[order][starts],
+        np.add.reduceat(weights * ~anomalous, starts, axis=1),
+        np.add.reduceat(weights * anomalous, starts, axis=1),
     )
 
 
