@@ -369,6 +369,8 @@ def test_a_row_whose_scoring_alone_is_too_long_takes_the_demo_preset(
             num_volumes=4,
             passes=4,
             fixed=(),
+            peak_bytes={},
+            scoring_peak_bytes=0,
             complete=True,
         )
 
