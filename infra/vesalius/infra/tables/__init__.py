@@ -5,7 +5,7 @@
     frames.py      the house style; names with sentences, keys with values
     choices.py     settings, presets, the steps of a paper
     reproduction.py  a paper's table with ours beside it
-    judgements.py  figures, image scores, the gate
+    judgements.py  figures, image scores, readers, the gate
     volumes.py     exported files, outliers
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from vesalius.infra.tables.choices import describe_settings, deviations, memory, paper_steps, presets, settings
 from vesalius.infra.tables.frames import heading, key_values, listing, pairs, plain_text
-from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion
+from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion, readers
 from vesalius.infra.tables.reproduction import paper_table, row_notes
 from vesalius.infra.tables.volumes import exported, findings
 
@@ -36,6 +36,7 @@ __all__ = [
     "plain_text",
     "presets",
     "promotion",
+    "readers",
     "row_notes",
     "settings",
 ]
