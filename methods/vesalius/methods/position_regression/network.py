@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vesalius.methods.position_regression.spectral import SpectralConvolution
+from vesalius.platform.contracts import segment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -227,9 +228,11 @@ class PositionNetwork(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return the places (B, 3) of patches (B, C, s_p, s_p, s_p), as fractions of the box along D, H, W."""
-        for level, blocks in enumerate(self.levels):
-            patches = blocks(halved(patches) if level else patches)
-        return self._places(patches).flatten(1)
+        stem, middle, last = self.levels
+        # Each segment ends with the pooling, an eighth of what it is given.
+        patches = segment(lambda image: halved(stem(image)), patches)
+        patches = segment(lambda image: halved(middle(image)), patches)
+        return segment(lambda image: self._places(last(image)), patches).flatten(1)
 
     @property
     def _dtype(self) -> torch.dtype:
