@@ -14,8 +14,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vesalius.datasets import LAYOUTS
+from vesalius.datasets.layouts.ct_findings import CT_FINDINGS
 from vesalius.datasets.layouts.phantom import write_cohort
-from vesalius.datasets.phantom import CohortSettings, PhantomSettings
+from vesalius.datasets.phantom import CohortSettings, PhantomSettings, phantom_cohort
 from vesalius.datasets.recipes import RECIPES
 from vesalius.infra import tables
 from vesalius.infra.cli.app import app
@@ -26,6 +27,7 @@ from vesalius.infra.pipeline.estimating import Estimate, estimate
 from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
 from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
 from vesalius.infra.reproduce.cohort import Cohorts, check_request, make_cohorts
+from vesalius.infra.reproduce.levels import level_of
 from vesalius.infra.reproduce.protocol import BASELINES, PreparedBy, Published, Row
 from vesalius.infra.reproduce.running import slug
 from vesalius.infra.reproduce.table import said_of_code
@@ -64,7 +66,7 @@ def call(*arguments: object) -> Any:
 
 
 def test_the_papers_are_there() -> None:
-    assert protocol_names() == ["anovaegan_2018", "implicit_field_2021"]
+    assert protocol_names() == ["anovaegan_2018", "f_anogan_3d_2020", "implicit_field_2021"]
 
 
 @pytest.mark.parametrize(("paper", "num_rows"), [("implicit_field_2021", 6), ("anovaegan_2018", 8)])
@@ -96,12 +98,35 @@ def test_published_figures_are_those_that_are_printed() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("paper", ["implicit_field_2021", "anovaegan_2018"])
+@pytest.mark.parametrize("paper", protocol_names())
 def test_every_row_has_its_method_preset_and_settings(paper: str) -> None:
     for row in (*load_protocol(paper).rows, *BASELINES):
         assert row.method in METHODS, row.label
         paper_settings(row)
         scaled_settings(row)
+
+
+def test_the_3d_f_anogan_is_judged_by_its_images() -> None:
+    chosen = load_protocol("f_anogan_3d_2020")
+    assert chosen.judged == "images"
+    assert chosen.recipe in RECIPES
+    model = chosen.rows[0].published
+    assert model is not None
+    assert model.figures == {
+        "auroc": 0.75, "own_accuracy": 0.7075, "own_sensitivity": 0.5407, "own_specificity": 0.8666,
+    }  # fmt: skip
+    level = level_of(chosen)
+    assert level is not None
+    columns = {key for section in level.sections() for key, _, _ in section.columns}
+    # Whatever the paper prints has a column.
+    assert all(set(row.published.figures) <= columns for row in chosen.rows if row.published)
+    assert {*chosen.lesion_labels, *chosen.quality_labels} <= set(CT_FINDINGS)
+    # Each label has images in the phantoms' test split, and there are healthy ones.
+    heads = chosen.phantom
+    cases = list(phantom_cohort(0, 0, 0, heads.num_test, heads.phantom, heads.seed, heads.findings))
+    for label in (*chosen.lesion_labels, *chosen.quality_labels):
+        assert sum(case.labels[label] is True for case in cases) >= 4, label
+    assert sum(not case.anomalous for case in cases) * 3 == len(cases)
 
 
 def test_scaled_rows_keep_the_order_of_their_codes() -> None:
@@ -165,7 +190,7 @@ def test_rows_are_chosen_by_label_whatever_the_case() -> None:
         baur.choose(["AnoVEGAN"])
     with pytest.raises(SettingError, match=r"unknown paper 'anovaegan': did you mean 'anovaegan_2018'\?"):
         load_protocol("anovaegan")
-    assert len({slug(row.label) for name in protocol_names() for row in load_protocol(name).rows}) == 14
+    assert len({slug(row.label) for name in protocol_names() for row in load_protocol(name).rows}) == 17
 
 
 # ---- time

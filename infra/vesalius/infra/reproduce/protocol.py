@@ -25,6 +25,8 @@ class Published(Settings):
 
     Attributes:
         seconds_per_slice: where the paper times slices and not volumes.
+        figures: what is no figure of voxels, under the keys of the protocol's level
+            (:mod:`vesalius.infra.reproduce.levels`).
     """
 
     best_dice: float | None = None
@@ -36,6 +38,7 @@ class Published(Settings):
     image_auroc: float | None = None
     seconds_per_volume: float | None = None
     seconds_per_slice: float | None = None
+    figures: dict[str, float] = Field(default_factory=dict)
 
 
 class Finer(Settings):
@@ -108,6 +111,10 @@ class Protocol(Settings):
         data: the paper's data, with the section.
         modalities: the paper's modality, as data sets name it.
         recipe: the paper's preprocessing.
+        judged: what the table is about: voxels, whole images, or structures of the head. Figures of voxels are
+            computed for all.
+        lesion_labels: of whole images: labels of kinds of lesion that are reported apart.
+        quality_labels: of whole images: labels of what spoils an image, or of an operation; no cases of screening.
         voxel_set: the voxels that the paper judges.
         rule: how the paper chooses thresholds.
         rule_source: where it says so.
@@ -124,6 +131,9 @@ class Protocol(Settings):
     data: str
     modalities: tuple[str, ...] = Field(min_length=1)
     recipe: str
+    judged: Literal["voxels", "images"] = "voxels"
+    lesion_labels: tuple[str, ...] = ()
+    quality_labels: tuple[str, ...] = ()
     voxel_set: Literal["all", "brain"]
     rule: ThresholdRule
     rule_source: str
