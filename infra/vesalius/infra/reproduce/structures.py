@@ -1,6 +1,7 @@
 """Structures of the head: is there a bleed in this hemisphere, a fracture in the skull? (Bieder et al. 2022).
 
-Section 4 judges each by the highest error within it. Whole images are judged beside them, by :class:`vesalius.infra.reproduce.images.ImageLevel`.
+Section 4 judges each by the highest error within it. Whole images are judged beside them, by
+:class:`vesalius.infra.reproduce.images.ImageLevel`.
 """
 
 from __future__ import annotations
@@ -89,10 +90,10 @@ class StructureLevel(Level):
 
     def said(self) -> str:
         """Return what is judged."""
-        spoilt = " Images that a fault marks are left out." if self.protocol.quality_labels else ""
+        spoilt = ", images that a fault marks left out" if self.protocol.quality_labels else ""
         return (
-            f"Structures by the highest value of the map within each, AUROC against what is known of it.{spoilt} "
-            + (f"Whole images: {self._images.said()}")
+            f"Structures by the highest value of the map within each, against what is known of it{spoilt}. "
+            f"{self._images.said()}"
         )
 
     def lacks(self, store: CohortStore) -> str | None:
