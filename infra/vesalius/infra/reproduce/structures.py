@@ -220,9 +220,10 @@ class StructureLevel(Level):
         return any(by_name[name] < others for others in by_name.values())
 
     def _surfaces(self, rows: Sequence[Drawn], out: Path) -> dict[str, Path]:
-        """Draw the paper's figure 5 for the row that does best where the surface is asked about."""
+        """Draw the paper's figure 5 for the network that does best where the surface is asked about."""
         wanted = self.protocol.surface
-        if wanted is None:
+        rows = [row for row in rows if row.found.size.parameters]
+        if wanted is None or not rows:
             return {}
         task = next(task for task in self.protocol.tasks if wanted in {one.name for one in task.structures})
         label = next(one.label for one in task.structures if one.name == wanted)
