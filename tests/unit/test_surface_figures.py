@@ -31,7 +31,8 @@ def spot(direction: tuple[int, int, int]) -> NDArray[np.float64]:
     """Return an error that is high near the ball's surface in one direction."""
     towards = MIDDLE + 13 * np.array(direction) / np.linalg.norm(direction)
     grid = np.moveaxis(np.indices(SHAPE), 0, -1)
-    return np.exp(-np.square(np.linalg.norm(grid - towards, axis=-1) / 4))
+    error: NDArray[np.float64] = np.exp(-np.square(np.linalg.norm(grid - towards, axis=-1) / 4))
+    return error
 
 
 @pytest.mark.parametrize(
