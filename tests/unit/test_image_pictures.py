@@ -52,7 +52,7 @@ def test_every_method_has_its_curve_and_its_points(tmp_path: Path) -> None:
 def test_every_kind_has_its_curve(tmp_path: Path) -> None:
     panels = []
     for number in range(4):
-        kinds = []
+        kinds: list[KindCurve] = []
         for name in ("epidural", "subdural", "intraparenchymal"):
             scores, labels = images(len(kinds) + 10 * number)
             curve = precision_recall_curve(scores, labels)

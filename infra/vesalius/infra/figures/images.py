@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def draw_roc(rows: Sequence[RocRow], path: Path, *, title: str, caption: str) ->
             for point, filled in ((row.own, False), (row.chosen, True)):
                 if point is not None:
                     face = colour if filled else "white"
-                    marks = {"markerfacecolor": face, "markersize": 6 if filled else 10}
+                    marks: dict[str, Any] = {"markerfacecolor": face, "markersize": 6 if filled else 10}
                     axes.plot(*point, "o", color=colour, zorder=3, clip_on=False, **marks)
         _square(axes, "false positive rate", "true positive rate")
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="AUROC (95 %)")
