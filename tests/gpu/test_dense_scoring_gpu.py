@@ -17,8 +17,8 @@ pytestmark = [
 
 
 def test_the_map_is_the_cpus_whatever_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    # With TensorFloat-32, PyTorch's default for convolutions, places differ by about a thousandth.
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    # PyTorch's default: with TensorFloat-32 places would differ by about a thousandth.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     torch.manual_seed(0)
     network = PositionNetwork(31, 16, 1).eval().requires_grad_(False)
     edge, tile_bytes = 64, 128 * 2**20
@@ -36,3 +36,23 @@ def test_the_map_is_the_cpus_whatever_the_tiles(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-5)
     whole = scored(network, image, axes, torch.ones_like(part))
     torch.testing.assert_close(whole[part], found[part], rtol=0, atol=1e-5)
+    assert torch.backends.cudnn.allow_tf32  # as it was
+
+
+def test_a_step_is_deterministic_where_it_is_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        network = PositionNetwork(23, 4, 1).to("cuda")  # with all kinds of layers
+        patches = torch.rand(8, 1, 23, 23, 23, device="cuda")
+        gradients = []
+        for _ in range(2):
+            network.zero_grad()
+            network(patches).square().sum().backward()
+            gradients.append(
+                [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+            )
+        assert len(gradients[0]) == len(list(network.parameters()))
+        assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -86,6 +86,21 @@ def test_dense_equals_patches_at_random_places_of_a_larger_volume(patch_size: in
     torch.testing.assert_close(found, by_patch(network, image, centres), rtol=0, atol=ATOL)
 
 
+@pytest.mark.parametrize("width", [1, 16, 64])
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_dense_equals_patches_for_every_size_and_width(
+    monkeypatch: pytest.MonkeyPatch, patch_size: int, width: int
+) -> None:
+    """With phases going one after the other as far as they may, as they do in large tiles."""
+    monkeypatch.setattr("vesalius.methods.position_regression.network._TOGETHER_VALUES", 1)
+    network = network_of(patch_size, width=width)
+    image = torch.randn(1, 4, 5, 3)
+    centres = [(0, 0, 0), (3, 4, 2), (1, 2, 1), (2, 3, 0)]
+    errors = densely(network, image)
+    found = torch.stack([errors[centre] for centre in centres])
+    torch.testing.assert_close(found, by_patch(network, image, centres), rtol=0, atol=ATOL)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     shape=st.tuples(*[st.integers(1, 11)] * 3),

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from vesalius.methods.blocks import median_pool
 from vesalius.methods.position_regression import PositionNetwork, PositionRegression
-from vesalius.methods.position_regression.network import PATCH_SIZES, layers, multiply_adds
+from vesalius.methods.position_regression.dense import between, error_map, reached
+from vesalius.methods.position_regression.network import PATCH_SIZES, Last, halved, layers, multiply_adds
 from vesalius.methods.position_regression.settings import tiny
 from vesalius.methods.position_regression.spectral import SpectralConvolution
-from vesalius.platform.config import override
+from vesalius.platform.config import flatten, override
 from vesalius.platform.contracts import Batch, CohortFacts, Volume
 from vesalius.platform.errors import CohortError, SettingError, VolumeError
+from vesalius.platform.scoring.volumes import volume_of
+from vesalius.platform.store import CohortStore, SubjectArrays, SubjectRecord
 from vesalius.platform.testing.methods import build, trained
 from vesalius.platform.training import Alone, TrainingSettings, Updater
 from vesalius.platform.training.plan import Plan
 
 if TYPE_CHECKING:
-    from vesalius.platform.store import CohortStore
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vesalius.platform.contracts import Collective
 
 AFFINE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 GRID = (24, 22, 26)
@@ -79,7 +93,7 @@ def test_a_patch_shrinks_to_one_voxel_as_the_table_says(patch_size: int) -> None
     seen: list[int] = []
     # Of the two poolings that halve the network has no module: the table's edges without them.
     for module in network.modules():
-        if isinstance(module, SpectralConvolution | nn.AvgPool3d | nn.Conv3d):
+        if isinstance(module, SpectralConvolution | Last | nn.Conv3d):
             module.register_forward_hook(lambda _, __, out: seen.append(out.shape[-1]))
     assert network(torch.rand(3, 1, *(patch_size,) * 3)).shape == (3, 3)
     halved = [row for row, layer in enumerate(table) if layer.kind == "pooling" and layer.block == "Downsample"]
@@ -153,6 +167,26 @@ def test_a_forward_leaves_the_estimate_alone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
+def test_the_estimate_follows_the_new_weights() -> None:
+    """After a step the vectors are one power iteration on the weights that the step left."""
+    torch.manual_seed(0)
+    method = PositionRegression(override(tiny(), {"learning_rate": 0.1}), facts()).train()
+    (stage,) = method.stages()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    update = Updater(stage, Alone(), TrainingSettings(precision="fp32"), torch.device("cpu"))
+    stage.step(batch_of(torch.rand(6, 3)), update)
+    stage.after_update()
+    num_layers = 0
+    for name, layer in method.named_modules():
+        if isinstance(layer, SpectralConvolution):
+            matrix = layer.weight.detach().flatten(1)
+            right = functional.normalize(matrix.T @ before[f"{name}.left"], dim=0)
+            torch.testing.assert_close(layer.right, right)
+            torch.testing.assert_close(layer.left, functional.normalize(matrix @ right, dim=0))
+            num_layers += 1
+    assert num_layers == 7
+
+
 def test_trained_convolutions_have_norm_one(phantom_store: CohortStore) -> None:
     method = trained(PositionRegression, override(tiny(), {"learning_rate": 1e-3}), phantom_store)
     for module in method.modules():
@@ -192,20 +226,149 @@ def test_the_loss_is_the_distance_and_not_its_square() -> None:
     assert float(total.detach()) == pytest.approx(0 + 1 + math.sqrt(3) + math.hypot(0.6, 1.0))
 
 
-def test_a_step_sees_one_volume_and_leaves_background_out(phantom_store: CohortStore) -> None:
-    method = build(PositionRegression, override(tiny(), {"patches.foreground": "head"}), phantom_store)
-    plan = Plan(method, phantom_store, TrainingSettings(device="cpu", threads=1), Alone(), torch.device("cpu"))
+def heads_in_air(path: Path, shape: tuple[int, int, int] = (36, 30, 28)) -> CohortStore:
+    """Two small heads in noisy air on an anisotropic grid, so that many patches hold no voxel of theirs."""
+    rng = np.random.default_rng(0)
+    recipe = {"scale": "histogram", "output_range": [0.25, 1.0]}
+    store = CohortStore.create(path, recipe=recipe, channels=("CT",), name="small heads")
+    for number in range(2):
+        head = np.zeros(shape, dtype=bool)
+        head[24:31, 20:27, 3 + number : 9] = True
+        image = np.where(head, 1.0, 0.5) * rng.uniform(0.5, 1.0, shape)
+        record = SubjectRecord(
+            subject_id=f"s{number}",
+            split="train",
+            channels=("CT",),
+            shape=shape,
+            spacing_mm=(2.0, 3.0, 2.5),
+            affine=((2, 0, 0, 0), (0, 3, 0, 0), (0, 0, 2.5, 0), (0, 0, 0, 1)),
+        )
+        arrays = SubjectArrays(image=image[None].astype(np.float32), brain=head, head=head)
+        with store.lock():
+            store.commit([store.write(record, arrays)])
+    return store
+
+
+def drawn(method: PositionRegression, store: CohortStore, num_steps: int) -> Iterator[Batch]:
+    plan = Plan(method, store, TrainingSettings(device="cpu", threads=1), Alone(), torch.device("cpu"))
     batches = plan.batches(0, 0)
-    num_kept = 0
-    for batch in batches:
-        assert len(set(batch.subjects.tolist())) == 1
-        assert batch.global_size == 24
-        assert (batch.image.flatten(1).amax(1) > 0).all()
-        num_kept += len(batch)
-        if batch.step == 5:
-            break
+    yield from itertools.islice(batches, num_steps)
     batches.close()  # type: ignore[attr-defined]  # a generator: its readers end with it
-    assert 0 < num_kept <= 6 * 24
+
+
+def centre_of(position: torch.Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the voxels (B, 3) at normalised positions of the cohort's own grid: (2 i + 1) / n - 1."""
+    sizes = torch.tensor(shape)
+    voxels = ((position + 1) * sizes - 1) / 2
+    torch.testing.assert_close(voxels, voxels.round(), rtol=0, atol=1e-3)
+    return [tuple(row) for row in voxels.round().int().tolist()]
+
+
+def test_a_step_sees_one_volume_and_leaves_background_out(tmp_path: Path) -> None:
+    """Of uniformly drawn patches exactly those are kept that hold a voxel of the head, recounted from its mask."""
+    store = heads_in_air(tmp_path / "store")
+    method = build(PositionRegression, override(tiny(), {"patches.foreground": "head"}), store)
+    names = store.facts().subjects
+    num_kept = 0
+    for batch in drawn(method, store, 6):
+        assert batch.global_size == 24
+        (subject,) = set(batch.subjects.tolist())
+        head = store.mask(names[subject], "head")
+        assert head is not None
+        padded = np.pad(head, 9)
+        for i, j, k in centre_of(batch.position, head.shape):
+            assert padded[i : i + 19, j : j + 19, k : k + 19].any()
+        num_kept += len(batch)
+    assert 24 < num_kept < 6 * 24
+    # Everything that touches it would be drawn in the end: as many as its share of the grid.
+    share = float(reached(torch.from_numpy(store.mask("s0", "head")), 19).float().mean())
+    assert num_kept == pytest.approx(6 * 24 * share, abs=4 * math.sqrt(6 * 24 * share * (1 - share)))
+
+
+@pytest.mark.parametrize("foreground", ["head", "brain"])
+def test_a_score_is_the_loss_of_the_patch_around_the_voxel(tmp_path: Path, foreground: str) -> None:
+    """Training's own patches and places against the map: no flip, no half voxel, no other background or scale."""
+    store = heads_in_air(tmp_path / "store")
+    assert store.facts().background == 0.25
+    method = build(PositionRegression, override(tiny(), {"patches.foreground": foreground}), store)
+    maps = {record.subject_id: scored(method, volume_of(store, record)).map for record in store.subjects("train")}
+    names = store.facts().subjects
+    beyond = 0
+    for batch in drawn(method, store, 4):
+        with torch.no_grad():
+            places = method.network(method.centred(batch.image))
+        expected = torch.linalg.vector_norm(places - (batch.position + 1) / 2, dim=1)
+        score_map = maps[names[int(batch.subjects[0])]]
+        centres = centre_of(batch.position, score_map.shape)
+        found = torch.stack([score_map[centre] for centre in centres])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        beyond += sum(min(centre) < 9 for centre in centres)
+    assert beyond > 0  # some of them reach beyond the volume's faces
+
+
+def test_a_recipes_range_is_centred() -> None:
+    method = PositionRegression(tiny(), facts(background=0.25, ceiling=1.0))
+    torch.testing.assert_close(method.centred(torch.tensor([0.25, 0.625, 1.0])), torch.tensor([-1.0, 0.0, 1.0]))
+    as_it_is = PositionRegression(tiny(), facts())
+    assert as_it_is.centred(torch.tensor([-1000.0, 40.0])).tolist() == [-1000.0, 40.0]
+
+
+def test_the_papers_preset_is_the_papers() -> None:
+    """Section 3: s_p = 31, 2,000 epochs, Adam at 1e-4, 256 patches of one volume, every voxel; figure 4: m = 16."""
+    paper = flatten(PositionRegression.presets()["paper"])
+    expected = {
+        "network.patch_size": 31,
+        "network.width": 16,
+        "patches.per_step": 256,
+        "patches.sampling": "discard",
+        "patches.foreground": "head",
+        "epochs": 2000,
+        "learning_rate": 1e-4,
+        "scoring.stride": 1,
+        "map.image_score": "max",
+        "map.voxels": "all",
+    }
+    assert {name: paper[name] for name in expected} == expected
+
+
+def test_scoring_takes_its_stride_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    image = torch.rand(1, *GRID)
+    told: list[int] = []
+
+    def spy(*arguments: Any, tile_bytes: int, **named: Any) -> torch.Tensor:
+        told.append(tile_bytes)
+        return error_map(*arguments, tile_bytes=tile_bytes, **named)
+
+    monkeypatch.setattr("vesalius.methods.position_regression.method.error_map", spy)
+    method = PositionRegression(override(tiny(), {"scoring.tile_mib": 123}), facts())
+    whole = scored(method, volume(image)).map
+    assert told == [123 * 2**20]
+    coarse = PositionRegression(override(tiny(), {"scoring.stride": 3}), facts())
+    coarse.load_state_dict(method.state_dict())
+    expected = between(whole[::3, ::3, ::3], 3, GRID)
+    torch.testing.assert_close(scored(coarse, volume(image)).map, expected, rtol=0, atol=1e-5)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_means_of_cubes_are_torchs(channels: int, d: int, h: int, w: int) -> None:
+    image = torch.rand(2, channels, 2 * d, 2 * h, 2 * w, dtype=torch.float64)
+    torch.testing.assert_close(halved(image), functional.avg_pool3d(image, 2))
+    torch.testing.assert_close(Last()(image), functional.avg_pool3d(image, 2, stride=1))
+
+
+def test_places_stay_float32_where_the_rest_is_bfloat16() -> None:
+    """Near 1/2 bfloat16 knows every 256th part of the box alone, while a new network's answers lie closer together."""
+    torch.manual_seed(0)
+    network = PositionNetwork(19, 4, 1).eval()
+    patches = torch.rand(64, 1, 19, 19, 19)
+    with torch.no_grad():
+        expected = network(patches)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            places = network(patches)
+    assert places.dtype == torch.float32
+    assert len(places.unique(dim=0)) == 64
+    torch.testing.assert_close(places, expected, rtol=0, atol=2e-3)
 
 
 def test_micro_batches_change_nothing() -> None:
@@ -224,7 +387,58 @@ def test_micro_batches_change_nothing() -> None:
         torch.testing.assert_close(after[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_rank_without_patches_keeps_the_replicas_alike() -> None:
+class OneOfTwo:
+    """A rank of two that are threads of this process."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, given: list[torch.Tensor], meeting: Barrier) -> None:
+        self.rank, self._given, self._meeting = rank, given, meeting
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        self._given[self.rank] = value
+        self._meeting.wait(30)
+        total = self._given[0] + self._given[1]
+        self._meeting.wait(30)
+        return total
+
+    def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
+        raise NotImplementedError  # no stage of this method gathers
+
+
+def test_a_rank_whose_patches_were_all_left_out_stays_the_replica_of_the_other() -> None:
+    """Weights and estimated singular vectors of both are those of one process that has all patches."""
+    given, meeting = [torch.zeros(0)] * 2, Barrier(2)
+    patches = batch_of(torch.rand(10, 3, generator=torch.Generator().manual_seed(3)) * 2 - 1)
+    nothing = patches.select(0, 0)
+    settings = TrainingSettings(precision="fp32")
+
+    def after(collective: Collective, batch: Batch, method: PositionRegression) -> dict[str, torch.Tensor]:
+        (stage,) = method.stages()
+        update = Updater(stage, collective, settings, torch.device("cpu"))
+        for _ in range(3):
+            stage.step(batch, update)
+            stage.after_update()
+        return method.state_dict()
+
+    def new() -> PositionRegression:
+        torch.manual_seed(0)
+        return PositionRegression(tiny(), facts()).train()
+
+    methods = [new(), new()]
+    with ThreadPoolExecutor(2) as pool:
+        shares = ((OneOfTwo(0, given, meeting), patches), (OneOfTwo(1, given, meeting), nothing))
+        ends = [pool.submit(after, *share, method) for share, method in zip(shares, methods, strict=True)]
+        first, second = (end.result() for end in ends)
+    alone = after(Alone(), patches, new())
+    start = new().state_dict()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, msg=name)
+        assert not torch.equal(value, start[name]), name
+
+
+def test_a_step_without_a_patch_changes_no_weight() -> None:
     method = PositionRegression(tiny(), facts())
     (stage,) = method.stages()
     update = Updater(stage, Alone(), TrainingSettings(precision="fp32"), torch.device("cpu"))
@@ -254,6 +468,25 @@ def test_patches_of_background_only_have_no_score() -> None:
         nonzero = torch.nonzero(scored(method, volume(image, brain)).map)
         assert nonzero.amin(0).tolist() == [15 - 9, 14 - 9, first - 9]
         assert nonzero.amax(0).tolist() == [15 + 9, 14 + 9, 17 + 9]
+
+
+def test_a_heads_mask_says_what_is_background_where_the_air_is_noisy(phantom_store: CohortStore) -> None:
+    """What is scored is what training keeps: patches that touch the mask, whatever values stand around it."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 40, 36, 44)  # no voxel has the background's value
+    head = torch.zeros(40, 36, 44, dtype=torch.bool)
+    head[20, 18, 22] = True
+    method = PositionRegression(override(tiny(), {"patches.foreground": "head"}), facts(grid=(40, 36, 44)))
+    nonzero = torch.nonzero(scored(method, replace(volume(image), head=head)).map)
+    assert nonzero.amin(0).tolist() == [20 - 9, 18 - 9, 22 - 9]
+    assert nonzero.amax(0).tolist() == [20 + 9, 18 + 9, 22 + 9]
+    # The store's mask comes with the volume, and a single file's with its answer.
+    record = phantom_store.subjects("test")[0]
+    kept = volume_of(phantom_store, record).head
+    assert kept is not None
+    expected = phantom_store.mask(record.subject_id, "head")
+    assert expected is not None
+    assert kept.numpy().tolist() == expected.tolist()
 
 
 def test_a_map_inside_the_brain_is_that_part_of_the_whole() -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vesalius.datasets.phantom import PhantomSettings, make_phantom
-from vesalius.datasets.prepare import prepare_file
+from vesalius.datasets.layouts.phantom import PhantomLayout, write_cohort
+from vesalius.datasets.phantom import STRUCTURES, CohortSettings, PhantomSettings, make_phantom
+from vesalius.datasets.prepare import prepare, prepare_file
 from vesalius.datasets.recipes import recipe_named
 from vesalius.datasets.registration import Registration, Target
 from vesalius.datasets.steps import world_points
@@ -180,3 +181,29 @@ def test_a_bias_field_is_taken_out_before_scaling(tmp_path: Path) -> None:
 
     assert slope("none") > 0.12
     assert abs(slope("n4")) < 0.4 * slope("none")
+
+
+def test_phantoms_have_the_structures_that_the_paper_judges(tmp_path: Path) -> None:
+    """In MNI space without a registration: the midline is x = 0, whatever labels come with the data."""
+    settings = PhantomSettings(shape=(40, 40, 40), modalities=("CT",), skull_stripped=False)
+    write_cohort(
+        tmp_path / "raw", CohortSettings(num_train=1, num_validation=0, num_gate=0, num_test=0, phantom=settings)
+    )
+    raw = PhantomLayout().discover(tmp_path / "raw", ("CT",))[0]
+    changes = {"registration": "none", "spacing_mm": None, "grid": None}
+    recipe = override(recipe_named("position_regression_2022"), changes)
+    record, arrays = prepare(raw, recipe, ("CT",))
+    labels, names = arrays.structures, record.structures
+    assert labels is not None
+    assert names == {"skull": 1, "left_hemisphere": 2, "right_hemisphere": 3}
+    x = settings.center_mm[0] + settings.spacing_mm[0] * (np.arange(40) - 19.5)
+    left = np.broadcast_to((x < 0)[:, None, None], arrays.brain.shape)
+    np.testing.assert_array_equal(labels == names["left_hemisphere"], arrays.brain & left)
+    np.testing.assert_array_equal(labels == names["right_hemisphere"], arrays.brain & ~left)
+    # The skull lies around the brain, some 6.5 mm thick, within the head.
+    skull = labels == names["skull"]
+    assert 0.3 < skull.sum() * np.prod(settings.spacing_mm) / 1e6 < 1.2  # litres
+    assert arrays.head is not None
+    assert not (skull & ~arrays.head).any()
+    given = prepare(raw, override(recipe, {"structures": "given"}), ("CT",))
+    assert given[0].structures == STRUCTURES

@@ -84,6 +84,10 @@ def test_what_a_step_says_is_what_the_recipe_does(name: str) -> None:
         ({"registration_of": "head"}, "mni152 has no skull"),
         ({"registration_of": "head", "reference": "a.nii"}, "needs a head mask"),
         ({"structures": "ct"}, "needs hounsfield"),
+        (
+            {"structures": "ct", "hounsfield": True, "registration": "none", "center_mm": None},
+            "needs a registration or a center_mm",
+        ),
         ({"hounsfield": True, "bias": "n4"}, "for MR"),
         ({"clip_minimum": 5, "clip_maximum": 5}, "clip_minimum must be below"),
         ({"denoise_time_step": 0.1}, "denoise_time_step"),

@@ -22,15 +22,16 @@ from vesalius.infra import tables
 from vesalius.infra.cli.app import app
 from vesalius.infra.console import Terminal
 from vesalius.infra.footprint import made_up_cohort
-from vesalius.infra.pipeline import method_type
-from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, probe, protocol_names, reproduce
+from vesalius.infra.pipeline import estimating, method_type
+from vesalius.infra.pipeline.estimating import Estimate, estimate
+from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
 from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
 from vesalius.infra.reproduce.cohort import Cohorts, check_request, make_cohorts
 from vesalius.infra.reproduce.levels import level_of
-from vesalius.infra.reproduce.probe import Estimate, as_time, estimate
 from vesalius.infra.reproduce.protocol import BASELINES, PreparedBy, Published, Row
 from vesalius.infra.reproduce.running import slug
 from vesalius.infra.reproduce.table import said_of_code
+from vesalius.infra.tables.frames import as_time
 from vesalius.infra.tables.reproduction import markdown
 from vesalius.methods import METHODS
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, tiny
@@ -221,6 +222,8 @@ def measured(**changes: Any) -> Estimate:
         "num_volumes": 8,
         "passes": 8,
         "fixed": ("classes",),
+        "peak_bytes": {"classes": 1, "decoder": 2},
+        "scoring_peak_bytes": 1,
         "complete": True,
     }
     return Estimate.model_validate({**plain, **changes})
@@ -306,7 +309,7 @@ def test_a_choice_on_validation_is_probed_after_the_quick_scoring_and_for_one_st
 ) -> None:
     settings = override(tiny_restoration(), {"slices.together": 1, "restoration.rho_every": 1})
     done: list[str] = []
-    choose_rho, scored = VaeRestoration._try_rhos, probe._score_seconds
+    choose_rho, scored = VaeRestoration._try_rhos, estimating._score_seconds
 
     def count_choice(*given: Any) -> Any:
         done.append("rho")
@@ -317,14 +320,14 @@ def test_a_choice_on_validation_is_probed_after_the_quick_scoring_and_for_one_st
         return scored(*given, quick=quick)
 
     monkeypatch.setattr(VaeRestoration, "_try_rhos", count_choice)
-    monkeypatch.setattr(probe, "_score_seconds", count_score)
-    monkeypatch.setattr(probe, "_ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(estimating, "_score_seconds", count_score)
+    monkeypatch.setattr(estimating, "_ENOUGH_SECONDS", 0.0)
     found = estimate("vae_restoration", settings, ONE_THREAD, toy_store, ["test"], 1e9)
     assert found.steps["rho"] > 1
     assert done == ["quick", "rho", "full"]
     # Where the scoring alone shows that there is not time enough, the choice is not begun.
     done.clear()
-    monkeypatch.setattr(probe, "_score_seconds", lambda *_, quick: 1e6)
+    monkeypatch.setattr(estimating, "_score_seconds", lambda *_, quick: 1e6)
     found = estimate("vae_restoration", settings, ONE_THREAD, toy_store, ["test"], 1e5)
     assert (done, found.complete, list(found.step_seconds)) == ([], False, ["moments", "vae"])
     assert found.total_seconds > 1e5
@@ -337,7 +340,7 @@ def test_a_probe_holds_back_what_its_few_steps_would_say(
         logging.getLogger("vesalius.methods").warning("after a few steps")
         return 0.0
 
-    monkeypatch.setattr(probe, "_score_seconds", speak)
+    monkeypatch.setattr(estimating, "_score_seconds", speak)
     estimate("implicit_field", tiny(), ONE_THREAD, toy_store, ["test"], 1e9)
     assert not caplog.records
     speak(quick=True)

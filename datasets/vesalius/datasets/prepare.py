@@ -178,16 +178,20 @@ def _structures(
     grid: Placement,
     recipe: Recipe,
 ) -> tuple[NDArray[np.integer[Any]] | None, dict[str, int]]:
-    """Return structure labels on the grid and their names; those that come with the data go first."""
-    if volumes.structures is not None:
+    """Return structure labels on the grid and their names; those that come with the data go first where they serve."""
+    wanted = recipe.structures == "ct"
+    if volumes.structures is not None and not (wanted and CT_STRUCTURES.keys() - volumes.structure_names.keys()):
         given = canonical_of(volumes.structures)
         values = grid.place(given.image, first.affine, order=0)
         return values.astype(np.uint8 if values.max() <= 255 else np.uint16), dict(volumes.structure_names)
-    if recipe.structures != "ct":
+    if not wanted:
         return None, dict(volumes.structure_names)
     from vesalius.datasets.reference import midline_of
 
-    midline = midline_of(recipe.reference, recipe.reference_sha256, hounsfield=recipe.hounsfield)
-    to_midline = np.array(midline) @ grid.to_reference @ grid.affine
+    # What is not registered lies in MNI space already, by the user's word.
+    midline = np.eye(4)
+    if recipe.registration != "none":
+        midline = np.array(midline_of(recipe.reference, recipe.reference_sha256, hounsfield=recipe.hounsfield))
+    to_midline = midline @ grid.to_reference @ grid.affine
     hounsfield = grid.place(first.image, first.affine, fill=float(first.image.min()), order=1)
     return ct_structures(hounsfield, brain_out, head_out, to_midline), dict(CT_STRUCTURES)

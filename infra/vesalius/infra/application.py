@@ -90,6 +90,7 @@ def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None =
         brain=torch.from_numpy(np.ascontiguousarray(arrays.brain)),
         spacing_mm=record.spacing_mm,
         affine=record.affine,
+        head=None if arrays.head is None else torch.from_numpy(np.ascontiguousarray(arrays.head)),
     )
     score, seconds = score_volume(method, volume, device)
     return Answer(record=record, arrays=arrays, score=score, seconds=seconds, card=card)

@@ -3,26 +3,30 @@
 Parameters, buffers, gradients and optimiser state follow from the networks and their optimisers. What autograd keeps
 between forward and backward depends on the code, so each loss of a stage is run on the CPU on made-up data, and the
 bytes of the tensors it keeps are counted. Where batch statistics are taken over groups of items, the groups pass one
-after the other, and one group is what is run. Otherwise the whole batch passes at once (unless
-``training.micro_batch_size`` parts it), and what it keeps is on the line through one and two items; that of many points
-is on the line through 256 and 512, so that what is kept once, such as normalised weights, counts once.
+after the other, and one group is what is run. Otherwise the whole batch passes at once, or as much of it as
+``training.micro_batch_size`` lets, and what it keeps is on the line through one and two items; that of many points
+is on the line through 256 and 512, so that what is kept once, such as normalised weights, counts once. With
+``training.checkpoint_activations`` it is what stays between forward and backward, and what backward computes again of
+the largest segment.
 
-It is what training needs on any device in float32. Not counted: temporary tensors within an operation, the workspaces
-of libraries, cached volumes, and what scoring takes.
+It is what training needs on any device in float32, on one worker. Not counted: temporary tensors within an operation,
+the workspaces of libraries, cached volumes, and what scoring takes.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Batch, CohortFacts, Patches, Points, Slices, Stage
+from vesalius.platform.contracts import Batch, CohortFacts, Patches, Points, Slices, Stage, segments_by
 from vesalius.platform.geometry import as_matrix, grid_affine
+from vesalius.platform.training import TrainingSettings
+from vesalius.platform.training.memory import recomputed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,7 +51,8 @@ class StageFootprint(Settings):
         gradient_bytes: gradients of the parameters that its optimisers step.
         optimizer_bytes: state of its optimisers after a step.
         activation_bytes: what autograd keeps for the update that keeps most, of the items that pass at once: a group
-            where batch statistics are of groups, else the whole batch; without the parameters themselves.
+            where batch statistics are of groups, else a micro-batch or the whole batch; without the parameters
+            themselves.
     """
 
     stage: str
@@ -81,7 +86,7 @@ def footprint(
     grid: tuple[int, int, int] = DEFAULT_GRID,
     num_subjects: int = NUM_SUBJECTS,
 ) -> Footprint:
-    """Return what training takes on volumes of one channel.
+    """Return what training takes on volumes of one channel, with the loop's own defaults.
 
     Args:
         kind: the method.
@@ -92,14 +97,37 @@ def footprint(
     Raises:
         SettingError: the method's networks do not fit such a grid.
     """
+    return footprint_on(kind, settings, made_up_cohort(grid, num_subjects))
+
+
+def footprint_on(
+    kind: type[Method],
+    settings: MethodSettings,
+    cohort: CohortFacts,
+    training: TrainingSettings | None = None,
+    device: torch.device | None = None,
+) -> Footprint:
+    """Return what training takes on a cohort.
+
+    Args:
+        kind: the method.
+        settings: its settings.
+        cohort: what it is trained on; of it the facts alone are looked at.
+        training: the loop's settings: what of a batch passes at once, and what of that is kept.
+        device: where the losses are run; the CPU where none is named.
+
+    Raises:
+        SettingError: the method's networks do not fit the cohort.
+    """
+    training = training or TrainingSettings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        method = kind(settings, made_up_cohort(grid, num_subjects))
-        stages = [_of_stage(method, stage) for stage in method.stages() if stage.optimizers]
+        method = kind(settings, cohort).to(device or torch.device("cpu"))
+        stages = [_of_stage(method, stage, training) for stage in method.stages() if stage.optimizers]
     held = sum(value.numel() * value.element_size() for value in method.state_dict().values())
     added = [one.gradient_bytes + one.optimizer_bytes + one.activation_bytes for one in stages]
     return Footprint(
-        grid=grid,
+        grid=cohort.grid,
         num_parameters=sum(parameter.numel() for parameter in method.parameters()),
         parameter_bytes=held,
         stages=tuple(stages),
@@ -123,12 +151,31 @@ def made_up_cohort(grid: tuple[int, int, int], num_subjects: int) -> CohortFacts
 class _Kept:
     """An update that runs the losses, counts what autograd keeps, and steps nothing."""
 
-    def __init__(self, method: Method, stage: Stage) -> None:
+    def __init__(self, method: Method, stage: Stage, *, checkpoints: bool = False) -> None:
+        self._checkpoints = checkpoints
         self._own = {value.untyped_storage().data_ptr() for value in method.state_dict().values()}
         self.observed: Mapping[str, float] = dict.fromkeys(stage.observes, 0.5)
         self.most = 0
 
     def __call__(self, optimizer: str, loss: Callable[[Batch], LossSum], batch: Batch) -> float:
+        largest = 0
+
+        def again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+            nonlocal largest
+            # Once to see what its backward will hold of it beside its inputs, and once as it will be run.
+            held, _ = self._counted(function, *inputs)
+            for value in inputs:
+                held.pop(value.untyped_storage().data_ptr(), None)
+            largest = max(largest, sum(held.values()))
+            return recomputed(function, *inputs)
+
+        with torch.enable_grad(), segments_by(again if self._checkpoints else None):
+            held, found = self._counted(loss, batch)
+        self.most = max(self.most, sum(held.values()) + largest)
+        return float(found[0].detach())
+
+    def _counted(self, function: Callable[..., Any], *inputs: Any) -> tuple[dict[int, int], Any]:
+        """Return the storages that autograd keeps of a call, by address, and what the call gives."""
         storages: dict[int, int] = {}
 
         def pack(value: Tensor) -> Tensor:
@@ -137,13 +184,12 @@ class _Kept:
                 storages[storage.data_ptr()] = storage.nbytes()
             return value
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-            kept = loss(batch)
-        self.most = max(self.most, sum(storages.values()))
-        return float(kept[0].detach())
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            found = function(*inputs)
+        return storages, found
 
 
-def _of_stage(method: Method, stage: Stage) -> StageFootprint:
+def _of_stage(method: Method, stage: Stage, training: TrainingSettings) -> StageFootprint:
     method.eval().requires_grad_(False)
     for module in stage.trains:
         module.train().requires_grad_(True)
@@ -158,28 +204,30 @@ def _of_stage(method: Method, stage: Stage) -> StageFootprint:
         batch_size=stage.batch_size,
         gradient_bytes=sum(value.numel() * value.element_size() for value in parameters.values()),
         optimizer_bytes=sum(_state_bytes(optimizer) for optimizer in stage.optimizers.values()),
-        activation_bytes=_activation_bytes(method, stage),
+        activation_bytes=_activation_bytes(method, stage, training),
     )
 
 
-def _activation_bytes(method: Method, stage: Stage) -> int:
+def _activation_bytes(method: Method, stage: Stage, training: TrainingSettings) -> int:
     """Return the bytes that autograd keeps for a stage's largest update, on the lines that the module tells of."""
     view = stage.view
     if not isinstance(view, Points) or view.per_volume <= _PROBE_POINTS[-1]:
-        return _of_items(method, stage)
+        return _of_items(method, stage, training)
     kept = [
-        _of_items(method, replace(stage, view=replace(view, per_volume=num_points))) for num_points in _PROBE_POINTS
+        _of_items(method, replace(stage, view=replace(view, per_volume=num_points)), training)
+        for num_points in _PROBE_POINTS
     ]
     return _on_the_line(_PROBE_POINTS, (kept[0], kept[1]), view.per_volume)
 
 
-def _of_items(method: Method, stage: Stage) -> int:
-    """Return the bytes for the items that pass at once: a group, or the whole batch."""
+def _of_items(method: Method, stage: Stage, training: TrainingSettings) -> int:
+    """Return the bytes for the items that pass at once: a group, a micro-batch or the whole batch."""
+    checkpoints = training.checkpoint_activations
     if stage.group_size > 1:
-        return _kept(method, stage, _batch(method, stage, stage.group_size))
-    nums = (1, 2)
-    kept = [_kept(method, stage, _batch(method, stage, num)) for num in nums[: stage.batch_size]]
-    return kept[0] if len(kept) == 1 else _on_the_line(nums, (kept[0], kept[1]), stage.batch_size)
+        return _kept(method, stage, _batch(method, stage, stage.group_size), checkpoints=checkpoints)
+    nums, at_once = (1, 2), min(stage.batch_size, training.micro_batch_size or stage.batch_size)
+    kept = [_kept(method, stage, _batch(method, stage, num), checkpoints=checkpoints) for num in nums[:at_once]]
+    return kept[0] if len(kept) == 1 else _on_the_line(nums, (kept[0], kept[1]), at_once)
 
 
 def _on_the_line(places: tuple[int, int], values: tuple[int, int], wanted: int) -> int:
@@ -188,11 +236,11 @@ def _on_the_line(places: tuple[int, int], values: tuple[int, int], wanted: int) 
     return max(0, round(values[0] + slope * (wanted - places[0])))
 
 
-def _kept(method: Method, stage: Stage, batch: Batch) -> int:
-    update = _Kept(method, stage)
+def _kept(method: Method, stage: Stage, batch: Batch, *, checkpoints: bool) -> int:
+    update = _Kept(method, stage, checkpoints=checkpoints)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     stage.begin()
-    stage.step(batch, update)
+    stage.step(batch.to(next(method.parameters()).device), update)
     method.load_state_dict(before)
     return update.most
 

@@ -60,6 +60,10 @@ METHODS: dict[str, TableEntry] = {
         path="vesalius.methods.position_regression:PositionRegression",
         summary="3D regression of a patch's place, mapped densely (Bieder et al. 2022)",
     ),
+    "autoencoder_3d": TableEntry(
+        path="vesalius.methods.autoencoder_3d:Autoencoder3D",
+        summary="3D autoencoder of whole volumes, the baseline of position regression (Bieder et al. 2022)",
+    ),
     "healthy_atlas": TableEntry(
         path="vesalius.methods.healthy_atlas:HealthyAtlas",
         summary="Baseline: distance from the voxel-wise healthy mean in voxel-wise deviations",

@@ -132,7 +132,9 @@ class Recipe(Settings):
         "brain", description="what lies outside the brain, or the head, is set to the low end of output_range; or kept"
     )
     structures: Literal["given", "ct"] = Field(
-        "given", description="given keeps the labels that come with the data; ct adds skull, left and right hemisphere"
+        "given",
+        description="given keeps the labels that come with the data; ct takes skull, left and right hemisphere from "
+        "them where they name all three, else from the CT: what is not registered must lie in MNI space, midline at 0",
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="type of the stored intensities")
 
@@ -156,9 +158,16 @@ class Recipe(Settings):
             return "registration_of 'head' needs a head mask: set head to mr, ct, otsu or given"
         if self.crop == "brain" and self.target_grid() is None:
             return "crop 'brain' needs a grid, or a box_mm and a spacing_mm"
-        if self.structures == "ct" and (self.registration == "none" or not self.hounsfield):
-            return "structures 'ct' needs hounsfield and a registration: the midline is the reference's"
+        if self.structures == "ct" and not self.hounsfield:
+            return "structures 'ct' needs hounsfield: the skull is what is denser than 300 HU"
+        if self.structures == "ct" and self._is_centred():
+            return "structures 'ct' needs a registration or a center_mm: around its own centre a brain has no midline"
         return ""
+
+    def _is_centred(self) -> bool:
+        """Return whether each brain is moved to the origin by its bounding box alone."""
+        placed = self.spacing_mm is not None and self.target_grid() is not None
+        return self.registration == "none" and self.center_mm is None and placed
 
     def _intensities(self) -> str:
         if self.percentile_low >= self.percentile_high:

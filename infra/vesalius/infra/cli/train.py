@@ -30,6 +30,10 @@ def train(
     start_from: Annotated[
         str | None, typer.Option("--from", metavar="RUN@STAGE", help="Start after another run's finished stage.")
     ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Say what it would take in memory and time, by some steps, and train nothing."),
+    ] = False,
     experiment: Annotated[
         str | None, typer.Option(help="MLflow experiment the run is tracked under (default: vesalius)")
     ] = None,
@@ -40,12 +44,35 @@ def train(
 
     Settings are `method.KEY` (see `vesalius methods METHOD`) and `training.KEY` (seed, precision, checkpoint_every,
     ...). A run that was stopped or killed goes on, bit for bit, with --resume RUN.
+
+    Memory is a matter of training.checkpoint_activations, training.micro_batch_size (gradients accumulate) and
+    training.precision; --estimate says beforehand what they give, on one worker: `vesalius train f_anogan cohort
+    --estimate --set training.checkpoint_activations=true`.
     """
     with Terminal(as_json) as terminal:
         from vesalius.infra import pipeline, tables
         from vesalius.platform.errors import SettingError
         from vesalius.platform.runs import find_run
 
+        if estimate:
+            beside: dict[str, object] = {
+                "--resume": resume,
+                "--from": start_from,
+                "--name": name,
+                "--workers": workers,
+                "--experiment": experiment,
+            }
+            clashing = [flag for flag, value in beside.items() if value is not None]
+            if clashing:
+                named = ", ".join(clashing)
+                raise SettingError(f"--estimate creates no run and looks at one worker: leave out {named}")
+            if method is None or store is None:
+                raise SettingError("name a method and a store, as in `vesalius train f_anogan STORE --estimate`")
+            terminal.say("some steps of each stage and one scoring, in a process of their own")
+            found = pipeline.forecast(method, place(store), preset=preset or "paper", assignments=assignments or [])
+            foreseen = pipeline.describe_forecast(found)
+            terminal.result(foreseen, tables.forecast(foreseen))
+            return
         folder = home_folder(home)
         if resume is not None:
             given = {

@@ -6,6 +6,7 @@ the work once, and a broken-off one goes on.
 
 from __future__ import annotations
 
+from vesalius.infra.pipeline.forecasting import Forecast, describe_forecast, forecast
 from vesalius.infra.pipeline.judging import (
     ThresholdRule,
     device_name,
@@ -25,12 +26,15 @@ from vesalius.infra.pipeline.training import (
 )
 
 __all__ = [
+    "Forecast",
     "ThresholdRule",
     "choose_settings",
+    "describe_forecast",
     "describe_run",
     "device_name",
     "evaluate_run",
     "fit_thresholds",
+    "forecast",
     "method_type",
     "model_folder",
     "promote_run",

@@ -5,8 +5,7 @@
     protocols/     a JSON file a paper: rows, published figures, recipe, threshold
     protocol.py    what such a file says
     cohort.py      phantoms, a prepared store, or raw scans
-    probe.py       what a row would take on this machine
-    budget.py      the settings that fit a time
+    budget.py      the settings that fit a time, by what pipeline/estimating.py foresees
     running.py     one row, from its settings to its figures
     gallery.py     restorations and maps on one sheet
     table.py       all of it

@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.pipeline import method_type
-from vesalius.infra.reproduce.probe import as_time, estimate
+from vesalius.infra.pipeline.estimating import estimate
+from vesalius.infra.tables import as_time
 from vesalius.platform.config import Settings, flatten, override
 from vesalius.platform.errors import SettingError
 from vesalius.platform.training import Alone, choose_device
@@ -16,7 +17,7 @@ from vesalius.platform.training.plan import Plan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vesalius.infra.reproduce.probe import Estimate
+    from vesalius.infra.pipeline.estimating import Estimate
     from vesalius.infra.reproduce.protocol import Row
     from vesalius.platform.contracts import MethodSettings
     from vesalius.platform.store import CohortStore

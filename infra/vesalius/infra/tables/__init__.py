@@ -4,6 +4,7 @@
 
     frames.py      the house style; names with sentences, keys with values
     choices.py     settings, presets, the steps of a paper
+    forecasts.py   what a run would take
     reproduction.py  a paper's table with ours beside it
     judgements.py  figures, image scores, the gate
     volumes.py     exported files, outliers
@@ -12,18 +13,21 @@
 from __future__ import annotations
 
 from vesalius.infra.tables.choices import describe_settings, deviations, memory, paper_steps, presets, settings
-from vesalius.infra.tables.frames import heading, key_values, listing, pairs, plain_text
+from vesalius.infra.tables.forecasts import forecast
+from vesalius.infra.tables.frames import as_time, heading, key_values, listing, pairs, plain_text
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion
 from vesalius.infra.tables.reproduction import paper_table, row_notes
 from vesalius.infra.tables.volumes import exported, findings
 
 __all__ = [
+    "as_time",
     "describe_settings",
     "deviations",
     "exported",
     "figures",
     "figures_title",
     "findings",
+    "forecast",
     "gate",
     "heading",
     "image_scores",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -55,3 +56,12 @@ def key_values(pairs: Iterable[tuple[str, object]]) -> Table:
     for key, value in pairs:
         table.add_row(key, str(value))
     return table
+
+
+def as_time(seconds: float) -> str:
+    """Return seconds as a person says them: 40 s, 12 min, 3.4 h, 2.1 days."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Range, Stage, setting
+from vesalius.platform.contracts import Range, Stage, segmented, setting
 from vesalius.platform.errors import DivergenceError, SettingError
 
 if TYPE_CHECKING:
@@ -137,8 +137,7 @@ class Discriminator(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Return what the last convolution gives for slices (B, C, h, w): (B, 8 width, r, s)."""
-        features: Tensor = self.convolutions(image)
-        return features
+        return segmented(self.convolutions, image, (nn.Conv2d,))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return (B,) float32 logits of slices (B, C, h, w) being real."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vesalius.methods.blocks.slices import crop_plane, pad_plane, padded_plane
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, setting
+from vesalius.platform.contracts import Choice, segmented, setting
 from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
@@ -120,6 +120,10 @@ class Encoder(nn.Sequential):
         sizes = (num_channels, *stage_channels(settings.width, settings.stages))
         super().__init__(*itertools.chain.from_iterable(_halving(*pair) for pair in itertools.pairwise(sizes)))
 
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the features of slices padded to what the stages divide; each stage is a segment."""
+        return segmented(self, image, (nn.Conv2d,))
+
 
 class Decoder(nn.Module):
     """Features (B, F, r, s) to slices (B, C, h, w): the encoder mirrored, then a conv5.
@@ -154,7 +158,8 @@ class Decoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return slices, cropped to the cohort's plane, float32."""
-        image: Tensor = crop_plane(self.image(self.stages(self.entry(features))), self._slice).float()
+        found = segmented([*self.stages, self.image], self.entry(features), (nn.ConvTranspose2d,))
+        image = crop_plane(found, self._slice).float()
         if self._output == "sigmoid":
             return torch.sigmoid(image)
         return torch.tanh(image) if self._output == "tanh" else image

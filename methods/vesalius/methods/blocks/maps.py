@@ -230,6 +230,27 @@ def check_channels(volume: Volume, cohort: CohortFacts) -> None:
         )
 
 
+def check_grid(volume: Volume, cohort: CohortFacts) -> None:
+    """Refuse a volume of another grid, for networks that know one place for every structure.
+
+    Raises:
+        VolumeError: the voxels' number or size differs; names the volume.
+    """
+    found, expected = (
+        (shape, tuple(round(mm, 3) for mm in spacing))
+        for shape, spacing in ((volume.shape, volume.spacing_mm), (cohort.grid, cohort.spacing_mm))
+    )
+    if found != expected:
+        words = [
+            f"{' x '.join(map(str, shape))} voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm"
+            for shape, spacing in (found, expected)
+        ]
+        raise VolumeError(
+            f"{volume.subject_id}: it has {words[0]} but the model was trained on {words[1]}: "
+            "prepare it with the recipe and grid of the model's cohort"
+        )
+
+
 def _line(axis: int, size: int) -> tuple[tuple[int, int, int], int, tuple[int, int, int]]:
     """Return (kernel, stride, padding) of a pooling along one of D, H, W."""
     kernel, padding = [1, 1, 1], [0, 0, 0]

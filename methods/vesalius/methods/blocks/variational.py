@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from vesalius.methods.blocks.counting import brain_moments, cohort_augmentation
 from vesalius.methods.blocks.maps import MapSettings, Window
 from vesalius.methods.blocks.slices import SliceSettings, crop_plane, pad_plane, padded_plane
-from vesalius.platform.contracts import Choice, Deviation, MethodSettings, Range, Stage, setting
+from vesalius.platform.contracts import Choice, Deviation, MethodSettings, Range, Stage, segmented, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -236,14 +236,14 @@ class VaeNetwork(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the latent, (B, Z) float32 each."""
-        mean, log_variance = self.to_latent(self.encoder(image).flatten(1)).float().chunk(2, dim=1)
+        features = segmented(self.encoder, image, (nn.Conv2d, ResidualBlock))
+        mean, log_variance = self.to_latent(features.flatten(1)).float().chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latent: Tensor) -> Tensor:
         """Return the mean image (B, C, h, w) float32 of latents (B, Z)."""
         coarse = F.relu(self.from_latent(latent)).view(-1, *self.coarse)
-        decoded: Tensor = self.decoder(coarse)
-        return decoded.float()
+        return segmented(self.decoder, coarse, (ResidualBlock, nn.Upsample)).float()
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Return what the latent's mean decodes to: no sampling."""

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from vesalius.methods.blocks import check_channels, finish_map, image_score
+from vesalius.methods.blocks import check_channels, check_grid, finish_map, image_score
 from vesalius.methods.f_anogan.deviations import DEVIATIONS
 from vesalius.methods.f_anogan.inversion import Inversion
 from vesalius.methods.f_anogan.settings import FAnoGANSettings, demo, tiny
 from vesalius.platform.contracts import MethodSettings, Score, WholeVolumes
-from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.platform.contracts import CohortFacts, Deviation, Effort, View, Volume
+    from vesalius.platform.contracts import Deviation, Effort, View, Volume
 
 
 class FAnoGAN(Inversion):
@@ -52,7 +51,7 @@ class FAnoGAN(Inversion):
         """
         for volume in volumes:
             check_channels(volume, self.cohort)
-            _check_grid(volume, self.cohort)
+            check_grid(volume, self.cohort)
         scores: list[Score] = []
         for first in range(0, len(volumes), self.settings.together):
             scores += self._scored(volumes[first : first + self.settings.together])
@@ -76,20 +75,3 @@ class FAnoGAN(Inversion):
                 )
             )
         return scores
-
-
-def _check_grid(volume: Volume, cohort: CohortFacts) -> None:
-    """Refuse a volume of another grid: the networks know one place for every structure."""
-    found, expected = (
-        (shape, tuple(round(mm, 3) for mm in spacing))
-        for shape, spacing in ((volume.shape, volume.spacing_mm), (cohort.grid, cohort.spacing_mm))
-    )
-    if found != expected:
-        words = [
-            f"{' x '.join(map(str, shape))} voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm"
-            for shape, spacing in (found, expected)
-        ]
-        raise VolumeError(
-            f"{volume.subject_id}: it has {words[0]} but the model was trained on {words[1]}: "
-            "prepare it with the recipe and grid of the model's cohort"
-        )

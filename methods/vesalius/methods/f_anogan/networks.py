@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vesalius.methods.blocks.convolutional import check_output
+from vesalius.methods.blocks.frames import Frame
+from vesalius.platform.contracts import segmented
 from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
@@ -34,47 +34,6 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts import CohortFacts
 
 _SLOPE = 0.2
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What the halvings make of a cohort's images: padded with its background to what they divide, and cropped again.
-
-    Attributes:
-        shape: the images' axes.
-        stages: halvings.
-        channels: C.
-        background: what is padded with.
-    """
-
-    shape: tuple[int, ...]
-    stages: int
-    channels: int
-    background: float
-
-    @property
-    def coarsest(self) -> tuple[int, ...]:
-        """The grid that all halvings leave."""
-        return tuple(-(-num // 2**self.stages) for num in self.shape)
-
-    def pad(self, image: Tensor) -> Tensor:
-        """Return (B, C, ...) padded, as evenly on both sides as can be."""
-        if self._missing == (0,) * len(self.shape):
-            return image
-        # Torch pads the last axis first.
-        sides = itertools.chain.from_iterable((lack // 2, lack - lack // 2) for lack in reversed(self._missing))
-        return F.pad(image, tuple(sides), value=self.background)
-
-    def crop(self, image: Tensor) -> Tensor:
-        """Return the part of (B, C, ...) that :meth:`pad` was given."""
-        for axis, (lack, num) in enumerate(zip(self._missing, self.shape, strict=True), start=2):
-            image = image.narrow(axis, lack // 2, num)
-        return image
-
-    @property
-    def _missing(self) -> tuple[int, ...]:
-        whole = 2**self.stages
-        return tuple(num * whole - found for num, found in zip(self.coarsest, self.shape, strict=True))
 
 
 def frame_of(settings: NetworkSettings, cohort: CohortFacts, shape: tuple[int, ...]) -> Frame:
@@ -107,10 +66,8 @@ class Halvings(nn.Module):
 
     def forward(self, image: Tensor, back: int = 1) -> Tensor:
         """Return (B, F, ...), what the ``back``-th block from the last gives for images (B, C, ...)."""
-        found = self._frame.pad(image)
-        for block in list(self.blocks)[: len(self.blocks) + 1 - back]:
-            found = block(found)
-        return found
+        blocks = list(self.blocks)[: len(self.blocks) + 1 - back]
+        return segmented(blocks, self._frame.pad(image), (nn.Sequential,))
 
 
 class Critic(nn.Module):
@@ -182,7 +139,8 @@ class Generator(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         """Return images (B, C, ...) of codes (B, Z), float32."""
-        image = self._frame.crop(self.image(self.doublings(self.entry(code)))).float()
+        found = segmented([*self.doublings, *self.image], self.entry(code), (nn.Upsample,))
+        image = self._frame.crop(found).float()
         if self._output == "sigmoid":
             return torch.sigmoid(image)
         return torch.tanh(image) if self._output == "tanh" else image

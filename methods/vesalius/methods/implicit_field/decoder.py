@@ -15,7 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vesalius.platform.contracts import segment
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vesalius.methods.implicit_field.settings import ImplicitFieldSettings
 
 
@@ -95,18 +99,26 @@ class Decoder(nn.Module):
     def forward(self, code: Tensor, encoded: Tensor) -> Tensor:
         """Return logits (B, K, M) for codes (B, Z) at encoded positions (B, K, G)."""
         (entry_weight, entry_bias), *inner, (output_weight, output_bias) = self.weights()
-        _, from_code, from_position = self.columns(entry_weight)
-        hidden = self._activate(F.linear(encoded, from_position) + F.linear(code, from_code, entry_bias).unsqueeze(1))
-        for place, (weight, bias) in enumerate(inner, start=1):
-            if place == self.skip_layer:
-                from_hidden, from_code, from_position = self.columns(weight)
-                joined = torch.cat([hidden, encoded.to(hidden.dtype)], dim=-1)
-                weight = torch.cat([from_hidden, from_position], dim=1)
-                hidden = F.linear(joined, weight) + F.linear(code, from_code, bias).unsqueeze(1)
-            else:
-                hidden = F.linear(hidden, weight, bias)
-            hidden = self._activate(hidden)
-        return F.linear(hidden, output_weight, output_bias)
+        before, skip, after = inner[: self.skip_layer - 1], inner[self.skip_layer - 1], inner[self.skip_layer :]
+
+        def first_half(code: Tensor, encoded: Tensor) -> Tensor:
+            _, from_code, from_position = self.columns(entry_weight)
+            entered = F.linear(encoded, from_position) + F.linear(code, from_code, entry_bias).unsqueeze(1)
+            return self._through(before, self._activate(entered))
+
+        def second_half(hidden: Tensor, code: Tensor, encoded: Tensor) -> Tensor:
+            from_hidden, from_code, from_position = self.columns(skip[0])
+            joined = torch.cat([hidden, encoded.to(hidden.dtype)], dim=-1)
+            weight = torch.cat([from_hidden, from_position], dim=1)
+            skipped = F.linear(joined, weight) + F.linear(code, from_code, skip[1]).unsqueeze(1)
+            return F.linear(self._through(after, self._activate(skipped)), output_weight, output_bias)
+
+        return segment(second_half, segment(first_half, code, encoded), code, encoded)
+
+    def _through(self, layers: Sequence[tuple[Tensor, Tensor]], hidden: Tensor) -> Tensor:
+        for weight, bias in layers:
+            hidden = self._activate(F.linear(hidden, weight, bias))
+        return hidden
 
     def _activate(self, hidden: Tensor) -> Tensor:
         return F.dropout(torch.relu_(hidden), self.dropout, self.training)

@@ -78,8 +78,16 @@ class PositionRegression(Method):
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the distances between true and regressed places, summed over the batch's patches, and their number."""
         true = (batch.position + 1) / 2
-        distance = torch.linalg.vector_norm(self.network(batch.image).float() - true, dim=1)
+        distance = torch.linalg.vector_norm(self.network(self.centred(batch.image)) - true, dim=1)
         return distance.sum(), len(batch)
+
+    def centred(self, image: Tensor) -> Tensor:
+        """Return intensities on [-1, 1] where the recipe says what they reach from and to; else as they are.
+
+        Norm-one layers pass on what an image is on average, if it is not zero, more than what tells places apart.
+        """
+        low, high = self.cohort.background, self.cohort.ceiling
+        return image if high is None else (image - (low + high) / 2) * (2 / (high - low))
 
     def score(self, volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
         """Compute the error map of each volume; ``quick`` evaluates every ``scoring.quick_stride``-th voxel.
@@ -104,10 +112,10 @@ class PositionRegression(Method):
         ]
         errors = error_map(
             self.network,
-            volume.image,
+            self.centred(volume.image),
             axes,
             seen & brain if within else seen,
-            background=self.cohort.background,
+            background=float(self.centred(torch.tensor(self.cohort.background))),
             stride=stride,
             tile_bytes=settings.scoring.tile_mib * 2**20,
         )
@@ -117,10 +125,12 @@ class PositionRegression(Method):
     def _seen(self, volume: Volume) -> Tensor:
         """Return the voxels (D, H, W) whose patches training would not have left out.
 
-        A volume comes without its head's mask: what has not the background's value is taken for it.
+        Where a volume comes without its head's mask, what has not the background's value is taken for it.
         """
         size = self.settings.network.patch_size
         brain = volume.brain.bool()
         if self.settings.patches.foreground == "brain":
             return reached(brain, size)
+        if volume.head is not None:
+            return reached(volume.head.bool(), size)
         return reached((volume.image != self.cohort.background).any(0) | brain, size)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vesalius.methods.position_regression.spectral import SpectralConvolution
+from vesalius.platform.contracts import segment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,6 +163,28 @@ class Residual(nn.Module):
         return F.relu(change.add_(image[..., d, h, w]), inplace=True)
 
 
+class Last(nn.Module):
+    """The mean of every cube of two voxels: of a patch one voxel is left, so that its stride is no matter."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, C, D - 1, ...) of (B, C, D, H, W)."""
+        for axis in (2, 3, 4):
+            num = image.shape[axis] - 1
+            image = (image.narrow(axis, 0, num) + image.narrow(axis, 1, num)) / 2
+        return image
+
+
+def halved(image: Tensor) -> Tensor:
+    """Return (B, C, D / 2, ...), the means of cubes of two voxels, of (B, C, D, H, W) with even edges.
+
+    As ``avg_pool3d``, whose gradient on CUDA depends on the order of its additions and which PyTorch therefore refuses
+    where it shall be deterministic.
+    """
+    for axis in (2, 3, 4):
+        image = image.unflatten(axis, (-1, 2)).mean(axis + 1)
+    return image
+
+
 class PositionNetwork(nn.Module):
     """Patch position regression (section 2.1): convolutions under spectral normalisation, then affine layers.
 
@@ -190,7 +213,7 @@ class PositionNetwork(nn.Module):
             Residual(4 * m, (first, second)),
         ]
         if (patch_size - 15) // REDUCTION - (down + first + second - 3) == 2:
-            last.append(nn.AvgPool3d(2, stride=1))  # of a patch one voxel is left, so that its stride is no matter
+            last.append(Last())
         self.levels = nn.ModuleList(
             [
                 nn.Sequential(SpectralConvolution(in_channels, m, _STEM), nn.ReLU(inplace=True)),
@@ -205,10 +228,24 @@ class PositionNetwork(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return the places (B, 3) of patches (B, C, s_p, s_p, s_p), as fractions of the box along D, H, W."""
-        for level, blocks in enumerate(self.levels):
-            patches = blocks(F.avg_pool3d(patches, 2) if level else patches)
-        places: Tensor = self.head(patches)
-        return places.flatten(1)
+        stem, middle, last = self.levels
+        # Each segment ends with the pooling, an eighth of what it is given.
+        patches = segment(lambda image: halved(stem(image)), patches)
+        patches = segment(lambda image: halved(middle(image)), patches)
+        return segment(lambda image: self._places(last(image)), patches).flatten(1)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.head.parameters()).dtype
+
+    def _places(self, features: Tensor) -> Tensor:
+        """Return places (B, 3, ...) of features (B, 4 m, ...) in the weights' own type, whatever the rest runs in.
+
+        Between 1/2 and 1 bfloat16 has steps of 1/256 alone, more than what tells a new network's patches apart.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            places: Tensor = self.head(features.to(self._dtype))
+        return places
 
     def dense(self, image_CDHW: Tensor, spacing: int = 1) -> Tensor:
         """Return the places of the patches of an image, every ``spacing`` voxels along each axis.
@@ -230,7 +267,7 @@ class PositionNetwork(nn.Module):
         edges = [n - self.patch_size + 1 for n in image_CDHW.shape[-3:]]
         if min(edges) < REDUCTION or any(n % REDUCTION for n in edges) or spacing not in (1, 2, REDUCTION):
             raise ValueError(f"an image of {tuple(image_CDHW.shape)} has no dense map of spacing {spacing}")
-        found = image_CDHW.new_empty(3, *(n // spacing for n in edges))
+        found = image_CDHW.new_empty(3, *(n // spacing for n in edges), dtype=self._dtype)
         self._descend(image_CDHW[None], 0, spacing, found, [(0, 0, 0)], 1)
         return found
 
@@ -240,7 +277,7 @@ class PositionNetwork(nn.Module):
         """Write the places of a batch of images: of each at its first place of the map, and ``every`` so many."""
         image = self.levels[level](image)
         if level + 1 == len(self.levels):
-            for (i, j, k), places in zip(firsts, self.head(image), strict=True):
+            for (i, j, k), places in zip(firsts, self._places(image), strict=True):
                 found[:, i::every, j::every, k::every].copy_(places)
             return
         each = phases_each(level, spacing)

@@ -63,7 +63,8 @@ class ScoringSettings(Settings):
     )
     tile_mib: int = setting(
         512,
-        "MiB that scoring holds beside a volume and its map; the map does not depend on it, the time hardly",
+        "MiB that scoring holds beside a volume and its map, which does not depend on it; the time grows where tiles "
+        "become as small as patches: give 2048 for a width of 64",
         ge=96,
         source="this implementation",
     )

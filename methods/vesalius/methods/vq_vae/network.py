@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vesalius.platform.contracts import segmented
+
 if TYPE_CHECKING:
     from vesalius.methods.vq_vae.settings import VqVaeSettings
 
@@ -74,8 +76,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, image: Tensor, position: Tensor) -> Tensor:
         """Return features (B, D, h, w) float32 of slices (B, C, H, W) at axial positions (B,)."""
-        features: Tensor = self.encoder(_with_position(image, position))
-        return features.float()
+        return segmented(self.encoder, _with_position(image, position), (nn.Conv2d, GatedBlock)).float()
 
     def codes(self, features: Tensor) -> Tensor:
         """Return the nearest code of each place, (B, h, w) int64; of equally near ones the first."""
@@ -91,8 +92,8 @@ class Autoencoder(nn.Module):
 
     def decode(self, vectors: Tensor, position: Tensor) -> Tensor:
         """Return slices (B, C, H, W) float32 of vectors (B, D, h, w)."""
-        decoded: Tensor = self.decoder(_with_position(vectors, position))
-        return decoded.float()
+        begins = (nn.ConvTranspose2d, GatedBlock)
+        return segmented(self.decoder, _with_position(vectors, position), begins).float()
 
     def losses(self, image: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean of each slice's absolute differences, codebook and commitment losses, (B,) each.

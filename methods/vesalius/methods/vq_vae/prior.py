@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vesalius.platform.contracts import segment
+
 if TYPE_CHECKING:
     from vesalius.methods.vq_vae.settings import PriorSettings
 
@@ -133,7 +135,7 @@ class Prior(nn.Module):
         one_hot = F.one_hot(codes, self.num_codes).to(place.dtype)
         features = self.entry(one_hot) + self.from_place(place)
         for block in self.blocks:
-            features = block(features, place)
+            features = segment(block, features, place)
         logits: Tensor = self.exit(F.elu(features))
         return logits.float()
 

@@ -21,6 +21,7 @@ from vesalius.platform.contracts.batch import Batch, generator
 from vesalius.platform.contracts.method import Deviation, Effort, Method
 from vesalius.platform.contracts.precision import bfloat16_pays
 from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, setting, spaces
+from vesalius.platform.contracts.segments import segment, segmented, segments_by
 from vesalius.platform.contracts.stage import Collective, Metrics, Stage, Update
 from vesalius.platform.contracts.views import Patches, Points, Slices, View, WholeVolumes, slice_indices
 from vesalius.platform.contracts.volumes import CohortFacts, Score, Volume, axis_positions, grid_positions
@@ -55,6 +56,9 @@ __all__ = [
     "bfloat16_pays",
     "generator",
     "grid_positions",
+    "segment",
+    "segmented",
+    "segments_by",
     "setting",
     "slice_indices",
     "spaces",

@@ -75,6 +75,7 @@ class Volume:
         brain: (D, H, W) bool.
         spacing_mm: voxel size along D, H, W.
         affine: voxel indices to millimetres (RAS+).
+        head: (D, H, W) bool, where the recipe keeps one: what is not air.
     """
 
     subject_id: str
@@ -82,6 +83,7 @@ class Volume:
     brain: Tensor
     spacing_mm: tuple[float, float, float]
     affine: Matrix4
+    head: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

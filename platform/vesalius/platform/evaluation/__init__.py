@@ -16,7 +16,13 @@ from vesalius.platform.evaluation.images import (
     roc_curve,
     youden_threshold,
 )
-from vesalius.platform.evaluation.intervals import Interval, PairedResult, bootstrap_intervals, paired_bootstrap
+from vesalius.platform.evaluation.intervals import (
+    Interval,
+    PairedResult,
+    auroc_interval,
+    bootstrap_intervals,
+    paired_bootstrap,
+)
 from vesalius.platform.evaluation.metrics import (
     BestDice,
     PooledFigure,
@@ -26,6 +32,14 @@ from vesalius.platform.evaluation.metrics import (
     dice_at,
     fpr_at_recall,
     image_auroc,
+)
+from vesalius.platform.evaluation.readers import Agreement, agreement, fleiss_kappa
+from vesalius.platform.evaluation.structures import (
+    Structure,
+    StructureFigures,
+    StructureTask,
+    evaluate_structures,
+    structure_maxima,
 )
 from vesalius.platform.evaluation.thresholds import Policy, Threshold, fit_threshold
 from vesalius.platform.evaluation.voxels import (
@@ -41,6 +55,7 @@ from vesalius.platform.evaluation.voxels import (
 __all__ = [
     "FIGURE_KEYS",
     "VOXEL_SETS",
+    "Agreement",
     "BestDice",
     "Curve",
     "Detection",
@@ -53,10 +68,15 @@ __all__ = [
     "PairedResult",
     "Policy",
     "PooledFigure",
+    "Structure",
+    "StructureFigures",
+    "StructureTask",
     "SubjectVoxels",
     "Threshold",
     "VoxelSet",
+    "agreement",
     "auroc",
+    "auroc_interval",
     "average_precision",
     "best_dice",
     "bootstrap_intervals",
@@ -65,7 +85,9 @@ __all__ = [
     "drop_small_components",
     "evaluate",
     "evaluate_images",
+    "evaluate_structures",
     "fit_threshold",
+    "fleiss_kappa",
     "fpr_at_recall",
     "image_auroc",
     "mask_dice",
@@ -74,6 +96,7 @@ __all__ = [
     "precision_recall_curve",
     "resampled_onto",
     "roc_curve",
+    "structure_maxima",
     "subject_histogram",
     "subject_histograms",
     "subject_voxels",

@@ -134,6 +134,37 @@ def bootstrap_intervals(
     return found
 
 
+def auroc_interval(
+    scores: Sequence[float],
+    labels: Sequence[bool],
+    owners: Sequence[str],
+    *,
+    num: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval | None:
+    """Return the interval of the AUROC of cases of which one subject may own several; they are drawn together.
+
+    None where it would rest on fewer than two subjects with an anomalous case, or with a healthy one.
+
+    Args:
+        scores: of N cases.
+        labels: True where a case is anomalous.
+        owners: the subject of each case.
+        num: resamples of subjects; 0 gives no interval.
+        seed: of the draws.
+        confidence: the share between the two bounds.
+    """
+    anomalous = {owner for owner, label in zip(owners, labels, strict=True) if label}
+    healthy = {owner for owner, label in zip(owners, labels, strict=True) if not label}
+    if num < 1 or min(len(anomalous), len(healthy)) < 2:
+        return None
+    names, of_case = np.unique(np.asarray(owners), return_inverse=True)
+    weights = resamples(len(names), num, seed)[:, of_case]
+    edges = ((1 - confidence) / 2, (1 + confidence) / 2)
+    return percentile_bounds(image_auroc_rows(scores, labels, weights), edges)
+
+
 def percentile_bounds(values: Rows, edges: tuple[float, float]) -> Interval | None:
     """Return the quantiles ``edges`` of resampled values, those that are NaN left out; None where all are."""
     values = values[~np.isnan(values)]

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 def volume_of(store: CohortStore, record: SubjectRecord) -> Volume:
     """Read a stored subject as a volume to be scored."""
+    head = store.mask(record.subject_id, "head")
     return Volume(
         subject_id=record.subject_id,
         image=torch.from_numpy(store.image(record.subject_id)),
         brain=torch.from_numpy(store.brain(record.subject_id)),
         spacing_mm=record.spacing_mm,
         affine=record.affine,
+        head=None if head is None else torch.from_numpy(head),
     )
 
 
@@ -68,6 +70,7 @@ def score_volumes(
                 brain=volume.brain.to(device),
                 spacing_mm=volume.spacing_mm,
                 affine=volume.affine,
+                head=None if volume.head is None else volume.head.to(device),
             )
             for volume in volumes
         ]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from vesalius.platform.contracts import Method, MethodSettings, TableEntry, Volume
     from vesalius.platform.store import CohortStore
+    from vesalius.platform.training import TrainingSettings
 
 __all__ = [
     "TWO_WORKERS_ATOL",
@@ -82,13 +83,22 @@ def assert_builds_from_settings(method_type: type[Method], settings: MethodSetti
 
 
 def assert_exact_resume(
-    method_type: type[Method], settings: MethodSettings, store: CohortStore, *, moments: int = 4
+    method_type: type[Method],
+    settings: MethodSettings,
+    store: CohortStore,
+    *,
+    moments: int = 4,
+    training: TrainingSettings | None = None,
 ) -> None:
-    """Broken off at several steps and resumed, the final weights equal those of an unbroken run bit for bit."""
+    """Broken off at several steps and resumed, the final weights equal those of an unbroken run bit for bit.
+
+    ``training`` may be another than the suite's :func:`training_settings`.
+    """
+    loop = training or training_settings()
     recording = Recording()
     whole = build(method_type, settings, store)
     with tempfile.TemporaryDirectory() as folder:
-        train(whole, store, training_settings(), Path(folder), device=CPU, watcher=recording)
+        train(whole, store, loop, Path(folder), device=CPU, watcher=recording)
     total = recording.total
     assert total > 0, "training must take at least one step"
     at = sorted({1, total, *(round(total * (i + 1) / moments) for i in range(moments - 1))} - {0})
@@ -101,10 +111,10 @@ def assert_exact_resume(
         with tempfile.TemporaryDirectory() as folder:
             broken = build(method_type, settings, store)
             with contextlib.suppress(Broken):
-                train(broken, store, training_settings(), Path(folder), device=CPU, watcher=BreakAt(step, moment))
+                train(broken, store, loop, Path(folder), device=CPU, watcher=BreakAt(step, moment))
                 raise AssertionError(f"training was not broken off {where}")
             resumed = build(method_type, settings, store)
-            train(resumed, store, training_settings(), Path(folder), device=CPU)
+            train(resumed, store, loop, Path(folder), device=CPU)
         _assert_same(whole.state_dict(), resumed.state_dict(), f"a run broken off {where}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,8 +14,9 @@ from vesalius.platform.loading import augmented
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
 from vesalius.platform.training.devices import choose_device, determinism
+from vesalius.platform.training.memory import lay_out
 from vesalius.platform.training.plan import Plan
-from vesalius.platform.training.selection import validate
+from vesalius.platform.training.selection import validate, validation_interval
 from vesalius.platform.training.update import Updater
 from vesalius.platform.training.watching import Unwatched, Watcher
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts import Collective, Method, Stage
     from vesalius.platform.store import CohortStore
     from vesalius.platform.training.settings import TrainingSettings
-
-
-_DEFAULT_VALIDATIONS = 4
-"""Validation passes of a selectable stage where no interval is set: enough for a best that is not just the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +77,7 @@ def train(
     collective = collective or Alone()
     device = device or choose_device(settings.device)
     watcher = watcher or Unwatched()
-    method.to(device)
+    lay_out(method, settings, device)
     with determinism(settings.deterministic, device):
         run = _Run(method, store, settings, Checkpoints(folder), collective, device, watcher)
         return run.to_the_end(start_from)
@@ -201,7 +197,7 @@ class _Run:
             module.train().requires_grad_(True)
 
     def _validate(self, stage: Stage, index: int, before: int, done: int, last_step: bool) -> None:
-        every = self.settings.validate_every or math.ceil(self.plan.steps[index] / _DEFAULT_VALIDATIONS)
+        every = validation_interval(self.plan.steps[index], self.settings)
         if not stage.selectable or not (last_step or done % every == 0):
             return
         self.method.eval()

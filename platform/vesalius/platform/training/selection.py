@@ -6,6 +6,7 @@ pooled average precision where those subjects are annotated, else a named health
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +18,25 @@ from vesalius.platform.scoring import score_volume, volume_of
 if TYPE_CHECKING:
     from vesalius.platform.contracts import Collective, Method
     from vesalius.platform.store import CohortStore, SubjectRecord
+    from vesalius.platform.training.settings import TrainingSettings
 
 AVERAGE_PRECISION = "validation_average_precision"
 HEALTHY = "validation_healthy_image_score"
 """Minus the mean image score of healthy validation subjects: higher means that healthy anatomy is explained."""
+
+
+_DEFAULT_VALIDATIONS = 4
+"""Validation passes of a selectable stage where no interval is set: enough for a best that is not just the last."""
+
+
+def validation_interval(num_steps: int, settings: TrainingSettings) -> int:
+    """Return the steps between validation passes of a selectable stage; the last step has one in any case."""
+    return settings.validate_every or max(1, math.ceil(num_steps / _DEFAULT_VALIDATIONS))
+
+
+def num_validations(num_steps: int, settings: TrainingSettings) -> int:
+    """Return the validation passes of a selectable stage."""
+    return math.ceil(num_steps / validation_interval(num_steps, settings))
 
 
 def validation_subjects(store: CohortStore, num: int) -> tuple[str, list[SubjectRecord]]:

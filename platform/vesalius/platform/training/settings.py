@@ -19,7 +19,20 @@ class TrainingSettings(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="items of the view computed at once on one worker; gradients accumulate"
+        None,
+        ge=1,
+        description="gradient accumulation: items of the view computed at once on one worker, their gradients summed "
+        "before a step; a stage with batch statistics computes one of its groups at once, whatever this says",
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="keep the inputs of a network's segments alone for backward and compute the rest again there: less "
+        "memory, about a third more time, the same gradients",
+    )
+    channels_last: bool = Field(
+        False,
+        description="lay out images and the kernels of convolutions with a voxel's channels side by side, which some "
+        "devices convolve faster",
     )
     clip_norm: float | None = Field(None, gt=0, description="clip each optimiser's gradient to this l2 norm")
     log_every: int = Field(20, ge=1, description="steps between logged metrics")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vesalius.platform.contracts import bfloat16_pays
+from vesalius.platform.contracts import bfloat16_pays, segments_by
 from vesalius.platform.errors import DivergenceError, SettingError
+from vesalius.platform.training.memory import recomputed, with_channels_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -56,8 +57,16 @@ class Updater:
         statistics = _Statistics(self._stage.trains, self._collective)
         for start, stop in self._micro_batches(len(batch)):
             statistics.start_group()
-            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-                loss_sum, count, *beside = loss(batch.select(start, stop))
+            part = batch.select(start, stop)
+            if self._settings.channels_last:
+                part = with_channels_last(part, self._stage.view)
+            with (
+                torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16),
+                segments_by(recomputed if self._settings.checkpoint_activations else None),
+            ):
+                loss_sum, count, *beside = loss(part)
+            # Before backward, in which segments that are computed again would move the statistics a second time.
+            statistics.end_group()
             if loss_sum.requires_grad:
                 torch.autograd.backward(loss_sum, inputs=parameters)
             totals[0] += loss_sum.detach()
@@ -66,7 +75,6 @@ class Updater:
                 place = self._place(name)
                 totals[place] += value.detach()
                 totals[place + 1] += count
-            statistics.end_group()
         statistics.settle()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         if self._collective.world_size > 1:

@@ -1,22 +1,23 @@
-"""What a row would take on this machine: a few real steps of each stage and one scoring, timed."""
+"""What training would take on this machine: a few real steps of each stage and one scoring, timed and measured."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from typing import TYPE_CHECKING
 
 import torch
 
-from vesalius.infra.pipeline import method_type
+from vesalius.infra.pipeline.training import method_type
 from vesalius.platform.cluster import available_cores
 from vesalius.platform.config import Settings
 from vesalius.platform.loading import augmented
 from vesalius.platform.scoring import score_volume, volume_of
 from vesalius.platform.training import Alone, Updater, choose_device
+from vesalius.platform.training.memory import PeakMemory, lay_out
 from vesalius.platform.training.plan import Plan
+from vesalius.platform.training.selection import num_validations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,11 +30,9 @@ _STEPS = 16
 _ENOUGH_SECONDS = 5.0
 """A stage is probed for up to 16 steps, more than are loaded ahead, or until this long."""
 
-_VALIDATIONS = 4
-
 
 class Estimate(Settings):
-    """What a row takes, in seconds, as far as a probe can tell.
+    """What training and scoring take, as far as a probe can tell.
 
     Attributes:
         steps: of each stage.
@@ -43,6 +42,9 @@ class Estimate(Settings):
         num_volumes: volumes to score.
         passes: volumes scored with the reduced settings while training.
         fixed: stages without optimisers, which take as long whatever the epochs.
+        peak_bytes: the most that was held in the steps of each stage that was reached, cached volumes among it; see
+            :class:`vesalius.platform.training.memory.PeakMemory`.
+        scoring_peak_bytes: the same of scoring one volume.
         complete: whether every stage and the scoring were reached before the limit was passed.
     """
 
@@ -53,6 +55,8 @@ class Estimate(Settings):
     num_volumes: int
     passes: int
     fixed: tuple[str, ...]
+    peak_bytes: dict[str, int]
+    scoring_peak_bytes: int
     complete: bool
 
     @property
@@ -117,17 +121,22 @@ def _probe(
     method: Method, training: TrainingSettings, store: CohortStore, splits: Sequence[str], limit_seconds: float
 ) -> Estimate:
     device = choose_device(training.device)
-    plan = Plan(method.to(device), store, training, Alone(), device)
+    peak = PeakMemory(device)
+    lay_out(method, training, device)
+    plan = Plan(method, store, training, Alone(), device)
     volumes = [record for split in splits for record in store.subjects(split)]
     held = min(training.validate_subjects, len(store.subjects("validation")))
+    selectable = [num for stage, num in zip(plan.stages, plan.steps, strict=True) if stage.selectable]
     found = Estimate(
         steps=dict(zip(plan.names, plan.steps, strict=True)),
         step_seconds={},
         quick_seconds=0.0,
         volume_seconds=0.0,
         num_volumes=len(volumes),
-        passes=_VALIDATIONS * held * sum(stage.selectable for stage in plan.stages),
+        passes=held * sum(num_validations(num, training) for num in selectable),
         fixed=tuple(stage.name for stage in plan.stages if not stage.optimizers),
+        peak_bytes={},
+        scoring_peak_bytes=0,
         complete=False,
     )
     # Scoring stands before the first stage over the validation split, or where there is none at the end.
@@ -140,12 +149,19 @@ def _probe(
             found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
         else:
             stage = plan.stages[index]
+            peak.begin()
             seconds = _stage_seconds(method, plan, index, stage, training, device)
-            found = found.model_copy(update={"step_seconds": {**found.step_seconds, stage.name: seconds}})
+            found = found.model_copy(
+                update={
+                    "step_seconds": {**found.step_seconds, stage.name: seconds},
+                    "peak_bytes": {**found.peak_bytes, stage.name: peak.read()},
+                }
+            )
         if found.total_seconds > limit_seconds:
             return found
+    peak.begin()
     full = _score_seconds(method, store, volumes[0], device, quick=False)
-    return found.model_copy(update={"volume_seconds": full, "complete": True})
+    return found.model_copy(update={"volume_seconds": full, "scoring_peak_bytes": peak.read(), "complete": True})
 
 
 def _stage_seconds(
@@ -212,12 +228,3 @@ def _undisturbed(num_threads: int) -> Iterator[None]:
     finally:
         logging.disable(silenced)
         torch.set_num_threads(before)
-
-
-def as_time(seconds: float) -> str:
-    """Return seconds as a person says them: 40 s, 12 min, 3.4 h, 2.1 days."""
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

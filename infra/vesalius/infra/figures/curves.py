@@ -1,0 +1,156 @@
+"""A figure of merit against what it costs: AUROC against parameters, patch size or memory, a panel a question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vesalius.infra.figures import style
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+PANEL_INCHES = (4.3, 3.1)
+# Okabe and Ito's colours (2008) that stand out on white; each with a mark of its own, for grey print.
+_LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#1A1A1A", "v"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One model.
+
+    Attributes:
+        x: what it costs.
+        y: how good it is.
+        interval: of ``y``; None where there is none.
+        marked: drawn as a star, as the paper marks the models that it goes on with.
+    """
+
+    x: float
+    y: float
+    interval: tuple[float, float] | None = None
+    marked: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Models of one kind, joined by a line.
+
+    Attributes:
+        name: for the legend.
+        points: in any order.
+        published: drawn faint and dashed: the paper's.
+    """
+
+    name: str
+    points: tuple[CurvePoint, ...]
+    published: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePanel:
+    """One question.
+
+    Attributes:
+        title: the question.
+        curves: the kinds of models.
+    """
+
+    title: str
+    curves: tuple[Curve, ...]
+
+
+def draw_curves(
+    panels: Sequence[CurvePanel],
+    path: Path,
+    *,
+    title: str,
+    caption: str,
+    across: str,
+    up: str = "AUROC",
+    logarithmic: bool = False,
+    chance: float | None = 0.5,
+) -> Path:
+    """Draw a panel a question, side by side, on one scale upwards.
+
+    Args:
+        panels: the questions.
+        path: the PNG to write.
+        title: says what is shown.
+        caption: says how to read it.
+        across: what x is, with its unit.
+        up: what y is.
+        logarithmic: x in powers of ten.
+        chance: where a line marks what guessing gives; None draws none.
+    """
+    left, right, top, bottom, between = 0.75, 0.2, 0.85, 0.95, 0.35
+    width = left + right + len(panels) * PANEL_INCHES[0] + (len(panels) - 1) * between
+    height = top + bottom + PANEL_INCHES[1]
+    values = [point.y for panel in panels for curve in panel.curves for point in curve.points]
+    ends = [
+        end
+        for panel in panels
+        for curve in panel.curves
+        for point in curve.points
+        if point.interval
+        for end in point.interval
+    ]
+    lowest = min([*values, *ends, *([] if chance is None else [chance])], default=0.0)
+    highest = max([*values, *ends, *([] if chance is None else [chance])], default=1.0)
+    room = 0.06 * (highest - lowest or 1.0)
+    with style.new_figure(width, height) as figure:
+        for index, panel in enumerate(panels):
+            start = left + index * (PANEL_INCHES[0] + between)
+            axes = figure.add_axes(
+                (start / width, bottom / height, PANEL_INCHES[0] / width, PANEL_INCHES[1] / height)
+            )
+            if logarithmic:
+                axes.set_xscale("log")
+            _draw(axes, panel, chance)
+            axes.set_ylim(lowest - room, highest + room)
+            axes.set_xlabel(across)
+            if index == 0:
+                axes.set_ylabel(up)
+            else:
+                axes.tick_params(labelleft=False)
+        lines = style.wrapped(figure, caption, width - 0.4, fontsize=8.5)
+        figure.text(0.2 / width, 1 - 0.2 / height, title, fontsize=12.5, fontweight="bold", va="top")
+        figure.text(0.2 / width, 0.12 / height, "\n".join(lines), fontsize=8.5, color=style.FAINT, va="bottom")
+        return style.save(figure, path)
+
+
+def _draw(axes: Axes, panel: CurvePanel, chance: float | None) -> None:
+    if chance is not None:
+        axes.axhline(chance, color=style.FAINT, linewidth=0.8, linestyle=":")
+    ours = 0
+    for curve in panel.curves:
+        points = sorted(curve.points, key=lambda point: point.x)
+        if curve.published:
+            colour, mark, line = style.FAINT, "x", "--"
+        else:
+            (colour, mark), line = _LOOKS[ours % len(_LOOKS)], "-"
+            ours += 1
+        axes.plot(
+            [point.x for point in points],
+            [point.y for point in points],
+            color=colour,
+            marker=mark,
+            markersize=4.5,
+            linewidth=1.5,
+            linestyle=line,
+            label=curve.name,
+        )
+        for point in points:
+            if point.interval is not None:
+                axes.plot([point.x, point.x], point.interval, color=colour, linewidth=1.0, alpha=0.45)
+            if point.marked:
+                axes.plot([point.x], [point.y], color=colour, marker="*", markersize=13, linestyle="none")
+    axes.set_title(panel.title, loc="left")
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,158 @@
+"""What `vesalius train --estimate` foresees, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vesalius.infra import pipeline
+from vesalius.infra.cli.app import app
+from vesalius.infra.footprint import _batch, footprint_on, made_up_cohort
+from vesalius.infra.pipeline import forecasting
+from vesalius.infra.pipeline.estimating import estimate
+from vesalius.methods.position_regression import PositionRegression, PositionRegressionSettings
+from vesalius.platform.config import override
+from vesalius.platform.errors import SettingError
+from vesalius.platform.testing.training_runs import training_settings
+from vesalius.platform.training import Alone, TrainingSettings, Updater
+from vesalius.platform.training.memory import PeakMemory, lay_out
+from vesalius.platform.training.selection import num_validations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vesalius.platform.store import CohortStore
+
+ASSIGNMENTS = ["training.device=cpu", "training.threads=1", "training.precision=fp32"]
+
+
+def call(store: CohortStore, home: Path, *more: str) -> Any:
+    sets = [part for text in ASSIGNMENTS for part in ("--set", text)]
+    return CliRunner().invoke(
+        app, ["train", "f_anogan", str(store.path), "--preset", "tiny", "--estimate", *sets, *more],
+        env={"VESALIUS_HOME": str(home), "COLUMNS": "140"},
+    )  # fmt: skip
+
+
+def test_an_estimate_is_one_document_and_creates_nothing(toy_store: CohortStore, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = call(toy_store, home, "--json", "--set", "method.game.epochs=10")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert not home.exists()
+    gan, encoder, tuning = document["stages"]
+    # Six subjects in batches of four: 10 epochs are 15 steps.
+    assert (gan["stage"], gan["steps"]) == ("gan", 15)
+    for stage in (gan, encoder, tuning):
+        assert stage["seconds"] == pytest.approx(stage["steps"] * stage["seconds_per_step"])
+        assert stage["measured_peak_bytes"] >= 0
+        added = stage["gradient_bytes"] + stage["optimizer_bytes"] + stage["activation_bytes"]
+        assert stage["counted_bytes"] == document["parameter_bytes"] + added
+    assert document["steps"] == sum(stage["steps"] for stage in document["stages"])
+    assert document["training_seconds"] == pytest.approx(sum(stage["seconds"] for stage in document["stages"]))
+    # Four passes over the encoder's 12 steps and three over the 9 of the fine-tuning; then the validation split once.
+    assert (encoder["steps"], tuning["steps"]) == (12, 9)
+    assert (document["validation_volumes"], document["threshold_volumes"]) == (7 * 4, 4)
+    scoring = 28 * document["quick_seconds_per_volume"] + 4 * document["seconds_per_volume"]
+    assert document["total_seconds"] == pytest.approx(document["training_seconds"] + scoring)
+    assert document["counted_peak_bytes"] == max(stage["counted_bytes"] for stage in document["stages"])
+    assert document["measured_peak_bytes"] == max(stage["measured_peak_bytes"] for stage in document["stages"])
+
+
+def test_an_estimate_for_a_person_names_stages_times_and_memory(toy_store: CohortStore, tmp_path: Path) -> None:
+    done = call(toy_store, tmp_path)
+    assert done.exit_code == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "f_anogan on 12 x 10 x 8 voxels, one worker on cpu, fp32" in text
+    for word in ("gan", "encoder", "fine_tuning", "validation", "thresholds", "counted", "measured", "MiB"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--name", "mine"], "--estimate creates no run and looks at one worker: leave out --name"),
+        (["--workers", "2"], "leave out --workers"),
+        (["--resume", "mine"], "leave out --resume"),
+        (["--set", "training.checkpoint_activation=true"], "checkpoint_activations"),
+    ],
+)
+def test_what_does_not_go_with_an_estimate_is_said(
+    more: list[str], words: str, toy_store: CohortStore, tmp_path: Path
+) -> None:
+    done = call(toy_store, tmp_path, *more)
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.split())
+
+
+def test_an_estimate_needs_a_store() -> None:
+    done = CliRunner().invoke(app, ["train", "f_anogan", "--estimate"])
+    assert done.exit_code == 2
+    assert "name a method and a store" in done.stderr
+
+
+def die(*given: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_machine_that_is_too_small_is_a_sentence(toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the system does to a process that asks for more than there is.
+    monkeypatch.setattr(forecasting, "_forecast", die)
+    with pytest.raises(SettingError, match=r"more memory than there is here: set training\.checkpoint_activations"):
+        pipeline.forecast("f_anogan", toy_store.path, preset="tiny")
+
+
+WIDE = override(PositionRegressionSettings(), {"network.patch_size": 19, "patches.per_step": 64})
+
+
+def counted(**changes: object) -> int:
+    training = TrainingSettings.model_validate({"precision": "fp32", **changes})
+    (stage,) = footprint_on(PositionRegression, WIDE, made_up_cohort((24, 24, 24), 4), training).stages
+    return stage.activation_bytes
+
+
+def test_what_is_counted_follows_the_loops_settings() -> None:
+    whole = counted()
+    sixteen = counted(micro_batch_size=16)
+    # Beside the patches' own there are the normalised kernels, which are kept once.
+    assert whole - sixteen == pytest.approx(3 * (counted(micro_batch_size=32) - sixteen), rel=1e-3)
+    assert sixteen < 0.3 * whole
+    assert counted(checkpoint_activations=True) < 0.85 * whole
+
+
+def test_a_true_update_holds_less_where_segments_are_computed_again() -> None:
+    cohort, cpu = made_up_cohort((24, 24, 24), 4), torch.device("cpu")
+    peaks = {}
+    for again in (False, True):
+        training = training_settings(checkpoint_activations=again)
+        method = PositionRegression(override(WIDE, {"patches.per_step": 512}), cohort)
+        lay_out(method, training, cpu)
+        (stage,) = method.stages()
+        method.train().requires_grad_(True)
+        update, batch = Updater(stage, Alone(), training, cpu), _batch(method, stage, 512)
+        stage.step(batch.select(0, 8), update)  # what libraries load at their first use is loaded
+        peak = PeakMemory(cpu)
+        peak.begin()
+        stage.step(batch, update)
+        peaks[again] = peak.read()
+    assert peaks[True] < 0.9 * peaks[False]
+
+
+def test_validation_passes_are_those_of_the_loop() -> None:
+    every_seven = TrainingSettings(validate_every=7)
+    assert [num_validations(num, every_seven) for num in (1, 7, 8, 21)] == [1, 1, 2, 3]
+    assert [num_validations(num, TrainingSettings()) for num in (0, 1, 3, 30, 1000)] == [0, 1, 3, 4, 4]
+
+
+def test_a_probe_measures_every_stage(toy_store: CohortStore) -> None:
+    kind = pipeline.method_type("f_anogan")
+    training = TrainingSettings(device="cpu", threads=1, precision="fp32")
+    found = estimate("f_anogan", kind.presets()["tiny"], training, toy_store, ["validation"], math.inf)
+    assert list(found.peak_bytes) == ["gan", "encoder", "fine_tuning"]

@@ -1,0 +1,207 @@
+"""Memory as settings of the loop: segments that backward computes again, channels last, gradient accumulation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vesalius.infra.footprint import _batch, _Kept, made_up_cohort
+from vesalius.methods import METHODS
+from vesalius.methods.f_anogan.objectives import slopes
+from vesalius.platform.config import override
+from vesalius.platform.contracts import Method, Stage, segment, segmented, segments_by
+from vesalius.platform.tables import lookup
+from vesalius.platform.testing import methods as contract
+from vesalius.platform.testing.training_runs import training_settings
+from vesalius.platform.training import Alone, TrainingSettings, Updater
+from vesalius.platform.training.memory import PeakMemory, lay_out, recomputed
+
+if TYPE_CHECKING:
+    from vesalius.platform.store import CohortStore
+
+CPU = torch.device("cpu")
+GRID = (32, 24, 32)
+LEARNING = [name for name in METHODS if name not in ("healthy_atlas", "intensity_threshold")]
+"""Methods that learn by gradients; every one of them marks segments."""
+
+
+def ready(name: str, training: TrainingSettings) -> tuple[Method, list[Stage]]:
+    """Return a tiny method on a made-up cohort, laid out, and its stages that learn by gradients."""
+    kind: type[Method] = lookup(METHODS, name, "method")
+    torch.manual_seed(0)
+    # Of a prior of one block that block would be the whole of what is held.
+    settings = override(kind.presets()["tiny"], {"prior.blocks": 2} if name == "vq_vae" else {})
+    method = kind(settings, made_up_cohort(GRID, 8))
+    lay_out(method, training, CPU)
+    return method, [stage for stage in method.stages() if stage.optimizers]
+
+
+def stepped(name: str, num_steps: int = 2, **changes: object) -> dict[str, Tensor]:
+    """Return a method's state after steps of every stage, on batches of two micro-batches or groups where it can."""
+    training = training_settings(**changes)
+    method, stages = ready(name, training)
+    for stage in stages:
+        enter(method, stage)
+        update = Updater(stage, Alone(), training, CPU)
+        stage.begin()
+        for step in range(num_steps):
+            torch.manual_seed(step)
+            stage.step(_batch(method, stage, max(stage.batch_size, 2)), update)
+            stage.after_update()
+    return dict(method.state_dict())
+
+
+def enter(method: Method, stage: Stage) -> None:
+    method.eval().requires_grad_(False)
+    for module in stage.trains:
+        module.train().requires_grad_(True)
+
+
+def kept_bytes(name: str, **changes: object) -> list[int]:
+    training = training_settings(**changes)
+    method, stages = ready(name, training)
+    found = []
+    for stage in stages:
+        enter(method, stage)
+        counting = _Kept(method, stage, checkpoints=training.checkpoint_activations)
+        stage.begin()
+        stage.step(_batch(method, stage, stage.batch_size), counting)
+        found.append(counting.most)
+    return found
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_computed_again_or_kept_the_steps_are_the_same_bit_for_bit(name: str) -> None:
+    # Running statistics are part of the state: a second forward must not move them again. So is what dropout drew.
+    kept, again = stepped(name), stepped(name, checkpoint_activations=True)
+    assert kept.keys() == again.keys()
+    for key, value in kept.items():
+        assert torch.equal(value, again[key]), key
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_less_is_held_of_every_stage_with_its_largest_segment_counted_in(name: str) -> None:
+    kept, again = kept_bytes(name), kept_bytes(name, checkpoint_activations=True)
+    assert kept
+    for before, after in zip(kept, again, strict=True):
+        assert after < before
+
+
+def test_a_segment_keeps_its_inputs_alone() -> None:
+    layers = nn.Sequential(nn.Linear(8, 100), nn.Softplus(), nn.Linear(100, 8), nn.Softplus())
+    value = torch.rand(5, 8, requires_grad=True)
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), segments_by(recomputed):
+        segmented(layers, value, (nn.Linear,))
+    # Two segments, each of a linear layer and what follows it, and what is handed from the one to the other.
+    assert sorted(size for size in sizes if size) == [5 * 8, 5 * 100]
+
+
+def test_segments_within_a_segment_and_without_gradients_run_once() -> None:
+    calls: list[str] = []
+
+    def way(function: object, *inputs: Tensor) -> Tensor:
+        calls.append("segment")
+        assert callable(function)
+        value: Tensor = function(*inputs)
+        return value
+
+    with segments_by(way):
+        segment(lambda value: segment(torch.exp, value), torch.ones(2, requires_grad=True))
+        with torch.no_grad():
+            segment(torch.exp, torch.ones(2))
+    segment(torch.exp, torch.ones(2))
+    assert calls == ["segment"]
+
+
+def test_gradients_of_gradients_pass_through_segments() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv3d(1, 3, 3), nn.Softplus(), nn.Conv3d(3, 2, 3), nn.Tanh()]
+    real, fake = torch.rand(2, 2, 1, 6, 6, 6).double().unbind()
+    module = nn.Sequential(*layers).double()
+
+    def critic(image: Tensor) -> Tensor:
+        return segmented(layers, image, (nn.Conv3d,)).flatten(1).sum(1)
+
+    def gradients() -> list[Tensor]:
+        slope = slopes(critic, real.float(), fake.float(), torch.full((2, 1), 0.3))
+        return list(torch.autograd.grad((slope - 1).square().sum(), list(module.parameters()), allow_unused=True))
+
+    module.float()
+    plain = gradients()
+    with segments_by(recomputed):
+        again = gradients()
+    for one, other in zip(plain, again, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["position_regression", "f_anogan", "autoencoder"])
+def test_channels_last_gives_the_same_steps_to_rounding(name: str) -> None:
+    start, plain, laid_out = stepped(name, 0), stepped(name, 1), stepped(name, 1, channels_last=True)
+    # An optimiser makes a whole step of a gradient that is rounding alone, so that the steps as a whole are compared.
+    moved = torch.cat([(plain[key] - value).flatten().double() for key, value in start.items()])
+    apart = torch.cat([(plain[key] - laid_out[key]).flatten().double() for key in start])
+    assert apart.norm() < 1e-3 * moved.norm()
+    assert moved.norm() > 0
+
+
+@pytest.mark.parametrize("name", ["position_regression", "f_anogan", "autoencoder"])
+def test_channels_last_reaches_kernels_and_images(name: str) -> None:
+    training = training_settings(channels_last=True)
+    method, (stage, *_) = ready(name, training)
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    kernels = [value for value in method.parameters() if value.ndim in layouts]
+    assert kernels
+    assert all(value.is_contiguous(memory_format=layouts[value.ndim]) for value in kernels)
+    enter(method, stage)
+    update = Updater(stage, Alone(), training, CPU)
+    seen: list[Tensor] = []
+    loss = next(iter(stage.optimizers))
+
+    def look(batch: object) -> tuple[Tensor, int]:
+        seen.append(batch.image)  # type: ignore[attr-defined]  # a Batch, which the hook need not know
+        return sum(p.sum() for p in method.parameters() if p.requires_grad), 1  # type: ignore[return-value]  # a tensor
+
+    update(loss, look, _batch(method, stage, 4))
+    assert all(image.is_contiguous(memory_format=layouts[image.ndim]) for image in seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("position_regression", {"epochs": 1}),
+        ("f_anogan", {"game.epochs": 2, "encoder.epochs": 1, "fine_tuning.epochs": 1}),
+    ],
+)
+def test_exact_resume_holds(name: str, changes: dict[str, int], phantom_store: CohortStore) -> None:
+    kind: type[Method] = lookup(METHODS, name, "method")
+    settings = override(kind.presets()["tiny"], changes)
+    training = training_settings(checkpoint_activations=True, channels_last=True)
+    contract.assert_exact_resume(kind, settings, phantom_store, moments=2, training=training)
+
+
+def test_gradients_accumulate_over_micro_batches_and_less_is_held_at_a_time() -> None:
+    whole, parts = stepped("position_regression", 1), stepped("position_regression", 1, micro_batch_size=5)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_peak_is_what_was_held_and_is_forgotten() -> None:
+    peak = PeakMemory(CPU)
+    peak.begin()
+    num_bytes = 200 * 2**20
+    held = torch.ones(num_bytes // 4)
+    assert held.sum() > 0
+    first = peak.read()
+    del held
+    assert num_bytes * 0.98 < first < num_bytes + 40 * 2**20
+    peak.begin()
+    assert peak.read() < num_bytes / 2
