@@ -242,7 +242,7 @@ TINY = {
     "network.width": 8,
     "network.output": "linear",
     "game.critic_steps": 2,
-    "encoder.learning_rate": 3e-3,
+    "encoder.learning_rate": 1e-3,
     "fine_tuning.learning_rate": 1e-3,
     "group_size": 2,
 }
