@@ -118,6 +118,7 @@ def test_slice_by_slice_the_encoder_is_the_2d_trunks() -> None:
     settle(flat)
     for place, (mine, its) in enumerate(zip(network.encoder, flat, strict=True)):
         if isinstance(its, nn.Conv2d):
+            assert isinstance(mine, nn.Conv3d)
             mine.weight.copy_(in_planes(its.weight))
         elif isinstance(its, nn.BatchNorm2d):
             mine.load_state_dict(its.state_dict())
@@ -203,10 +204,11 @@ def test_the_paper_erodes_and_for_fractures_takes_the_median(channels: int) -> N
     case = volume(1, channels=channels)
     presets = Autoencoder3D.presets()
     for name, filtered in (
-        ("paper", lambda error: ndimage.grey_erosion(error, size=5, mode="nearest")),
+        ("paper", lambda error: ndimage.grey_erosion(error, size=(5, 5, 5), mode="nearest")),
         ("fracture", lambda error: ndimage.median_filter(error, size=5, mode="nearest")),
     ):
         settings = override(presets[name], {"network.width": 2, "network.stages": 2})
+        assert isinstance(settings, Autoencoder3DSettings)
         method = Autoencoder3D(settings, cohort).eval()
         (score,) = method.score([case])
         error = np.abs(case.image.numpy() - method.network(case.image[None])[0].numpy()).max(axis=0)

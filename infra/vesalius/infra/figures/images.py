@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,15 +99,17 @@ def draw_roc(rows: Sequence[RocRow], path: Path, *, title: str, caption: str) ->
         axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle="dotted")
         for number, row in enumerate(rows):
             colour = COLOURS[number % len(COLOURS)]
+            # Colours come again with other dashes.
+            dashes = _DASHES[(number + number // len(COLOURS)) % len(_DASHES)]
             label = row.name if row.auroc is None else f"{row.name}   {row.auroc:.2f}"
             if row.interval is not None:
                 label += f" ({row.interval[0]:.2f} to {row.interval[1]:.2f})"
-            dashes = _DASHES[number % len(_DASHES)]
             axes.plot(row.x, row.y, color=colour, linestyle=dashes, linewidth=1.7, label=label, clip_on=False)
             for point, filled in ((row.own, False), (row.chosen, True)):
                 if point is not None:
                     face = colour if filled else "white"
-                    axes.plot(*point, "o", color=colour, markerfacecolor=face, markersize=7 if filled else 9, zorder=3)
+                    marks: dict[str, Any] = {"markerfacecolor": face, "markersize": 6 if filled else 10}
+                    axes.plot(*point, "o", color=colour, zorder=3, clip_on=False, **marks)
         _square(axes, "false positive rate", "true positive rate")
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="AUROC (95 %)")
         _texts(figure, title, caption)
@@ -136,12 +138,14 @@ def draw_precision_recall(
 
 
 def draw_kinds(panels: Sequence[tuple[str, Sequence[KindScores]]], path: Path, *, title: str, caption: str) -> Path:
-    """Draw a panel a method with a row a kind: every image's score as a dot, on a logarithmic axis."""
+    """Draw a panel a method with a row a kind: every image's score as a dot, by its logarithm if all are positive."""
     deepest = max(len(kinds) for _, kinds in panels)
-    with _panels(len(panels), height=0.34 * deepest + 0.3, left=1.45, between=1.6) as (figure, every):
+    with _panels(len(panels), height=0.34 * deepest + 0.3, left=1.6, between=2.1) as (figure, every):
         for (name, kinds), axes in zip(panels, every, strict=True):
+            positive = all(score > 0 for kind in kinds for score in kind.scores)
             for row, kind in enumerate(kinds):
                 values = np.asarray(kind.scores, dtype=np.float64)
+                values = np.log10(values) if positive else values
                 # Where a dot lies within its row says nothing: spread evenly, so that none hides another.
                 spread = row + 0.5 * (((np.arange(len(values)) * 0.618) % 1) - 0.5)
                 axes.plot(values, spread, "o", color=_GROUPS[kind.group], markersize=3.6, alpha=0.6, markeredgewidth=0)
@@ -153,10 +157,8 @@ def draw_kinds(panels: Sequence[tuple[str, Sequence[KindScores]]], path: Path, *
                     )
             axes.set_yticks(range(len(kinds)), [f"{kind.name} ({len(kind.scores)})" for kind in kinds], fontsize=8)
             axes.set_ylim(len(kinds) - 0.4, -0.6)
-            if all(score > 0 for kind in kinds for score in kind.scores):
-                axes.set_xscale("log")
             axes.set_title(name, loc="left")
-            axes.set_xlabel("image score")
+            axes.set_xlabel("image score, log10" if positive else "image score")
             _open(axes)
         _texts(figure, title, caption)
         return style.save(figure, path)

@@ -72,18 +72,25 @@ def forecast(name: str, store: Place, *, preset: str = "paper", assignments: Seq
 
 
 def _forecast(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> Forecast:
+    try:
+        return _measured(name, settings, training, place)
+    except (RuntimeError, MemoryError) as error:
+        # Of torch's errors CUDA's has a class of its own; that of the CPU is told by its words.
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise SettingError(_not_enough(name)) from None
+
+
+def _measured(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> Forecast:
     store, kind = CohortStore.open(place), method_type(name)
     facts = store.facts(any_grid=kind.any_grid)
     for stage in kind(settings, facts).stages():
         stage_subjects(stage, store, facts)
     device = choose_device(training.device)
     bf16 = training.precision == "bf16" or (training.precision == "auto" and bfloat16_pays(device))
-    try:
-        # Measured first: memory that was counted in may not come back to the system.
-        probed = estimate(name, settings, training, store, ["validation"], math.inf)
-        counted = footprint_on(kind, settings, facts, training, device)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise SettingError(_not_enough(name)) from error
+    # Measured first: memory that was counted in may not come back to the system.
+    probed = estimate(name, settings, training, store, ["validation"], math.inf)
+    counted = footprint_on(kind, settings, facts, training, device)
     return Forecast(
         method=name,
         store=str(place),

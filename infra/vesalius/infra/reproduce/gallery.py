@@ -54,9 +54,26 @@ def draw_table(
     if not done:
         return None
     records = choose_cases(reference, SPLIT, NUM_CASES)
+    if level is not None:
+        records += _without_outline(reference)
     planes = [_Plane(reference, record) for record in records]
     rows = [_row(one, reference, planes, voxel_set, level) for one in done]
     return draw_gallery([plane.case for plane in planes], rows, path, title=title, caption=caption)
+
+
+def _without_outline(store: CohortStore) -> list[SubjectRecord]:
+    """Return the first subject known to be anomalous of which nobody says where, if there is one."""
+    for record in store.subjects(SPLIT, healthy=False):
+        lesion = store.mask(record.subject_id, "lesion")
+        if lesion is None or not lesion.any():
+            return [record]
+    return []
+
+
+def _said_of(record: SubjectRecord) -> str:
+    if not record.has_lesion:
+        return "healthy"
+    return "anomalous, not outlined" if record.group is None else record.group.replace("_", " ")
 
 
 class _Plane:
@@ -78,7 +95,7 @@ class _Plane:
             brain=self.cut(self.brain),
             lesion=None if lesion is None else self.cut(lesion),
             pixel_mm=style.plane_spacing(record.spacing_mm, 2),
-            remark=f"lesion {millilitres:.1f} ml" if millilitres else "healthy",
+            remark=f"lesion {millilitres:.1f} ml" if millilitres else _said_of(record),
         )
 
     def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
