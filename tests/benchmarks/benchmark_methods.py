@@ -153,9 +153,11 @@ def measure(names: Sequence[str], preset: str, edge: int, device: torch.device) 
                 if found:
                     share = found["samples_per_second"] * found["flops_per_sample"] / rate
                     rows.append({"method": name, "stage": stage.name, **found, "share_of_matrix_rate": share})
+                    sys.stderr.write(json.dumps(rows[-1]) + "\n")
             method.eval().requires_grad_(False)
             _, seconds = score_volume(method, volume_of(store, held), device)
             rows.append({"method": name, "stage": "scoring", "seconds_per_volume": seconds})
+            sys.stderr.write(json.dumps(rows[-1]) + "\n")
     return {
         "benchmark": "methods",
         "preset": preset,

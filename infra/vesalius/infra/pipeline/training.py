@@ -81,7 +81,7 @@ def start_run(
     start_from: str | None = None,
     experiment: str = "vesalius",
 ) -> RunFolder:
-    """Check all that can be checked, then create a run's folder and its tracked run.
+    """Check all that can be checked, then create a run's folder and, unless tracking is off, its tracked run.
 
     ``settings`` are the method's, complete, as plain JSON, in the place of the preset's; the preset is then a tag.
 
