@@ -66,7 +66,7 @@ def _store(folder: Path, edge: int) -> CohortStore:
                 spacing_mm=subject.spacing_mm,
                 affine=as_matrix(subject.affine),
             )
-            records.append(store.write(record, SubjectArrays(image=image, brain=subject.brain)))
+            records.append(store.write(record, SubjectArrays(image=image, brain=subject.brain, head=subject.head)))
         store.commit(records)
     return CohortStore.open(store.path)
 
