@@ -114,6 +114,11 @@ def test_a_table_elsewhere_needs_to_be_told_where_the_scans_are(tmp_path: Path) 
     assert not (tmp_path / "store").exists()
     done = call("ingest", "manifest", source, tmp_path / "store", *COARSE, "--within", tmp_path / "archive")
     assert done.exit_code == 0, done.stderr
+    # Paths relative to that folder, not to the table: said, since they are what one might expect.
+    bare = [{**row, "image": f"case{index}.nii"} for index, row in enumerate(rows)]
+    relative = manifest(tmp_path / "home/relative.csv", bare)
+    done = call("ingest", "manifest", relative, tmp_path / "c", *COARSE, "--within", tmp_path / "archive")
+    refused(done, "relative.csv line 2", "a table's relative paths start where it lies")
     missing = call("ingest", "manifest", source, tmp_path / "b", *COARSE, "--within", tmp_path / "nowhere")
     refused(missing, "--within", "no such folder")
 

@@ -33,10 +33,14 @@ def confine(subjects: Sequence[RawSubject], within: Path) -> list[RawSubject]:
         # Of an Analyze pair either may be named, in capitals too: both are read.
         paths = [part for path in named for part in (pair_of(path) if is_analyze(path) else (path,))]
         paths += [Path(file) for files in raw.series.values() for file in files]
-        problem = next((found for path in paths if (found := _outside(path, inside, folders))), None)
-        if problem is not None:
+        outside = next(((path, found) for path in paths if (found := _outside(path, inside, folders))), None)
+        problem = None
+        if outside is not None:
+            path, named_so = outside
             advice = f"lies outside {within}: copy it there, or name a folder that holds both with --within"
-            problem = f"{raw.origin or raw.subject_id}: {problem} {advice}"
+            if not os.path.lexists(path):
+                advice = f"does not exist and would lie outside {within}: a table's relative paths start where it lies"
+            problem = f"{raw.origin or raw.subject_id}: {named_so} {advice}"
         answer.append(raw if problem is None else raw.model_copy(update={"problem": problem}))
     return answer
 

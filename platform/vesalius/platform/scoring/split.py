@@ -57,7 +57,7 @@ def score_store(
             capacity, and 4 where the method states none.
         device: where to score.
         effort: ``quick`` takes the method's reduced settings.
-        progress: called after each subject.
+        progress: called before each batch of volumes and after each subject.
         subjects: ids of a part of the split; None scores all of it.
 
     Raises:
@@ -86,6 +86,12 @@ def score_store(
             group = wanted[first : first + size]
             if missing.isdisjoint(record.subject_id for record in group):
                 continue
+            # A batch may take minutes: whoever watches sees what is under way, and not only what is done.
+            progress(
+                done,
+                len(wanted),
+                f"{group[0].subject_id} and {len(group) - 1} more" if len(group) > 1 else group[0].subject_id,
+            )
             answers, seconds = score_volumes(
                 method, [volume_of(store, record) for record in group], device, effort=effort
             )
