@@ -166,3 +166,7 @@ def test_a_probe_measures_every_stage(toy_store: CohortStore) -> None:
     training = TrainingSettings(device="cpu", threads=1, precision="fp32")
     found = estimate("f_anogan", kind.presets()["tiny"], training, toy_store, ["validation"], math.inf)
     assert list(found.peak_bytes) == ["gan", "encoder", "fine_tuning"]
+    nothing = estimate("f_anogan", kind.presets()["tiny"], training, toy_store, [], math.inf)
+    assert nothing.complete
+    assert nothing.volume_seconds > 0
+    assert nothing.num_volumes == 0

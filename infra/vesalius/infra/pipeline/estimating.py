@@ -114,7 +114,8 @@ def estimate(
         DivergenceError: it already failed in its first steps.
     """
     with _undisturbed(training.threads or available_cores()):
-        return _probe(method_type(name)(settings, store.facts()), training, store, splits, limit_seconds)
+        kind = method_type(name)
+        return _probe(kind(settings, store.facts(any_grid=kind.any_grid)), training, store, splits, limit_seconds)
 
 
 def _probe(
@@ -125,6 +126,8 @@ def _probe(
     lay_out(method, training, device)
     plan = Plan(method, store, training, Alone(), device)
     volumes = [record for split in splits for record in store.subjects(split)]
+    # Where there is none to score, what scoring would take is still worth knowing.
+    sample = (volumes or store.subjects("train"))[0]
     held = min(training.validate_subjects, len(store.subjects("validation")))
     selectable = [num for stage, num in zip(plan.stages, plan.steps, strict=True) if stage.selectable]
     found = Estimate(
@@ -145,7 +148,7 @@ def _probe(
     order.insert(stage_splits.index("validation") if "validation" in stage_splits else len(stage_splits), None)
     for index in order:
         if index is None:
-            quick = _score_seconds(method, store, volumes[0], device, quick=True)
+            quick = _score_seconds(method, store, sample, device, quick=True)
             found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
         else:
             stage = plan.stages[index]
@@ -160,7 +163,7 @@ def _probe(
         if found.total_seconds > limit_seconds:
             return found
     peak.begin()
-    full = _score_seconds(method, store, volumes[0], device, quick=False)
+    full = _score_seconds(method, store, sample, device, quick=False)
     return found.model_copy(update={"volume_seconds": full, "scoring_peak_bytes": peak.read(), "complete": True})
 
 
