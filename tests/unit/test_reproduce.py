@@ -37,7 +37,7 @@ from vesalius.methods import METHODS
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, tiny
 from vesalius.methods.vae_restoration import VaeRestoration
 from vesalius.methods.vae_restoration.settings import tiny as tiny_restoration
-from vesalius.platform.config import flatten, override
+from vesalius.platform.config import flatten, override, validate
 from vesalius.platform.errors import SettingError
 from vesalius.platform.evaluation import FIGURE_KEYS
 from vesalius.platform.store import CohortStore, SubjectArrays
@@ -66,7 +66,8 @@ def call(*arguments: object) -> Any:
 
 
 def test_the_papers_are_there() -> None:
-    assert protocol_names() == ["anovaegan_2018", "f_anogan_3d_2020", "implicit_field_2021"]
+    expected = ["anovaegan_2018", "f_anogan_3d_2020", "implicit_field_2021", "position_regression_2022"]
+    assert protocol_names() == expected
 
 
 @pytest.mark.parametrize(("paper", "num_rows"), [("implicit_field_2021", 6), ("anovaegan_2018", 8)])
@@ -127,6 +128,55 @@ def test_the_3d_f_anogan_is_judged_by_its_images() -> None:
     for label in (*chosen.lesion_labels, *chosen.quality_labels):
         assert sum(case.labels[label] is True for case in cases) >= 4, label
     assert sum(not case.anomalous for case in cases) * 3 == len(cases)
+
+
+def test_position_regression_is_judged_by_structures() -> None:
+    chosen = load_protocol("position_regression_2022")
+    assert chosen.judged == "structures"
+    rows = {row.label: row for row in chosen.rows}
+    widths, sizes = (1, 2, 4, 8, 16, 32, 64), (19, 23, 27, 31, 35, 39)
+    kinds = ("PPR", "AE erosion", "AE median")
+    assert list(rows) == [
+        *(f"PPR m={m}" for m in widths),
+        *(f"PPR s_p={size}" for size in sizes),
+        *(f"{kind} m={m}" for kind in kinds[1:] for m in widths),
+    ]
+    # The paper's settings, and what stands for them where they are scaled down: the same width, the same patch.
+    for kind in kinds:
+        for m in widths:
+            for settings in (paper_settings(rows[f"{kind} m={m}"]), scaled_settings(rows[f"{kind} m={m}"])):
+                assert flatten(settings)["network.width"] == m
+    for size in sizes:
+        paper, scaled = (flatten(f(rows[f"PPR s_p={size}"])) for f in (paper_settings, scaled_settings))
+        assert (paper["network.patch_size"], paper["network.width"], scaled["network.patch_size"]) == (size, 16, size)
+    for settings in (paper_settings(rows["AE median m=16"]), scaled_settings(rows["AE median m=16"])):
+        flat = flatten(settings)
+        assert flat["map.median_pool"] > 1 == flat["map.min_pool"]
+    level = level_of(chosen)
+    assert level is not None
+    columns = {key for section in level.sections() for key, _, _ in section.columns}
+    printed = rows["PPR m=16"].published
+    assert printed is not None
+    assert printed.figures == {"structure/ICH": 0.81, "structure/fracture": 0.79}
+    assert set(printed.figures) <= columns
+    # The skull lies outside the brain, so that no map may end there.
+    every = (*chosen.rows, *chosen.trivial())
+    assert all(flatten(f(row))["map.voxels"] == "all" for row in every for f in (paper_settings, scaled_settings))
+    assert {structure.label for task in chosen.tasks for structure in task.structures} <= set(CT_FINDINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tasks": []}, "tasks go with judged = structures"),
+        ({"judged": "images"}, "tasks go with judged = structures"),
+        ({"surface": "nose"}, "no task is about 'nose'"),
+    ],
+)
+def test_a_protocol_of_structures_asks_of_them(changes: dict[str, Any], words: str) -> None:
+    plain = load_protocol("position_regression_2022").model_dump(mode="json")
+    with pytest.raises(SettingError, match=words):
+        validate(Protocol, {**plain, **changes}, "protocol")
 
 
 def test_scaled_rows_keep_the_order_of_their_codes() -> None:

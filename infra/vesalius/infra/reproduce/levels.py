@@ -88,7 +88,10 @@ class Level(ABC):
         """Draw what the paper draws below ``out``, and return the files by what they show."""
 
 
-LEVELS = {"images": "vesalius.infra.reproduce.images:ImageLevel"}
+LEVELS = {
+    "images": "vesalius.infra.reproduce.images:ImageLevel",
+    "structures": "vesalius.infra.reproduce.structures:StructureLevel",
+}
 """Levels beside voxels, by the word that a protocol has for them."""
 
 

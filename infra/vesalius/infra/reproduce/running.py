@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vesalius.platform.store import CohortStore
 
 SPLIT = "test"
-_SPECIAL = str.maketrans(dict.fromkeys(" ()/*", "-"))
+_SPECIAL = str.maketrans(dict.fromkeys(" ()/*=", "-"))
 
 
 @dataclass(frozen=True, kw_only=True)

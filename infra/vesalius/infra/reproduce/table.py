@@ -11,7 +11,7 @@ from vesalius.infra.reproduce.budget import parse_budget
 from vesalius.infra.reproduce.cohort import check_request, facts_of, grid_of, make_cohorts
 from vesalius.infra.reproduce.gallery import draw_table
 from vesalius.infra.reproduce.levels import Drawn, level_of
-from vesalius.infra.reproduce.protocol import BASELINES, load_protocol
+from vesalius.infra.reproduce.protocol import load_protocol
 from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row, write_json, write_text
 from vesalius.infra.tables.reproduction import SECONDS, markdown
 from vesalius.platform import cluster
@@ -67,7 +67,7 @@ def reproduce(
     """
     started = time.monotonic()
     protocol = load_protocol(paper) if isinstance(paper, str) else paper
-    rows = (*protocol.choose(labels), *BASELINES)
+    rows = (*protocol.choose(labels), *protocol.trivial())
     seconds = None if budget is None else parse_budget(budget)
     check_request(request)
     choose_device(_checked(device), "--device")
