@@ -17,6 +17,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from vesalius.datasets import LAYOUTS
+from vesalius.datasets.layouts.cq500 import FINDINGS, READERS
 from vesalius.datasets.recipes import RECIPES
 from vesalius.infra.cli.app import VERBS, app
 from vesalius.infra.console import INTERRUPTED, Terminal, _lines
@@ -242,6 +243,25 @@ def test_datasets_lists_layouts_and_recipes() -> None:
     assert {row["key"]: row["default"] for row in recipe["settings"]}["spacing_mm"] == [2.0, 2.0, 2.0]
 
 
+def test_datasets_says_how_far_readers_agree(tmp_path: Path) -> None:
+    """Three scans: all three readers see the first one's bleed, two the second's, none the third's."""
+    heads = ["name", *(f"{reader}:{finding}" for reader in READERS for finding in FINDINGS)]
+    lines = [",".join(heads)]
+    for number, seen in enumerate(((1, 1, 1), (1, 1, 0), (0, 0, 0))):
+        votes = [str(seen[reader]) if finding == "ICH" else "0" for reader in range(3) for finding in FINDINGS]
+        lines.append(",".join([f"CQ500-CT-{number}", *votes]))
+    path = tmp_path / "reads.csv"
+    path.write_text("\n".join(lines) + "\n")
+    document = json.loads(call("datasets", "cq500", "--reads", path, "--json").stdout)
+    assert (document["num_scans"], document["readers"]) == (3, ["R1", "R2", "R3"])
+    bleed, *others = document["findings"]
+    # P = (1 + 1/3 + 1) / 3 = 7/9, P_e = (5/9)^2 + (4/9)^2 = 41/81: kappa = (63 - 41) / (81 - 41).
+    assert bleed["kappa"] == pytest.approx(22 / 40)
+    assert bleed["auroc"] == [1.0, 1.0, 0.75]
+    assert all(other["kappa"] is None for other in others)
+    assert "0.550 1.000 1.000 0.750 0.917" in plain(call("datasets", "cq500", "--reads", path).stdout)
+
+
 @pytest.mark.parametrize("name", list(LAYOUTS))
 def test_a_layout_says_what_to_download_and_what_it_gives(name: str) -> None:
     document = json.loads(call("datasets", name, "--json").stdout)
@@ -260,6 +280,8 @@ def test_a_layout_says_what_to_download_and_what_it_gives(name: str) -> None:
     ("arguments", "words"),
     [
         (["methods", "implict_field"], "unknown method 'implict_field': did you mean 'implicit_field'?"),
+        (["datasets", "ixi", "--reads", "reads.csv"], "--reads goes with cq500"),
+        (["datasets", "cq500", "--reads", "reads.csv"], "reads.csv is missing"),
         (["datasets", "bidz"], "unknown layout or recipe 'bidz': did you mean 'bids'?"),
         (["ingest", "bidz", "x", "y"], "unknown layout 'bidz': did you mean 'bids'?"),
         (["ingest", "bids", "x", "y", "--recipe", "mni_afine"], "did you mean 'mni_affine'?"),

@@ -51,7 +51,7 @@ def test_the_networks_are_the_volumes_with_one_axis_less() -> None:
     halvings = 16 * (64 + 64 * 128 + 128 * 256 + 256 * 512) + 64 + 2 * (128 + 256 + 512)
     doublings = 9 * (512 * 256 + 256 * 128 + 128 * 64 + 64) + 2 * (512 + 256 + 128 + 64)
     expected = {
-        method.critic: halvings + 512 * 16,
+        method.critic: halvings + 128 + 256 + 512 + 512 * 16,
         method.encoder: halvings + 128 * (512 * 16 + 1),
         method.generator: 128 * 512 * 16 + doublings,
     }

@@ -100,7 +100,7 @@ def subject(name: str, split: str, *labels: str) -> SubjectRecord:
         channels=("CT",),
         shape=(2, 2, 2),
         spacing_mm=(1.0, 1.0, 1.0),
-        affine=tuple(tuple(float(i == j) for j in range(4)) for i in range(4)),  # type: ignore[arg-type]  # four by four
+        affine=tuple(tuple(float(i == j) for j in range(4)) for i in range(4)),
         labels={"anomalous": bool(labels), **{label: label in labels for label in ("sdh", "edh", "artefact")}},
     )
 

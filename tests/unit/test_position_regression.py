@@ -249,6 +249,12 @@ def heads_in_air(path: Path, shape: tuple[int, int, int] = (36, 30, 28)) -> Coho
     return store
 
 
+def built(store: CohortStore, foreground: str) -> PositionRegression:
+    method = build(PositionRegression, override(tiny(), {"patches.foreground": foreground}), store)
+    assert isinstance(method, PositionRegression)
+    return method
+
+
 def drawn(method: PositionRegression, store: CohortStore, num_steps: int) -> Iterator[Batch]:
     plan = Plan(method, store, TrainingSettings(device="cpu", threads=1), Alone(), torch.device("cpu"))
     batches = plan.batches(0, 0)
@@ -267,7 +273,7 @@ def centre_of(position: torch.Tensor, shape: tuple[int, ...]) -> list[tuple[int,
 def test_a_step_sees_one_volume_and_leaves_background_out(tmp_path: Path) -> None:
     """Of uniformly drawn patches exactly those are kept that hold a voxel of the head, recounted from its mask."""
     store = heads_in_air(tmp_path / "store")
-    method = build(PositionRegression, override(tiny(), {"patches.foreground": "head"}), store)
+    method = built(store, "head")
     names = store.facts().subjects
     num_kept = 0
     for batch in drawn(method, store, 6):
@@ -290,7 +296,7 @@ def test_a_score_is_the_loss_of_the_patch_around_the_voxel(tmp_path: Path, foreg
     """Training's own patches and places against the map: no flip, no half voxel, no other background or scale."""
     store = heads_in_air(tmp_path / "store")
     assert store.facts().background == 0.25
-    method = build(PositionRegression, override(tiny(), {"patches.foreground": foreground}), store)
+    method = built(store, foreground)
     maps = {record.subject_id: scored(method, volume_of(store, record)).map for record in store.subjects("train")}
     names = store.facts().subjects
     beyond = 0

@@ -14,8 +14,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vesalius.datasets import LAYOUTS
+from vesalius.datasets.layouts.ct_findings import CT_FINDINGS
 from vesalius.datasets.layouts.phantom import write_cohort
-from vesalius.datasets.phantom import CohortSettings, PhantomSettings
+from vesalius.datasets.phantom import CohortSettings, PhantomSettings, phantom_cohort
 from vesalius.datasets.recipes import RECIPES
 from vesalius.infra import tables
 from vesalius.infra.cli.app import app
@@ -26,6 +27,7 @@ from vesalius.infra.pipeline.estimating import Estimate, estimate
 from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
 from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
 from vesalius.infra.reproduce.cohort import Cohorts, check_request, make_cohorts
+from vesalius.infra.reproduce.levels import level_of
 from vesalius.infra.reproduce.protocol import BASELINES, PreparedBy, Published, Row
 from vesalius.infra.reproduce.running import slug
 from vesalius.infra.reproduce.table import said_of_code
@@ -35,7 +37,7 @@ from vesalius.methods import METHODS
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, tiny
 from vesalius.methods.vae_restoration import VaeRestoration
 from vesalius.methods.vae_restoration.settings import tiny as tiny_restoration
-from vesalius.platform.config import flatten, override
+from vesalius.platform.config import flatten, override, validate
 from vesalius.platform.errors import SettingError
 from vesalius.platform.evaluation import FIGURE_KEYS
 from vesalius.platform.store import CohortStore, SubjectArrays
@@ -64,7 +66,8 @@ def call(*arguments: object) -> Any:
 
 
 def test_the_papers_are_there() -> None:
-    assert protocol_names() == ["anovaegan_2018", "implicit_field_2021"]
+    expected = ["anovaegan_2018", "f_anogan_3d_2020", "implicit_field_2021", "position_regression_2022"]
+    assert protocol_names() == expected
 
 
 @pytest.mark.parametrize(("paper", "num_rows"), [("implicit_field_2021", 6), ("anovaegan_2018", 8)])
@@ -96,12 +99,84 @@ def test_published_figures_are_those_that_are_printed() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("paper", ["implicit_field_2021", "anovaegan_2018"])
+@pytest.mark.parametrize("paper", protocol_names())
 def test_every_row_has_its_method_preset_and_settings(paper: str) -> None:
     for row in (*load_protocol(paper).rows, *BASELINES):
         assert row.method in METHODS, row.label
         paper_settings(row)
         scaled_settings(row)
+
+
+def test_the_3d_f_anogan_is_judged_by_its_images() -> None:
+    chosen = load_protocol("f_anogan_3d_2020")
+    assert chosen.judged == "images"
+    assert chosen.recipe in RECIPES
+    model = chosen.rows[0].published
+    assert model is not None
+    assert model.figures == {
+        "auroc": 0.75, "own_accuracy": 0.7075, "own_sensitivity": 0.5407, "own_specificity": 0.8666,
+    }  # fmt: skip
+    level = level_of(chosen)
+    assert level is not None
+    columns = {key for section in level.sections() for key, _, _ in section.columns}
+    # Whatever the paper prints has a column.
+    assert all(set(row.published.figures) <= columns for row in chosen.rows if row.published)
+    assert {*chosen.lesion_labels, *chosen.quality_labels} <= set(CT_FINDINGS)
+    # Each label has images in the phantoms' test split, and there are healthy ones.
+    heads = chosen.phantom
+    cases = list(phantom_cohort(0, 0, 0, heads.num_test, heads.phantom, heads.seed, heads.findings))
+    for label in (*chosen.lesion_labels, *chosen.quality_labels):
+        assert sum(case.labels[label] is True for case in cases) >= 4, label
+    assert sum(not case.anomalous for case in cases) * 3 == len(cases)
+
+
+def test_position_regression_is_judged_by_structures() -> None:
+    chosen = load_protocol("position_regression_2022")
+    assert chosen.judged == "structures"
+    rows = {row.label: row for row in chosen.rows}
+    widths, sizes = (1, 2, 4, 8, 16, 32, 64), (19, 23, 27, 31, 35, 39)
+    kinds = ("PPR", "AE erosion", "AE median")
+    assert list(rows) == [
+        *(f"PPR m={m}" for m in widths),
+        *(f"PPR s_p={size}" for size in sizes),
+        *(f"{kind} m={m}" for kind in kinds[1:] for m in widths),
+    ]
+    # The paper's settings, and what stands for them where they are scaled down: the same width, the same patch.
+    for kind in kinds:
+        for m in widths:
+            for settings in (paper_settings(rows[f"{kind} m={m}"]), scaled_settings(rows[f"{kind} m={m}"])):
+                assert flatten(settings)["network.width"] == m
+    for size in sizes:
+        paper, scaled = (flatten(f(rows[f"PPR s_p={size}"])) for f in (paper_settings, scaled_settings))
+        assert (paper["network.patch_size"], paper["network.width"], scaled["network.patch_size"]) == (size, 16, size)
+    for settings in (paper_settings(rows["AE median m=16"]), scaled_settings(rows["AE median m=16"])):
+        flat = flatten(settings)
+        assert flat["map.median_pool"] > 1 == flat["map.min_pool"]
+    level = level_of(chosen)
+    assert level is not None
+    columns = {key for section in level.sections() for key, _, _ in section.columns}
+    printed = rows["PPR m=16"].published
+    assert printed is not None
+    assert printed.figures == {"structure/ICH": 0.81, "structure/fracture": 0.79}
+    assert set(printed.figures) <= columns
+    # The skull lies outside the brain, so that no map may end there.
+    every = (*chosen.rows, *chosen.trivial())
+    assert all(flatten(f(row))["map.voxels"] == "all" for row in every for f in (paper_settings, scaled_settings))
+    assert {structure.label for task in chosen.tasks for structure in task.structures} <= set(CT_FINDINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tasks": []}, "tasks go with judged = structures"),
+        ({"judged": "images"}, "tasks go with judged = structures"),
+        ({"surface": "nose"}, "no task is about 'nose'"),
+    ],
+)
+def test_a_protocol_of_structures_asks_of_them(changes: dict[str, Any], words: str) -> None:
+    plain = load_protocol("position_regression_2022").model_dump(mode="json")
+    with pytest.raises(SettingError, match=words):
+        validate(Protocol, {**plain, **changes}, "protocol")
 
 
 def test_scaled_rows_keep_the_order_of_their_codes() -> None:
@@ -165,7 +240,7 @@ def test_rows_are_chosen_by_label_whatever_the_case() -> None:
         baur.choose(["AnoVEGAN"])
     with pytest.raises(SettingError, match=r"unknown paper 'anovaegan': did you mean 'anovaegan_2018'\?"):
         load_protocol("anovaegan")
-    assert len({slug(row.label) for name in protocol_names() for row in load_protocol(name).rows}) == 14
+    assert len({slug(row.label) for name in protocol_names() for row in load_protocol(name).rows}) == 17
 
 
 # ---- time

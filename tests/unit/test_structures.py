@@ -108,7 +108,7 @@ def judged(tmp_path: Path) -> tuple[ScoreStore, CohortStore, dict[str, dict[str,
     info = ScoreInfo(method="m", model_digest="d", cohort_digest=store.digest, store=str(store.path), split="test")
     with ScoreStore.writing(tmp_path / "scores", info) as scores:
         for name, score_map in maps.items():
-            record = ScoreRecord(
+            scored = ScoreRecord(
                 subject_id=name,
                 image_score=0.0,
                 seconds=0.1,
@@ -118,7 +118,7 @@ def judged(tmp_path: Path) -> tuple[ScoreStore, CohortStore, dict[str, dict[str,
                 spacing_mm=(1, 1, 1),
                 affine=eye,
             )
-            scores.write(record, Score(map=score_map, image_score=0.0))
+            scores.write(scored, Score(map=score_map, image_score=0.0))
         scores.finish()
     return ScoreStore.open(tmp_path / "scores"), CohortStore.open(store.path), maxima, truth
 
@@ -138,6 +138,7 @@ def test_figures_are_scikit_learns(judged) -> None:  # type: ignore[no-untyped-d
         assert figures.auroc == pytest.approx(roc_auc_score(labels, values), abs=1e-12)
         assert (figures.num_cases, figures.num_anomalous) == (len(pairs), sum(labels))
         assert figures.interval is not None
+        assert figures.auroc is not None
         assert 0 <= figures.interval[0] < figures.auroc < figures.interval[1] <= 1
     assert found["ICH"].num_cases == 20
     assert found["ICH"].num_subjects == 10

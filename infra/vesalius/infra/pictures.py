@@ -93,6 +93,8 @@ def choose_cases(store: CohortStore, split: str, num: int = NUM_CASES) -> list[S
     """
     outlined = [record for record in store.subjects(split) if record.has_lesion and "lesion" in record.arrays]
     sizes = {record.subject_id: _lesion_size(store, record) for record in outlined}
+    # A finding without a place of its own has an empty mask.
+    outlined = [record for record in outlined if sizes[record.subject_id]]
     outlined.sort(key=lambda record: (-sizes[record.subject_id], record.subject_id))
     healthy = store.subjects(split, healthy=True)[:1]
     places = np.linspace(0, len(outlined) - 1, min(num - len(healthy), len(outlined))).round().astype(int)

@@ -121,7 +121,7 @@ _DEVIATIONS = (
     Deviation(
         paper="the length of the training and the batch size are not given",
         here="200,000 and 50,000 batches of 64 (game.epochs, encoder.epochs, batch_size)",
-        why="f-AnoGAN's code",
+        why="f-AnoGAN's code for the encoder; it trains its game for fewer, here for as many as of volumes",
     ),
 )
 

@@ -1,10 +1,11 @@
 """``vesalius methods`` and ``vesalius datasets``: what there is, and what can be set."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import JsonOption
+from vesalius.infra.cli.options import JsonOption, absolute
 from vesalius.infra.console import Terminal
 
 
@@ -114,16 +115,33 @@ def datasets(
         str | None,
         typer.Argument(metavar="[NAME]", help="A layout or a recipe, to see more of it.", show_default=False),
     ] = None,
+    reads: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With cq500: its reads.csv, to see how far the readers agree on each finding.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the folder layouts and the recipes, or with NAME one of them."""
+    """List the folder layouts and the recipes, or with NAME one of them.
+
+    With --reads, Fleiss' kappa of each finding and the AUROC of each reader against the majority (Bieder et al. 2022,
+    table 3).
+    """
     with Terminal(as_json) as terminal:
         from vesalius.datasets import LAYOUTS
         from vesalius.datasets.recipes import RECIPES
         from vesalius.infra import tables
         from vesalius.infra.cli.options import one_of
+        from vesalius.platform.errors import SettingError
 
-        if name is None:
+        if reads is not None:
+            if name != "cq500":
+                raise SettingError("--reads goes with cq500, as in `vesalius datasets cq500 --reads reads.csv`")
+            _show_readers(terminal, absolute(reads))
+        elif name is None:
             layouts = [{"name": key, "summary": entry.summary} for key, entry in LAYOUTS.items()]
             recipes = [{"name": key, "summary": entry.summary} for key, entry in RECIPES.items()]
             terminal.result(
@@ -136,6 +154,21 @@ def datasets(
             _show_layout(terminal, name)
         else:
             _show_recipe(terminal, name)
+
+
+def _show_readers(terminal: Terminal, path: Path) -> None:
+    from vesalius.datasets.layouts.cq500 import READERS, read_reads
+    from vesalius.infra import tables
+    from vesalius.platform.evaluation import agreement
+
+    reads = read_reads(path)
+    findings = [one.model_dump(mode="json") for one in agreement(reads.votes, reads.findings)]
+    document = {"file": str(path), "num_scans": len(reads.names), "readers": list(READERS), "findings": findings}
+    terminal.result(
+        document,
+        tables.readers(document, f"{len(reads.names)} scans, {len(READERS)} readers"),
+        "kappa: Fleiss 1971. R1 to R3: AUROC of a reader's votes against the majority, the reader's own vote included.",
+    )
 
 
 def _show_layout(terminal: Terminal, name: str) -> None:

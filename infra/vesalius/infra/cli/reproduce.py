@@ -10,7 +10,9 @@ from vesalius.infra.console import Terminal
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(metavar="PAPER", help="implicit_field_2021 or anovaegan_2018.")],
+    paper: Annotated[
+        str, typer.Argument(metavar="PAPER", help="A paper, such as f_anogan_3d_2020; an unknown name lists them all.")
+    ],
     rows: Annotated[
         list[str] | None,
         typer.Option("--row", metavar="ROW", help="A row as the paper prints it (default: all); may be repeated."),

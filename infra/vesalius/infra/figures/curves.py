@@ -104,9 +104,7 @@ def draw_curves(
     with style.new_figure(width, height) as figure:
         for index, panel in enumerate(panels):
             start = left + index * (PANEL_INCHES[0] + between)
-            axes = figure.add_axes(
-                (start / width, bottom / height, PANEL_INCHES[0] / width, PANEL_INCHES[1] / height)
-            )
+            axes = figure.add_axes((start / width, bottom / height, PANEL_INCHES[0] / width, PANEL_INCHES[1] / height))
             if logarithmic:
                 axes.set_xscale("log")
             _draw(axes, panel, chance)

@@ -92,7 +92,9 @@ def look(
     inside = soft > 0.5
     met = inside.any(axis=2)
     first = inside.argmax(axis=2)[..., None]
-    normal = np.stack([-np.take_along_axis(np.gradient(soft, step[axis], axis=axis), first, 2)[..., 0] for axis in range(3)])
+    normal = np.stack(
+        [-np.take_along_axis(np.gradient(soft, step[axis], axis=axis), first, 2)[..., 0] for axis in range(3)]
+    )
     # Rows run down, columns to the right, rays away from the viewer.
     normal = normal * np.array([-1.0, -1.0, -1.0])[:, None, None]
     length = np.linalg.norm(normal, axis=0)
@@ -103,9 +105,7 @@ def look(
         at = np.minimum(first + below, soft.shape[2] - 1)
         within = np.take_along_axis(inside, at, 2)[..., 0]
         highest = np.where(within, np.maximum(highest, np.take_along_axis(values, at, 2)[..., 0]), highest)
-    return Seen(
-        light=np.where(met, np.clip(0.25 + 0.75 * light, 0, 1), np.nan), error=np.where(met, highest, np.nan)
-    )
+    return Seen(light=np.where(met, np.clip(0.25 + 0.75 * light, 0, 1), np.nan), error=np.where(met, highest, np.nan))
 
 
 def draw_surfaces(

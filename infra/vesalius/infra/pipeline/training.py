@@ -81,7 +81,7 @@ def start_run(
     start_from: str | None = None,
     experiment: str = "vesalius",
 ) -> RunFolder:
-    """Check all that can be checked, then create a run's folder and its tracked run.
+    """Check all that can be checked, then create a run's folder and, where MLflow is installed, its tracked run.
 
     ``settings`` are the method's, complete, as plain JSON, in the place of the preset's; the preset is then a tag.
 
@@ -104,7 +104,8 @@ def start_run(
     if start_from is not None:
         _check_start(start_from, home, name_of_method, method, cohort.digest)
     check_new_run(home, run_id)
-    uri = tracking.tracking_uri(home)
+    # A borrowed machine with an accelerator may have torch and little else: what is trained there is not tracked.
+    uri = tracking.tracking_uri(home) if tracking.installed() else None
     spec = RunSpec(
         run_id=run_id,
         method=name_of_method,
@@ -115,9 +116,11 @@ def start_run(
         num_workers=num_workers,
         start_from=start_from,
         experiment=experiment,
-        mlflow_tracking_uri=tracking.shown(uri),
+        mlflow_tracking_uri=None if uri is None else tracking.shown(uri),
         created=now(),
     )
+    if uri is None:
+        return create_run(home, spec)
     tags = {"method": spec.method, "cohort_digest": spec.cohort_digest, "vesalius_run": run_id}
     tracked = tracking.start_run(uri, experiment, run_id, {**spec.flat(), "preset": preset}, tags)
     return create_run(home, spec.model_copy(update={"mlflow_run_id": tracked}))

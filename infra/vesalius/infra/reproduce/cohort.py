@@ -12,6 +12,7 @@ from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.phantom import write_cohort
 from vesalius.datasets.lesions import plant_lesions
 from vesalius.datasets.recipes import Recipe, recipe_named
+from vesalius.infra.reproduce.levels import level_of
 from vesalius.platform.config import digest
 from vesalius.platform.errors import CohortError, SettingError, StoreError
 from vesalius.platform.store import CohortStore
@@ -126,7 +127,7 @@ def make_cohorts(
         store = CohortStore.open(request.data)  # type: ignore[arg-type]  # a store was named
         differs = ["a prepared store has one grid: the finer row is trained on it too"] if finer else []
         planted = _planted(terminal, store, request, folder / f"{protocol.name}-{store.digest[:8]}-lesions")
-        return _described(planted, None, differs, "the store given")
+        return _described(protocol, planted, None, differs, "the store given")
     if kind == "phantom":
         settings = phantom or protocol.phantom
         recipe = protocol.phantom_recipe.recipe()
@@ -138,7 +139,8 @@ def make_cohorts(
             shape = finer.phantom_shape if phantom is None else _half_more(settings.phantom.shape)
             denser = settings.model_copy(update={"phantom": settings.phantom.model_copy(update={"shape": shape})})
             fine = _phantoms(terminal, folder / f"{name}-finer", denser, recipe, num_tasks)
-        return _described(reference, fine, ["generated heads with planted lesions, not scans"], "phantoms")
+        what = "findings" if settings.findings else "planted lesions"
+        return _described(protocol, reference, fine, [f"generated heads with {what}, not scans"], "phantoms")
     recipe, differs = _recipe(protocol.recipe, request)
     reference = _raw(terminal, protocol, folder, request, recipe, num_tasks)
     fine = None
@@ -146,7 +148,7 @@ def make_cohorts(
         fine = _raw(terminal, protocol, folder, request, _recipe(finer.recipe, request)[0], num_tasks)
     if request.masks is not None:
         differs.append("lesions are real shapes set into real brains, not found in patients")
-    return _described(reference, fine, differs, f"{request.data} by the recipe {protocol.recipe}")
+    return _described(protocol, reference, fine, differs, f"{request.data} by the recipe {protocol.recipe}")
 
 
 def _phantoms(terminal: Terminal, store: Path, settings: CohortSettings, recipe: Recipe, num_tasks: int) -> CohortStore:
@@ -233,7 +235,9 @@ def _has_lesions(store: CohortStore) -> bool:
     return any(record.has_lesion and "lesion" in record.arrays for record in store.subjects("test"))
 
 
-def _described(reference: CohortStore, finer: CohortStore | None, differs: Sequence[str], what: str) -> Cohorts:
+def _described(
+    protocol: Protocol, reference: CohortStore, finer: CohortStore | None, differs: Sequence[str], what: str
+) -> Cohorts:
     counts = Counter(record.split for record in reference.subjects())
     missing = [split for split in _SPLITS if not counts[split]]
     if missing:
@@ -241,15 +245,20 @@ def _described(reference: CohortStore, finer: CohortStore | None, differs: Seque
             f"{reference.path} holds nobody in {' and '.join(missing)}: a table needs healthy subjects to train on, "
             "and others to choose thresholds and to be judged on"
         )
-    if not _has_lesions(reference):
+    level = level_of(protocol)
+    lacking = None if level is None else level.lacks(reference)
+    if lacking is not None:
+        raise CohortError(lacking)
+    if level is None and not _has_lesions(reference):
         raise CohortError(
             f"{reference.path} holds no outlined lesion in its test split: set some in with --masks DIR (lesion masks "
             "in MNI space), or give data that have them"
         )
     lesions = sum(record.has_lesion for record in reference.subjects("test"))
+    kind = "lesions" if level is None else "something in them"
     said = (
         f"{what}: {counts['train']} training, {counts['validation']} validation and {counts['test']} test subjects "
-        f"({lesions} with lesions), {', '.join(reference.channels)}, {grid_of(reference)}"
+        f"({lesions} with {kind}), {', '.join(reference.channels)}, {grid_of(reference)}"
     )
     return Cohorts(reference=reference, finer=finer, said=said, differs=tuple(differs))
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vesalius.infra.reproduce.levels import Level
     from vesalius.infra.reproduce.running import Judged
     from vesalius.platform.evaluation import VoxelSet
     from vesalius.platform.store import SubjectRecord
@@ -29,7 +30,14 @@ _MARGIN = 3
 
 
 def draw_table(
-    reference: CohortStore, judged: Sequence[Judged], path: Path, *, voxel_set: VoxelSet, title: str, caption: str
+    reference: CohortStore,
+    judged: Sequence[Judged],
+    path: Path,
+    *,
+    voxel_set: VoxelSet,
+    title: str,
+    caption: str,
+    level: Level | None = None,
 ) -> Path | None:
     """Draw restorations and maps of the rows that came to their end; None where there is none.
 
@@ -40,14 +48,32 @@ def draw_table(
         voxel_set: whose thresholds and figures are written.
         title: says what is shown.
         caption: says how to read it.
+        level: of the table, where it is not voxels; it says what stands beside a row.
     """
     done = [one for one in judged if one.run is not None and one.figures is not None]
     if not done:
         return None
     records = choose_cases(reference, SPLIT, NUM_CASES)
+    if level is not None:
+        records += _without_outline(reference)
     planes = [_Plane(reference, record) for record in records]
-    rows = [_row(one, reference, planes, voxel_set) for one in done]
+    rows = [_row(one, reference, planes, voxel_set, level) for one in done]
     return draw_gallery([plane.case for plane in planes], rows, path, title=title, caption=caption)
+
+
+def _without_outline(store: CohortStore) -> list[SubjectRecord]:
+    """Return the first subject known to be anomalous of which nobody says where, if there is one."""
+    for record in store.subjects(SPLIT, healthy=False):
+        lesion = store.mask(record.subject_id, "lesion")
+        if lesion is None or not lesion.any():
+            return [record]
+    return []
+
+
+def _said_of(record: SubjectRecord) -> str:
+    if not record.has_lesion:
+        return "healthy"
+    return "anomalous, not outlined" if record.group is None else record.group.replace("_", " ")
 
 
 class _Plane:
@@ -69,7 +95,7 @@ class _Plane:
             brain=self.cut(self.brain),
             lesion=None if lesion is None else self.cut(lesion),
             pixel_mm=style.plane_spacing(record.spacing_mm, 2),
-            remark=f"lesion {millilitres:.1f} ml" if millilitres else "healthy",
+            remark=f"lesion {millilitres:.1f} ml" if millilitres else _said_of(record),
         )
 
     def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
@@ -77,7 +103,9 @@ class _Plane:
         return plane
 
 
-def _row(one: Judged, reference: CohortStore, planes: Sequence[_Plane], voxel_set: VoxelSet) -> GalleryRow:
+def _row(
+    one: Judged, reference: CohortStore, planes: Sequence[_Plane], voxel_set: VoxelSet, level: Level | None
+) -> GalleryRow:
     assert one.run is not None
     assert one.figures is not None
     figures = one.figures[voxel_set]
@@ -98,9 +126,10 @@ def _row(one: Judged, reference: CohortStore, planes: Sequence[_Plane], voxel_se
             else plane.cut(resampled_onto(restoration[0], scored, plane.record).astype(np.float32))
         )
     precision = figures.average_precision
+    remark = "" if precision is None else f"AP {precision:.2f}"
     return GalleryRow(
         name=one.row.label,
-        remark="" if precision is None else f"AP {precision:.2f}",
+        remark=remark if level is None else level.remark(one.level),
         threshold=None if figures.threshold is None else figures.threshold.value,
         maps=maps,
         restorations=restorations,

@@ -14,6 +14,7 @@ from vesalius.datasets.recipes import Recipe, recipe_named
 from vesalius.infra.pipeline import ThresholdRule
 from vesalius.platform.config import Settings, override, validate
 from vesalius.platform.errors import SettingError
+from vesalius.platform.evaluation import StructureTask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,8 @@ class Published(Settings):
 
     Attributes:
         seconds_per_slice: where the paper times slices and not volumes.
+        figures: what is no figure of voxels, under the keys of the protocol's level
+            (:mod:`vesalius.infra.reproduce.levels`).
     """
 
     best_dice: float | None = None
@@ -36,6 +39,7 @@ class Published(Settings):
     image_auroc: float | None = None
     seconds_per_volume: float | None = None
     seconds_per_slice: float | None = None
+    figures: dict[str, float] = Field(default_factory=dict)
 
 
 class Finer(Settings):
@@ -108,6 +112,13 @@ class Protocol(Settings):
         data: the paper's data, with the section.
         modalities: the paper's modality, as data sets name it.
         recipe: the paper's preprocessing.
+        judged: what the table is about: voxels, whole images, or structures of the head. Figures of voxels are
+            computed for all.
+        lesion_labels: of whole images: labels of kinds of lesion that are reported apart.
+        quality_labels: of whole images: labels of what spoils an image, or of an operation; no cases of screening.
+        tasks: of structures: what is asked of them.
+        surface: of structures: the one whose surface is drawn.
+        baselines: changes to the settings of the trivial methods, where the table is not about the brain alone.
         voxel_set: the voxels that the paper judges.
         rule: how the paper chooses thresholds.
         rule_source: where it says so.
@@ -124,6 +135,12 @@ class Protocol(Settings):
     data: str
     modalities: tuple[str, ...] = Field(min_length=1)
     recipe: str
+    judged: Literal["voxels", "images", "structures"] = "voxels"
+    lesion_labels: tuple[str, ...] = ()
+    quality_labels: tuple[str, ...] = ()
+    tasks: tuple[StructureTask, ...] = ()
+    surface: str | None = None
+    baselines: dict[str, Any] = Field(default_factory=dict)
     voxel_set: Literal["all", "brain"]
     rule: ThresholdRule
     rule_source: str
@@ -138,7 +155,16 @@ class Protocol(Settings):
         labels = [row.label for row in self.rows]
         if len(set(labels)) != len(labels):
             raise ValueError("two rows share a label: give each its own")
+        if (self.judged == "structures") != bool(self.tasks):
+            raise ValueError("tasks go with judged = structures: give both, or neither")
+        if self.surface is not None and self.surface not in {s.name for task in self.tasks for s in task.structures}:
+            raise ValueError(f"no task is about '{self.surface}': name a structure of one as surface")
         return self
+
+    def trivial(self) -> tuple[Row, ...]:
+        """Return the trivial methods that stand below the paper's rows."""
+        changes = {"settings": self.baselines, "scaled": self.baselines}
+        return tuple(row.model_copy(update=changes) for row in BASELINES)
 
     def choose(self, labels: Sequence[str]) -> tuple[Row, ...]:
         """Return the rows of these labels in the table's order, all where none is named.

@@ -11,6 +11,7 @@ import torch
 
 from vesalius.infra import pipeline
 from vesalius.infra.reproduce.budget import Choice, choose, paper_settings, scaled_settings
+from vesalius.infra.reproduce.levels import level_of
 from vesalius.platform.config import Settings, digest, validate
 from vesalius.platform.errors import DiskSpaceError, RunError, VesaliusError
 from vesalius.platform.runs import find_run
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from vesalius.platform.store import CohortStore
 
 SPLIT = "test"
-_SPECIAL = str.maketrans(dict.fromkeys(" ()/*", "-"))
+_SPECIAL = str.maketrans(dict.fromkeys(" ()/*=", "-"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +92,17 @@ class Outcome(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A row's outcome, with its run and figures where it came to its end."""
+    """A row's outcome, with its run and figures where it came to its end.
+
+    Attributes:
+        level: figures of the protocol's level, where it is not voxels.
+    """
 
     row: Row
     outcome: Outcome
     run: RunFolder | None = None
     figures: Mapping[VoxelSet, Figures] | None = None
+    level: Settings | None = None
 
 
 def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
@@ -126,6 +132,10 @@ def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
                 device=conditions.device,
                 progress=progress,
             )
+            level = level_of(conditions.protocol)
+            found = None
+            if level is not None:
+                found = level.judge(run, conditions.cohorts, conditions.device, progress)
     except DiskSpaceError:
         raise
     except (VesaliusError, MemoryError, RuntimeError) as error:
@@ -135,7 +145,8 @@ def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
         terminal.warn(f"{row.label}: {said}")
         return Judged(row=row, outcome=outcome.model_copy(update={"error": said}))
     minutes = training_seconds(run) / 60
-    return Judged(row=row, outcome=outcome.model_copy(update={"training_minutes": minutes}), run=run, figures=figures)
+    outcome = outcome.model_copy(update={"training_minutes": minutes})
+    return Judged(row=row, outcome=outcome, run=run, figures=figures, level=found)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -10,7 +10,8 @@ from vesalius.infra import tables
 from vesalius.infra.reproduce.budget import parse_budget
 from vesalius.infra.reproduce.cohort import check_request, facts_of, grid_of, make_cohorts
 from vesalius.infra.reproduce.gallery import draw_table
-from vesalius.infra.reproduce.protocol import BASELINES, load_protocol
+from vesalius.infra.reproduce.levels import Drawn, level_of
+from vesalius.infra.reproduce.protocol import load_protocol
 from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row, write_json, write_text
 from vesalius.infra.tables.reproduction import SECONDS, markdown
 from vesalius.platform import cluster
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vesalius.infra.console import Terminal
     from vesalius.infra.pipeline import ThresholdRule
     from vesalius.infra.reproduce.cohort import Cohorts, DataRequest
+    from vesalius.infra.reproduce.levels import Level
     from vesalius.infra.reproduce.protocol import Protocol
 
 
@@ -65,7 +67,7 @@ def reproduce(
     """
     started = time.monotonic()
     protocol = load_protocol(paper) if isinstance(paper, str) else paper
-    rows = (*protocol.choose(labels), *BASELINES)
+    rows = (*protocol.choose(labels), *protocol.trivial())
     seconds = None if budget is None else parse_budget(budget)
     check_request(request)
     choose_device(_checked(device), "--device")
@@ -96,6 +98,7 @@ def reproduce(
             pending = [Judged(row=later, outcome=Outcome()) for later in rows[len(judged) :]]
             write_json(out / f"{protocol.name}.json", _document(protocol, cohorts, [*judged, *pending], conditions))
     document = _document(protocol, cohorts, judged, conditions)
+    level = level_of(protocol)
     picture = draw_table(
         cohorts.reference,
         judged,
@@ -104,8 +107,13 @@ def reproduce(
         title=f"{protocol.title.partition(',')[0]}, {protocol.table}: restorations and maps of the {SPLIT} split",
         caption="Each method learnt from healthy subjects only. Left of a pair the restoration, right the map; "
         f"threshold: {said_of(protocol.rule)}.",
+        level=level,
     )
     document["picture"] = None if picture is None else str(picture)
+    if level is not None:
+        done = [Drawn(label=one.row.label, found=one.level) for one in judged if one.level is not None]
+        drawn = level.draw(done, out) if done else {}
+        document["pictures"] = {name: str(path) for name, path in drawn.items()}
     document["markdown"] = str(out / f"{protocol.name}.md")
     document["seconds"] = round(time.monotonic() - started, 1)
     write_text(out / f"{protocol.name}.md", markdown(document, protocol.voxel_set))
@@ -142,7 +150,8 @@ def _checked(device: str) -> str:
 
 
 def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], conditions: Conditions) -> dict[str, Any]:
-    return {
+    level = level_of(protocol)
+    document: dict[str, Any] = {
         "paper": {"name": protocol.name, "title": protocol.title, "table": protocol.table},
         "data": {
             "paper": protocol.data,
@@ -158,18 +167,23 @@ def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], co
         },
         "budget_seconds": conditions.budget_seconds,
         "home": str(conditions.home),
-        "rows": [_row(one, protocol) for one in judged],
+        "rows": [_row(one, protocol, level) for one in judged],
     }
+    if level is not None:
+        document["evaluation"]["judged"] = level.said()
+        document["sections"] = [section.model_dump(mode="json") for section in level.sections()]
+    return document
 
 
-def _row(one: Judged, protocol: Protocol) -> dict[str, Any]:
+def _row(one: Judged, protocol: Protocol, level: Level | None) -> dict[str, Any]:
     row, outcome = one.row, one.outcome
     choice = outcome.choice
     differs = [*row.differs, *(protocol.differs if row.published is not None else ())]
     code = None if outcome.code_shape is None else said_of_code(outcome.code_shape)
-    if row.published is not None and code is not None and code != row.latent:
-        differs.insert(0, f"the code of a slice is {code}, the paper's {row.latent}")
-    return {
+    if row.published is not None and code is not None and row.latent and code != row.latent:
+        what = "the code of a slice" if level is None else "the code"
+        differs.insert(0, f"{what} is {code}, the paper's {row.latent}")
+    document = {
         "label": row.label,
         "latent": {"paper": row.latent, "ours": code},
         "method": row.method,
@@ -185,25 +199,43 @@ def _row(one: Judged, protocol: Protocol) -> dict[str, Any]:
         if one.figures is None
         else {name: figures.model_dump(mode="json") for name, figures in one.figures.items()},
     }
+    if level is not None:
+        document["judged"] = None if one.level is None else level.numbers(one.level)
+        document["level"] = None if one.level is None else one.level.model_dump(mode="json")
+    return document
 
 
 def _say(document: Mapping[str, Any], path: Path) -> list[Any]:
     paper, evaluation = document["paper"], document["evaluation"]
     voxels = {"all": "all voxels", "brain": "voxels inside the brain"}[evaluation["voxel_set"]]
-    title = f"{paper['title'].partition(',')[0]}, {paper['table']}; {evaluation['split']} split, {voxels}"
+    sections = document.get("sections")
+    title = f"{paper['title'].partition(',')[0]}, {paper['table']}; {evaluation['split']} split"
     differs = document["data"]["differs"]
     rows: list[tuple[str, object]] = [
         ("paper's data", document["data"]["paper"]),
         ("ours", document["data"]["ours"]),
         *([("what differs", "; ".join(differs))] if differs else []),
-        ("threshold", evaluation["said"]),
+        ("threshold" if sections is None else "judged", evaluation["said" if sections is None else "judged"]),
         ("intervals", "95 %, bootstrap over subjects"),
         ("s", SECONDS),
         ("picture", document["picture"] or "none: no row came to its end"),
+        *[(name, path) for name, path in document.get("pictures", {}).items()],
         ("table", document["markdown"]),
         ("figures", path),
         ("took", f"{document['seconds']:.0f} s"),
     ]
     notes = {row["label"]: "; ".join(said) for row in document["rows"] if (said := tables.row_notes(row))}
-    shown: list[Any] = ["", tables.paper_table(document["rows"], title, evaluation["voxel_set"])]
+    if sections is None:
+        shown: list[Any] = ["", tables.paper_table(document["rows"], f"{title}, {voxels}", evaluation["voxel_set"])]
+    else:
+        shown = [
+            part
+            for section in sections
+            for part in (
+                "",
+                tables.paper_table(
+                    document["rows"], f"{title}. {section['title']}", evaluation["voxel_set"], section["columns"]
+                ),
+            )
+        ]
     return [*shown, *([tables.pairs("row", notes)] if notes else []), tables.key_values(rows)]

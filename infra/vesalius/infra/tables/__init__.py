@@ -6,7 +6,7 @@
     choices.py     settings, presets, the steps of a paper
     forecasts.py   what a run would take
     reproduction.py  a paper's table with ours beside it
-    judgements.py  figures, image scores, the gate
+    judgements.py  figures, image scores, readers, the gate
     volumes.py     exported files, outliers
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from vesalius.infra.tables.choices import describe_settings, deviations, memory, paper_steps, presets, settings
 from vesalius.infra.tables.forecasts import forecast
 from vesalius.infra.tables.frames import as_time, heading, key_values, listing, pairs, plain_text
-from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion
+from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion, readers
 from vesalius.infra.tables.reproduction import paper_table, row_notes
 from vesalius.infra.tables.volumes import exported, findings
 
@@ -40,6 +40,7 @@ __all__ = [
     "plain_text",
     "presets",
     "promotion",
+    "readers",
     "row_notes",
     "settings",
 ]

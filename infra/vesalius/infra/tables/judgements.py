@@ -82,6 +82,19 @@ def image_scores(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     return table
 
 
+def readers(document: Mapping[str, Any], title: str) -> Table:
+    """Return how far readers agree, a line a finding; a dash where their votes leave a figure undefined."""
+    table = plain(title=title, title_style="bold")
+    table.add_column("finding", style="cyan", no_wrap=True)
+    for head in ("majority", "kappa", *document["readers"], "mean"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in document["findings"]:
+        values = [row["kappa"], *row["auroc"], row["mean_auroc"]]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        table.add_row(row["finding"], str(row["num_anomalous"]), *cells)
+    return table
+
+
 def promotion(document: Mapping[str, Any]) -> Table:
     """Return what the gate said: candidate, champion, and the difference that decides."""
 

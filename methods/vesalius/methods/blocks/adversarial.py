@@ -158,26 +158,26 @@ def generator_loss(fake: Tensor) -> Tensor:
     return F.softplus(-fake)
 
 
-class Watch(nn.Module):
-    """Moving averages of the discriminator's accuracy and of the slices' spread; stops a game that is over.
+class MovingAverages(nn.Module):
+    """Moving averages of what a stage observes.
 
-    It sees only means over the global batch, which are the same on every rank, so that all ranks stop or none does; and
-    it keeps them in buffers, so that a resumed run decides as an unbroken one.
+    They are of means over the global batch, which are the same on every rank, so that all ranks judge alike; and they
+    are kept in buffers, so that a resumed run judges as an unbroken one.
 
     Attributes:
-        averages: (4,) of :attr:`NAMES`, not yet divided by ``weight``.
+        averages: of :attr:`NAMES`, not yet divided by ``weight``.
         weight: what the averages' weights add up to; below 1 while the window fills.
         seen: steps.
     """
 
-    NAMES: ClassVar[tuple[str, ...]] = ("real_accuracy", "fake_accuracy", "real_variance", "fake_variance")
+    NAMES: ClassVar[tuple[str, ...]]
     averages: Tensor
     weight: Tensor
     seen: Tensor
 
-    def __init__(self, settings: WatchSettings) -> None:
+    def __init__(self, window: int) -> None:
         super().__init__()
-        self._settings = settings
+        self.window = window
         self.register_buffer("averages", torch.zeros(len(self.NAMES), dtype=torch.float64))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -187,20 +187,42 @@ class Watch(nn.Module):
         for buffer in (self.averages, self.weight, self.seen):
             buffer.zero_()
 
+    def take(self, observed: Mapping[str, float]) -> list[float]:
+        """Take in a step's means of :attr:`NAMES` and return the moving averages in that order."""
+        decay = 1 - 1 / self.window
+        values = torch.tensor([observed[name] for name in self.NAMES], dtype=torch.float64, device=self.averages.device)
+        self.averages.mul_(decay).add_(values, alpha=1 - decay)
+        self.weight.mul_(decay).add_(1 - decay)
+        self.seen.add_(1)
+        found: list[float] = (self.averages / self.weight).tolist()
+        return found
+
+
+def spread_of(real_variance: float, fake_variance: float) -> float:
+    """Return how far generated images differ from each other, as a fraction of how far real ones do.
+
+    Real ones that do not differ at all (a cohort of one slice) say nothing of the generator.
+    """
+    return math.sqrt(fake_variance / real_variance) if real_variance > 0 else 1.0
+
+
+class Watch(MovingAverages):
+    """Moving averages of the discriminator's accuracy and of the slices' spread; stops a game that is over."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("real_accuracy", "fake_accuracy", "real_variance", "fake_variance")
+
+    def __init__(self, settings: WatchSettings) -> None:
+        super().__init__(settings.window)
+        self._settings = settings
+
     def see(self, observed: Mapping[str, float], batch: Batch) -> dict[str, float]:
         """Take in a step's means of :attr:`NAMES` and return the moving averages by name, the spread as a ratio.
 
         Raises:
             DivergenceError: the discriminator has won, or the generator gives one image; names stage and step.
         """
-        decay = 1 - 1 / self._settings.window
-        values = torch.tensor([observed[name] for name in self.NAMES], dtype=torch.float64, device=self.averages.device)
-        self.averages.mul_(decay).add_(values, alpha=1 - decay)
-        self.weight.mul_(decay).add_(1 - decay)
-        self.seen.add_(1)
-        real, fake, real_variance, fake_variance = (self.averages / self.weight).tolist()
-        # Slices that do not differ at all (a cohort of one slice) say nothing of the generator.
-        spread = math.sqrt(fake_variance / real_variance) if real_variance > 0 else 1.0
+        real, fake, real_variance, fake_variance = self.take(observed)
+        spread = spread_of(real_variance, fake_variance)
         if int(self.seen) > self._settings.grace:
             self._judge(min(real, fake), spread, f"at step {batch.step} of stage '{batch.stage}'")
         return {"real_accuracy": real, "fake_accuracy": fake, "spread": spread}

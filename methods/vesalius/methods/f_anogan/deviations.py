@@ -8,10 +8,12 @@ SHARED: tuple[Deviation, ...] = (
     Deviation(
         paper="Eq. 2 without lambda; how often the critic is updated is not said",
         here="lambda = 10, five updates of the critic to one of the generator (game.penalty_weight, game.critic_steps)",
-        why="Gulrajani et al. 2017 and f-AnoGAN's code; Kwon's has 10, and five of the generator to one of the critic",
+        why="Gulrajani et al. 2017 and f-AnoGAN's code; Kwon's has 10, and five of the generator to one of "
+        "the critic in its WGAN notebook, one to one in its Alpha-WGAN notebook",
     ),
     Deviation(
-        paper="Eq. 2: the norm of the critic's gradient; Kwon's code takes it over the channels, voxel by voxel",
+        paper="Eq. 2: the norm of the critic's gradient; Kwon's WGAN notebook takes it over the channels, voxel by "
+        "voxel, its Alpha-WGAN notebook over all values",
         here="over all values of an item",
         why="so the equation and Gulrajani et al. 2017; a critic of slope one would have to have it in every voxel",
     ),
@@ -23,17 +25,19 @@ SHARED: tuple[Deviation, ...] = (
     Deviation(
         paper="optimisers and learning rates are not given",
         here="Adam 1e-4 with moments 0 and .9 for the game, RMSProp 5e-5 for what follows (game, encoder, fine_tuning)",
-        why="f-AnoGAN's code; fine-tuning as the encoder, since nothing is said of it",
+        why="f-AnoGAN's code; Kwon's has Adam 2e-4 with moments .9 and .999; fine-tuning as the encoder, since nothing "
+        "is said of it",
     ),
     Deviation(
         paper="RMSProp's average is not given",
-        here="a decay of 0.9",
-        why="TensorFlow's, which f-AnoGAN's code leaves as it is",
+        here="a decay of 0.9; it begins at zero, so that the first twenty steps or so are longer than TensorFlow's, "
+        "which begins at one",
+        why="TensorFlow's decay, which f-AnoGAN's code leaves as it is, and PyTorch's optimiser",
     ),
     Deviation(
         paper="kappa and the layer of f are not given (Eq. 5; Figure 3 marks it)",
-        here="1; the critic's last block before its score (feature_weight, feature_block)",
-        why="f-AnoGAN's code",
+        here="1; the critic's last block before its score, after its activation (feature_weight, feature_block)",
+        why="f-AnoGAN's code, which has no activation there; the paper says activation",
     ),
     Deviation(
         paper="what batch statistics are taken over is not said",
@@ -42,7 +46,7 @@ SHARED: tuple[Deviation, ...] = (
     ),
     Deviation(
         paper="Kwon's convolutions over the whole coarsest grid",
-        here="linear layers; no bias in a layer that a normalisation follows, nor in the critic's score",
+        here="linear layers; no bias where a batch's or an instance's normalisation follows, nor in the critic's score",
         why="the same sums; such a bias has a gradient of rounding alone, which Adam makes steps of",
     ),
     Deviation(
@@ -69,7 +73,9 @@ DEVIATIONS: tuple[Deviation, ...] = (
         paper="the length of the training and the batch size are not given",
         here="200,000 batches of four for the game, 50,000 each for encoder and fine-tuning, over the paper's 532 "
         "volumes (game.epochs, encoder.epochs, fine_tuning.epochs, batch_size)",
-        why="Kwon's code, f-AnoGAN's code, and as the encoder",
+        why="Kwon's code has 200,000 iterations, of which each updates the critic once and the generator five times; "
+        "here the critic has as many updates and the generator a fifth of them. f-AnoGAN's code for the encoder; "
+        "fine-tuning as the encoder",
     ),
     Deviation(
         paper="64 x 64 x 64 voxels, for want of memory (section 4)",

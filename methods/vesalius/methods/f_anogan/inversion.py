@@ -5,7 +5,6 @@ B items, C channels, ... an image's axes, Z length of a code.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import torch
 
 from vesalius.methods.f_anogan.networks import Critic, Encoder, Generator, frame_of
 from vesalius.methods.f_anogan.objectives import critic_loss, distance, generator_loss, slopes
+from vesalius.methods.f_anogan.watch import CriticWatch
 from vesalius.platform.contracts import Method, Stage
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Inversion(Method):
         generator: codes to images.
         critic: images to scores.
         encoder: images to codes.
+        watch: over the game.
     """
 
     settings: InversionSettings
@@ -71,6 +72,7 @@ class Inversion(Method):
         self.generator: nn.Module = Generator(settings.network, frame, cohort)
         self.critic = Critic(settings.network, frame)
         self.encoder: nn.Module = Encoder(settings.network, frame)
+        self.watch = CriticWatch(settings.game.watch, settings.game.penalty_weight)
 
     @abstractmethod
     def image_shape(self) -> tuple[int, ...]:
@@ -99,7 +101,8 @@ class Inversion(Method):
             trains=(self.generator, self.critic),
             optimizers={"critic": self._adam(self.critic), "generator": self._adam(self.generator)},
             step=self._play,
-            observes=("distance", "penalty", "slope", "real_variance", "fake_variance"),
+            begin=self.watch.begin,
+            observes=("distance", "penalty", "slope", "apart", "real_variance", "fake_variance"),
         )
         stages = [gan, self._restoring("encoder", learning.epochs, learning.learning_rate, (self.encoder,))]
         if tuning.epochs:
@@ -111,8 +114,8 @@ class Inversion(Method):
         """Return Eq. 2 summed over the batch's images; their number; and what is watched.
 
         That is the distance of real from generated images that the critic sees, its penalty, its slope (1 in a critic
-        of the theory), and how far images of a group differ from each other. Real, generated and mixed images pass
-        apart: normalised together, the one would shift the other.
+        of the theory), the Euclidean distance of the pairs, and how far images of a group differ from each other.
+        Real, generated and mixed images pass apart: normalised together, the one would shift the other.
         """
         real, num, weight = batch.image, len(batch), self.settings.game.penalty_weight
         with torch.no_grad():
@@ -123,6 +126,7 @@ class Inversion(Method):
             "distance": (on_real - on_fake).sum(),
             "penalty": weight * (slope - 1).square().sum(),
             "slope": slope.sum(),
+            "apart": torch.linalg.vector_norm((real.float() - fake).flatten(1), dim=1).sum(),
             "real_variance": num * real.float().var(0, unbiased=False).mean(),
             "fake_variance": num * fake.float().var(0, unbiased=False).mean(),
         }
@@ -156,10 +160,7 @@ class Inversion(Method):
 
     def _play(self, batch: Batch, update: Update) -> Metrics:
         metrics: dict[str, float | Tensor] = {"critic_loss": update("critic", self.critic_loss, batch)}
-        metrics |= update.observed
-        real, fake = update.observed["real_variance"], update.observed["fake_variance"]
-        if real > 0:  # of a group of one image nothing can be said
-            metrics["spread"] = math.sqrt(fake / real)
+        metrics |= {**update.observed, **self.watch.see(update.observed, batch)}
         if (batch.step + 1) % self.settings.game.critic_steps == 0:
             metrics["generator_loss"] = update("generator", self.generator_loss, batch)
         return metrics

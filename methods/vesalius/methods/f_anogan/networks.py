@@ -2,13 +2,14 @@
 
 Kwon's are for 64 x 64 x 64 voxels: four halvings to 4 x 4 x 4. Here their number is a setting, and a fifth, for 128
 voxels, is one more block at the fine end with half the channels, so that the blocks of the coarser grids stay the same.
-For one channel of 64 x 64 x 64 and Z = 2500 there are 86,568,512 parameters in the generator, 11,048,768 in the critic
+For one channel of 64 x 64 x 64 and Z = 2500 there are 86,568,512 parameters in the generator, 11,049,664 in the critic
 and 92,938,500 in the encoder (86.6, 11.05 and 92.9 million); for 128 x 128 x 128 and five stages 86,623,008,
-11,177,888 and 93,067,620.
+11,178,848 and 93,067,620.
 
 What covers the whole coarsest grid at once (Kwon's convolutions of 4 x 4 x 4 without padding, and the transposed one at
 the generator's entry) is a linear layer: the same weights and sums. No layer has a bias that a normalisation takes away
-again, or the difference between two scores: its gradient would be rounding alone, which Adam makes steps of.
+again (that of batches or instances does, that of layers subtracts one mean from all channels and does not), or the
+difference between two scores: its gradient would be rounding alone, which Adam makes steps of.
 
 B items, C channels, ... an image's axes (D, H, W of a volume; h, w of a slice), Z length of a code, F channels.
 """
@@ -59,7 +60,7 @@ class Halvings(nn.Module):
         blocks: list[nn.Module] = []
         for num_inputs, num_outputs in itertools.pairwise((frame.channels, *reversed(_widths(settings)))):
             is_first = not blocks
-            halving = convolution(num_inputs, num_outputs, 4, stride=2, padding=1, bias=is_first)
+            halving = convolution(num_inputs, num_outputs, 4, stride=2, padding=1, bias=is_first or norm == "layer")
             normalised = () if is_first else (_normalisation(norm, num_outputs, len(frame.shape)),)
             blocks.append(nn.Sequential(halving, *normalised, nn.LeakyReLU(_SLOPE)))
         self.blocks = nn.ModuleList(blocks)

@@ -41,7 +41,8 @@ class NetworkSettings(Settings):
     critic_norm: Norm = setting(
         "layer",
         "normalisation in the critic, from its second block on; of a batch's statistics an item's gradient is not its "
-        "own, which the penalty takes it for",
+        "own, which the penalty takes it for, and running statistics, which features and score are then taken with, "
+        "are of real, generated and mixed images alike",
         source=f"{SCHLEGL}, code, and Gulrajani et al. 2017, section 4; batch in {KWON}",
         space=Choice(values=("instance", "layer")),
     )
@@ -73,13 +74,44 @@ class NetworkSettings(Settings):
         return self
 
 
+class CriticWatchSettings(Settings):
+    """When the game is held to have failed.
+
+    The penalty keeps the critic's slope near one, and lets no slope pay beyond 1 + W / (2 lambda) for images W apart; a
+    critic far above that has run away. Images of a generator that has collapsed are one and the same.
+    """
+
+    grace: int = setting(
+        1_000,
+        "steps of the stage before anything is judged: fresh networks give one grey image",
+        source="this implementation",
+        ge=0,
+    )
+    window: int = setting(500, "steps that the moving averages reach back", source="this implementation", ge=1)
+    steepness: float = setting(
+        3.0,
+        "the critic has run away where its mean slope is more than this many times 1 + (mean distance of real from "
+        "generated images) / (2 lambda); 0 never stops",
+        source="this implementation",
+        ge=0,
+    )
+    spread: float = setting(
+        0.05,
+        "the generator has collapsed where its images' deviation from each other is less than this fraction of the "
+        "real ones'; 0 never stops",
+        source="this implementation",
+        ge=0,
+        lt=1,
+    )
+
+
 class GameSettings(Settings):
     """How critic and generator are trained against each other."""
 
     epochs: float = setting(
         1_500,
         "passes over the training images, one batch an update of the critic",
-        source=f"{KWON}: 200,000 batches of four, here of the paper's 532 volumes",
+        source=f"{KWON}: 200,000 iterations with a batch of four, here of the paper's 532 volumes",
         gt=0,
     )
     critic_steps: int = setting(
@@ -104,6 +136,7 @@ class GameSettings(Settings):
     )
     beta1: float = setting(0.0, "Adam's first moment", source=f"{SCHLEGL}, code", ge=0, lt=1)
     beta2: float = setting(0.9, "Adam's second moment", source=f"{SCHLEGL}, code", ge=0, lt=1)
+    watch: CriticWatchSettings = CriticWatchSettings()
 
 
 class EncoderSettings(Settings):
@@ -185,6 +218,10 @@ class InversionSettings(MethodSettings):
                 f"a batch of {self.batch_size} images does not part into groups of {self.group_size}: "
                 "set batch_size to a multiple of group_size"
             )
+        if self.image_score == "loss":
+            for name in ("image_score", "top_fraction"):
+                if getattr(self.map, name) != MapSettings.model_fields[name].default:
+                    raise ValueError(f"map.{name} has no effect on the score of Eq. 6: set image_score to map as well")
         if self.feature_block > self.network.stages:
             raise ValueError(
                 f"feature_block is {self.feature_block} but the critic has {self.network.stages} blocks: "
@@ -205,7 +242,7 @@ TINY = {
     "network.width": 8,
     "network.output": "linear",
     "game.critic_steps": 2,
-    "encoder.learning_rate": 3e-3,
+    "encoder.learning_rate": 1e-3,
     "fine_tuning.learning_rate": 1e-3,
     "group_size": 2,
 }

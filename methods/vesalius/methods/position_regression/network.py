@@ -181,7 +181,7 @@ def halved(image: Tensor) -> Tensor:
     where it shall be deterministic.
     """
     for axis in (2, 3, 4):
-        image = image.unflatten(axis, (-1, 2)).mean(axis + 1)
+        image = torch.unflatten(image, axis, (-1, 2)).mean(axis + 1)
     return image
 
 

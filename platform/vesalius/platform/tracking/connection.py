@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import logging
 import os
 import re
@@ -25,6 +26,11 @@ _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 _PROBE_SECONDS = 5.0
 _ready: set[tuple[int, str]] = set()
 _lock = threading.Lock()
+
+
+def installed() -> bool:
+    """Return whether there is an MLflow to track runs with. It is looked for and not loaded."""
+    return importlib.util.find_spec("mlflow") is not None
 
 
 def tracking_uri(home: Path) -> str:

@@ -1,0 +1,312 @@
+"""Structures of the head: is there a bleed in this hemisphere, a fracture in the skull? (Bieder et al. 2022).
+
+Section 4 judges each by the highest error within it. Whole images are judged beside them, by
+:class:`vesalius.infra.reproduce.images.ImageLevel`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vesalius.infra.figures import (
+    Curve,
+    CurvePanel,
+    CurvePoint,
+    RocRow,
+    SurfaceCase,
+    draw_curves,
+    draw_roc,
+    draw_surfaces,
+)
+from vesalius.infra.pipeline import method_type, score_run
+from vesalius.infra.reproduce.images import SPLIT, ImageLevel
+from vesalius.infra.reproduce.levels import Drawn, Level, Section
+from vesalius.platform.config import Settings, flatten, validate
+from vesalius.platform.evaluation import (
+    ImageFigures,
+    StructureFigures,
+    evaluate_structures,
+    resampled_onto,
+    roc_curve,
+)
+from vesalius.platform.scoring import ScoreStore
+from vesalius.platform.store import CohortStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vesalius.infra.reproduce.cohort import Cohorts
+    from vesalius.infra.reproduce.protocol import Protocol
+    from vesalius.platform.progress import Progress
+    from vesalius.platform.runs import RunFolder
+
+_NUM_SURFACES = 2
+
+
+class Size(Settings):
+    """What a row's model is, for curves over models.
+
+    Attributes:
+        kind: method and filter, a line of a curve.
+        parameters: trainable numbers.
+        width: m; None where the method has none.
+        patch_size: s_p in voxels; None where it has none.
+    """
+
+    kind: str
+    parameters: int
+    width: int | None = None
+    patch_size: int | None = None
+
+
+class StructureFindings(Settings):
+    """A row's figures.
+
+    Attributes:
+        size: of its model.
+        tasks: figures by task.
+        images: figures of whole images.
+        scores: folder of the maps.
+        store: that they were judged on.
+    """
+
+    size: Size
+    tasks: dict[str, StructureFigures]
+    images: ImageFigures
+    scores: str
+    store: str
+
+
+class StructureLevel(Level):
+    """Whether a structure is anomalous, by the highest score within it."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        super().__init__(protocol)
+        self._images = ImageLevel(protocol)
+
+    def said(self) -> str:
+        """Return what is judged."""
+        spoilt = ", images that a fault marks left out" if self.protocol.quality_labels else ""
+        return (
+            f"Structures by the highest value of the map within each, against what is known of it{spoilt}. "
+            f"{self._images.said()}"
+        )
+
+    def lacks(self, store: CohortStore) -> str | None:
+        """Return what is missing: the structures, or both answers to a question."""
+        records = store.subjects(SPLIT)
+        names = {one.name for task in self.protocol.tasks for one in task.structures}
+        if not any(names & record.structures.keys() for record in records):
+            return (
+                f"{store.path} holds no {' or '.join(sorted(names))} in its test split: prepare it with "
+                "recipe.structures=ct, or give structure labels of these names"
+            )
+        answers = {
+            record.labels.get(one.label) is True
+            for record in records
+            for task in self.protocol.tasks
+            for one in task.structures
+            if one.name in record.structures
+        }
+        if answers == {True, False}:
+            return self._images.lacks(store)
+        labels = sorted({one.label for task in self.protocol.tasks for one in task.structures})
+        what = "no subject" if True not in answers else "none but subjects"
+        return f"{store.path} holds {what} with one of the labels {', '.join(labels)} in its test split"
+
+    def judge(self, run: RunFolder, cohorts: Cohorts, device: str, progress: Progress) -> StructureFindings:
+        """Return the figures; the scores are there already."""
+        scores = score_run(run, SPLIT, device=device, progress=progress)
+        quality = self.protocol.quality_labels
+        whole = [
+            record.subject_id
+            for record in cohorts.reference.subjects(SPLIT)
+            if not any(record.labels.get(name) is True for name in quality)
+        ]
+        return StructureFindings(
+            size=_size(run),
+            tasks=evaluate_structures(
+                scores, cohorts.reference, self.protocol.tasks, subjects=whole, progress=progress
+            ),
+            images=self._images.judge(run, cohorts, device, progress),
+            scores=str(scores.path),
+            store=str(cohorts.reference.path),
+        )
+
+    def numbers(self, found: Any) -> dict[str, Any]:
+        """Return the figures by column."""
+        findings: StructureFindings = found
+        numbers = self._images.numbers(findings.images)
+        for name, figures in findings.tasks.items():
+            numbers[f"structure/{name}"] = figures.auroc
+            if figures.interval is not None:
+                numbers["intervals"][f"structure/{name}"] = figures.interval
+        return {**numbers, "parameters": findings.size.parameters}
+
+    def sections(self) -> list[Section]:
+        """Return the structures, then the tables of whole images."""
+        columns = tuple((f"structure/{task.name}", task.name, ".3f") for task in self.protocol.tasks)
+        own = Section(
+            title="AUROC of structures, by the highest value within each",
+            columns=(*columns, ("parameters", "parameters", ",")),
+        )
+        return [own, *self._images.sections()]
+
+    def remark(self, found: Any) -> str:
+        """Return the first task's AUROC."""
+        first: StructureFigures = next(iter(found.tasks.values()))
+        return "" if first.auroc is None else f"AUROC {first.auroc:.2f} ({first.task})"
+
+    def draw(self, rows: Sequence[Drawn], out: Path) -> dict[str, Path]:
+        """Draw ROC curves by task, AUROC against parameters and against patch size, surfaces, and whole images."""
+        name, title = self.protocol.name, self.protocol.title.partition(",")[0]
+        drawn: dict[str, Path] = {}
+        for task in self.protocol.tasks:
+            drawn[f"roc of {task.name}"] = draw_roc(
+                [_roc(row.label, row.found.tasks[task.name]) for row in rows],
+                out / f"{name}-roc-{task.name}.png",
+                title=f"{title}: {task.name}, {SPLIT} split",
+                caption="The highest value within a structure against what is known of it.",
+            )
+        drawn |= self._curves(rows, out)
+        drawn |= self._surfaces(rows, out)
+        of_images = [Drawn(label=row.label, found=row.found.images) for row in rows]
+        return {**drawn, **self._images.draw(of_images, out)}
+
+    def _curves(self, rows: Sequence[Drawn], out: Path) -> dict[str, Path]:
+        """Draw the paper's figures 3 and 7: over widths at the patch size of most rows, and the other way round."""
+        name, title = self.protocol.name, self.protocol.title.partition(",")[0]
+        sizes = [row.found.size for row in rows]
+        drawn: dict[str, Path] = {}
+        patch_size, width = _commonest(sizes, "patch_size"), _commonest(sizes, "width", patched=True)
+        over_width = [row for row in rows if row.found.size.width and row.found.size.patch_size in (None, patch_size)]
+        if len({row.found.size.width for row in over_width}) > 1:
+            drawn["parameters"] = draw_curves(
+                [
+                    CurvePanel(title=task.name, curves=_by_kind(over_width, task.name))
+                    for task in self.protocol.tasks
+                    if len(task.structures) > 1 or not self._is_part(task.name)
+                ],
+                out / f"{name}-parameters.png",
+                title=f"{title}: AUROC against parameters, {SPLIT} split",
+                caption=f"A point a model, m = {_span(row.found.size.width for row in over_width)}"
+                + ("." if patch_size is None else f"; patches of {patch_size} voxels.")
+                + " Bars: 95 %, bootstrap over subjects. Dotted: chance.",
+                across="parameters",
+                logarithmic=True,
+            )
+        over_patches = [row for row in rows if row.found.size.patch_size and row.found.size.width == width]
+        if len({row.found.size.patch_size for row in over_patches}) > 1:
+            drawn["patch size"] = draw_curves(
+                [
+                    CurvePanel(
+                        title="by task", curves=tuple(_over_patches(over_patches, t.name) for t in self.protocol.tasks)
+                    )
+                ],
+                out / f"{name}-patches.png",
+                title=f"{title}: AUROC against patch size",
+                caption=f"{SPLIT} split, m = {width}. Bars: 95 %, bootstrap over subjects. Dotted: chance.",
+                across="edge of a patch in voxels",
+            )
+        return drawn
+
+    def _is_part(self, name: str) -> bool:
+        """Return whether all of a task's structures are also another's, as a hemisphere is one of both."""
+        by_name = {task.name: set(task.structures) for task in self.protocol.tasks}
+        return any(by_name[name] < others for others in by_name.values())
+
+    def _surfaces(self, rows: Sequence[Drawn], out: Path) -> dict[str, Path]:
+        """Draw the paper's figure 5 for the network that does best where the surface is asked about."""
+        wanted = self.protocol.surface
+        rows = [row for row in rows if row.found.size.parameters]
+        if wanted is None or not rows:
+            return {}
+        task = next(task for task in self.protocol.tasks if wanted in {one.name for one in task.structures})
+        label = next(one.label for one in task.structures if one.name == wanted)
+        best = max(rows, key=lambda row: row.found.tasks[task.name].auroc or 0.0)
+        store, scores = CohortStore.open(best.found.store), ScoreStore.open(Path(best.found.scores))
+        shown = [r for r in store.subjects(SPLIT) if r.labels.get(label) is True and wanted in r.structures]
+        healthy = [r for r in store.subjects(SPLIT) if not r.has_lesion and wanted in r.structures]
+        cases = []
+        for record in (*shown[:_NUM_SURFACES], *healthy[:1]):
+            structures = store.structures(record.subject_id)
+            assert structures is not None  # the record names its labels
+            cases.append(
+                SurfaceCase(
+                    label=f"{record.subject_id}, {label.replace('_', ' ') if record in shown else 'healthy'}",
+                    mask=structures == record.structures[wanted],
+                    error=resampled_onto(scores.map(record.subject_id), scores.record(record.subject_id), record),
+                    spacing_mm=record.spacing_mm,
+                )
+            )
+        if not cases:
+            return {}
+        auroc = best.found.tasks[task.name].auroc
+        path = draw_surfaces(
+            cases,
+            out / f"{self.protocol.name}-{wanted}.png",
+            title=f"{best.label}: the {wanted} coloured by the score",
+            caption="From the front, the left, the right and the top of the patient. Below the surface as scanned the "
+            "same, coloured by the highest value of the map within 8 mm below it. The row that does best at "
+            f"'{task.name}'" + ("." if auroc is None else f" (AUROC {auroc:.2f})."),
+        )
+        return {f"surface of the {wanted}": path}
+
+
+def _size(run: RunFolder) -> Size:
+    """Return what a run's model is; no weight is drawn for it."""
+    spec = run.spec
+    kind = method_type(spec.method)
+    settings = validate(kind.settings_type, spec.settings, spec.method)
+    with torch.device("meta"):
+        network = kind(settings, CohortStore.open(spec.store).facts())
+    flat = flatten(settings)
+    filters = [
+        word for key, word in (("min_pool", "erosion"), ("median_pool", "median")) if flat.get(f"map.{key}", 1) > 1
+    ]
+    return Size(
+        kind=", ".join([spec.method.replace("_", " "), *filters]),
+        parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+        width=flat.get("network.width"),
+        patch_size=flat.get("network.patch_size"),
+    )
+
+
+def _commonest(sizes: Sequence[Size], key: str, *, patched: bool = False) -> Any:
+    """Return the value that most models have; None where none has one. With ``patched``, of those that take patches."""
+    counted = [size for size in sizes if not patched or size.patch_size is not None]
+    values = Counter(value for size in counted if (value := getattr(size, key)) is not None)
+    return values.most_common(1)[0][0] if values else None
+
+
+def _span(values: Any) -> str:
+    return ", ".join(str(value) for value in sorted(set(values)))
+
+
+def _point(x: float, figures: StructureFigures) -> CurvePoint | None:
+    return None if figures.auroc is None else CurvePoint(x=x, y=figures.auroc, interval=figures.interval)
+
+
+def _by_kind(rows: Sequence[Drawn], task: str) -> tuple[Curve, ...]:
+    kinds = dict.fromkeys(row.found.size.kind for row in rows)
+    curves = []
+    for kind in kinds:
+        points = [
+            _point(row.found.size.parameters, row.found.tasks[task]) for row in rows if row.found.size.kind == kind
+        ]
+        curves.append(Curve(name=kind, points=tuple(point for point in points if point is not None)))
+    return tuple(curves)
+
+
+def _over_patches(rows: Sequence[Drawn], task: str) -> Curve:
+    points = [_point(row.found.size.patch_size, row.found.tasks[task]) for row in rows]
+    return Curve(name=task, points=tuple(point for point in points if point is not None))
+
+
+def _roc(label: str, figures: StructureFigures) -> RocRow:
+    curve = roc_curve(figures.scores, figures.labels)
+    return RocRow(name=label, x=curve.x, y=curve.y, auroc=figures.auroc, interval=figures.interval)

@@ -1,0 +1,130 @@
+"""A table of structures from nothing: CT phantoms with skulls, a budget, AUROC by structure, curves, surfaces."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from matplotlib.image import imread
+from sklearn.metrics import roc_auc_score
+
+from vesalius.datasets.phantom import CohortSettings, PhantomSettings
+from vesalius.infra.console import Terminal
+from vesalius.infra.reproduce import DataRequest, load_protocol, reproduce
+from vesalius.infra.reproduce.cohort import make_cohorts
+from vesalius.methods import METHODS
+from vesalius.platform.config import flatten, validate
+from vesalius.platform.errors import CohortError
+from vesalius.platform.scoring import ScoreStore
+from vesalius.platform.store import CohortStore
+from vesalius.platform.tables import lookup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEADS = CohortSettings(
+    num_train=6,
+    num_validation=6,
+    num_gate=0,
+    num_test=15,
+    phantom=PhantomSettings(
+        shape=(24, 28, 27), box_mm=(192, 231, 219), center_mm=(0, -18, 0), modalities=("CT",), skull_stripped=False
+    ),
+    findings=("intraparenchymal", "fracture", "subdural", "metal", "fracture"),
+)
+LABELS = ("PPR m=2", "PPR s_p=19", "PPR s_p=23", "AE erosion m=2")
+TASKS = {
+    "ICH": [("left_hemisphere", "bleed_left"), ("right_hemisphere", "bleed_right")],
+    "left": [("left_hemisphere", "bleed_left")],
+    "right": [("right_hemisphere", "bleed_right")],
+    "fracture": [("skull", "fracture")],
+}
+
+
+def play(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    paper = load_protocol("position_regression_2022")
+    # The paper's networks would be probed for minutes; these take as long as theirs would.
+    rows = tuple(
+        row.model_copy(update={"preset": "tiny", "settings": {**row.scaled, "epochs": 10_000_000}})
+        for row in paper.rows
+        if row.label in LABELS
+    )
+    with Terminal(True) as terminal:
+        reproduce(
+            terminal,
+            paper.model_copy(update={"rows": rows}),
+            out,
+            DataRequest(),
+            budget="10s",
+            threads=1,
+            phantom=HEADS,
+            small="tiny",
+        )
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def by_hand(scores: ScoreStore, store: CohortStore, task: str) -> float:
+    """AUROC of maxima, structure by structure and subject by subject."""
+    values, labels = [], []
+    for record in store.subjects("test"):
+        if record.labels["artefact"]:
+            continue
+        structures = store.structures(record.subject_id)
+        assert structures is not None
+        for name, label in TASKS[task]:
+            values.append(float(scores.map(record.subject_id)[structures == record.structures[name]].max()))
+            labels.append(bool(record.labels[label]))
+    return float(roc_auc_score(labels, values))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_figures_of_position_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = play(tmp_path, capsys)
+    rows = {row["label"]: row for row in document["rows"]}
+    assert list(rows) == [*LABELS, "intensity threshold", "healthy atlas"]
+    store = CohortStore.open(document["data"]["store"])
+    for row in rows.values():
+        assert row["error"] is None
+        scores = ScoreStore.open(tmp_path / "home" / "runs" / row["run"] / "scores" / "test")
+        for task in TASKS:
+            assert row["judged"][f"structure/{task}"] == pytest.approx(by_hand(scores, store, task)), (row, task)
+        assert "structure/ICH" in row["judged"]["intervals"]
+        settings = validate(lookup(METHODS, row["method"], "method").settings_type, row["settings"], "row")
+        network = lookup(METHODS, row["method"], "method")(settings, store.facts())
+        assert row["judged"]["parameters"] == sum(one.numel() for one in network.parameters())
+        # The skull lies outside the brain: a map that is kept inside it would say nothing of fractures.
+        assert flatten(settings)["map.voxels"] == "all"
+    assert rows["PPR s_p=23"]["settings"]["network"]["patch_size"] == 23
+    assert rows["PPR m=2"]["settings"]["patches"]["foreground"] == "head"
+    expected = {f"roc of {task}" for task in TASKS} | {"parameters", "patch size", "surface of the skull"}
+    assert expected | {"roc", "lesions", "quality"} == set(document["pictures"])
+    for path in (*document["pictures"].values(), document["picture"]):
+        assert imread(path).shape[0] > 300
+    text = (tmp_path / "position_regression_2022.md").read_text()
+    assert "AUROC of structures, by the highest value within each:" in text
+    again = play(tmp_path, capsys)
+    assert again["rows"] == document["rows"]
+
+
+def test_a_table_of_structures_needs_them(tmp_path: Path) -> None:
+    paper = load_protocol("position_regression_2022")
+    # The phantom's own labels, which know no skull.
+    recipe = paper.phantom_recipe.model_copy(
+        update={"settings": {**paper.phantom_recipe.settings, "structures": "given"}}
+    )
+    for change, heads, words in (
+        ({"phantom_recipe": recipe}, HEADS, r"holds no left_hemisphere or right_hemisphere or skull.*structures=ct"),
+        ({}, HEADS.model_copy(update={"findings": ("hydrocephalus",)}), "holds no subject with one of the labels"),
+    ):
+        with Terminal(True) as terminal, pytest.raises(CohortError, match=words):
+            make_cohorts(
+                terminal,
+                paper.model_copy(update=change),
+                tmp_path / words[:20].replace(" ", "-"),
+                DataRequest(),
+                finer=None,
+                phantom=heads.model_copy(update={"num_train": 2, "num_validation": 3, "num_test": 3}),
+            )
