@@ -93,6 +93,8 @@ def estimate(
     store: CohortStore,
     splits: Sequence[str],
     limit_seconds: float,
+    *,
+    num_volumes: int | None = None,
 ) -> Estimate:
     """Time a method with these settings; stop as soon as it is seen to take longer than the limit.
 
@@ -109,6 +111,7 @@ def estimate(
         store: the cohort.
         splits: those to be scored.
         limit_seconds: for training and scoring together.
+        num_volumes: to be scored; all of the splits where None.
 
     Raises:
         SettingError: the method does not fit the cohort.
@@ -116,11 +119,17 @@ def estimate(
     """
     with _undisturbed(training.threads or available_cores()):
         kind = method_type(name)
-        return _probe(kind(settings, store.facts(any_grid=kind.any_grid)), training, store, splits, limit_seconds)
+        method = kind(settings, store.facts(any_grid=kind.any_grid))
+        return _probe(method, training, store, splits, limit_seconds, num_volumes)
 
 
 def _probe(
-    method: Method, training: TrainingSettings, store: CohortStore, splits: Sequence[str], limit_seconds: float
+    method: Method,
+    training: TrainingSettings,
+    store: CohortStore,
+    splits: Sequence[str],
+    limit_seconds: float,
+    num_volumes: int | None,
 ) -> Estimate:
     device = choose_device(training.device)
     peak = PeakMemory(device)
@@ -136,7 +145,7 @@ def _probe(
         step_seconds={},
         quick_seconds=0.0,
         volume_seconds=0.0,
-        num_volumes=len(volumes),
+        num_volumes=len(volumes) if num_volumes is None else num_volumes,
         passes=held * sum(num_validations(num, training) for num in selectable),
         fixed=tuple(stage.name for stage in plan.stages if not stage.optimizers),
         peak_bytes={},
