@@ -20,15 +20,16 @@ from vesalius.platform.training.plan import Plan
 from vesalius.platform.training.selection import num_validations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from vesalius.platform.contracts import Method, MethodSettings, Stage
+    from vesalius.platform.contracts import Batch, Method, MethodSettings, Stage
+    from vesalius.platform.contracts.stage import LossSum
     from vesalius.platform.store import CohortStore, SubjectRecord
     from vesalius.platform.training import TrainingSettings
 
 _STEPS = 16
 _ENOUGH_SECONDS = 5.0
-"""A stage is probed for up to 16 steps, more than are loaded ahead, or until this long."""
+"""A stage is probed for up to 16 steps, more than are loaded ahead, or this long and a step of each optimiser."""
 
 
 class Estimate(Settings):
@@ -117,7 +118,9 @@ def estimate(
         DivergenceError: it already failed in its first steps.
     """
     with _undisturbed(training.threads or available_cores()):
-        return _probe(method_type(name)(settings, store.facts()), training, store, splits, limit_seconds, num_volumes)
+        kind = method_type(name)
+        method = kind(settings, store.facts(any_grid=kind.any_grid))
+        return _probe(method, training, store, splits, limit_seconds, num_volumes)
 
 
 def _probe(
@@ -133,6 +136,8 @@ def _probe(
     lay_out(method, training, device)
     plan = Plan(method, store, training, Alone(), device)
     volumes = [record for split in splits for record in store.subjects(split)]
+    # Where there is none to score, what scoring would take is still worth knowing.
+    sample = (volumes or store.subjects("train"))[0]
     held = min(training.validate_subjects, len(store.subjects("validation")))
     selectable = [num for stage, num in zip(plan.stages, plan.steps, strict=True) if stage.selectable]
     found = Estimate(
@@ -153,12 +158,12 @@ def _probe(
     order.insert(stage_splits.index("validation") if "validation" in stage_splits else len(stage_splits), None)
     for index in order:
         if index is None:
-            quick = _score_seconds(method, store, volumes[0], device, quick=True)
+            quick = _score_seconds(method, store, sample, device, quick=True)
             found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
         else:
             stage = plan.stages[index]
             peak.begin()
-            seconds = _stage_seconds(method, plan, index, stage, training, device)
+            seconds = _stage_seconds(method, plan, index, training, device, limit_seconds)
             found = found.model_copy(
                 update={
                     "step_seconds": {**found.step_seconds, stage.name: seconds},
@@ -168,18 +173,31 @@ def _probe(
         if found.total_seconds > limit_seconds:
             return found
     peak.begin()
-    full = _score_seconds(method, store, volumes[0], device, quick=False)
+    full = _score_seconds(method, store, sample, device, quick=False)
     return found.model_copy(update={"volume_seconds": full, "scoring_peak_bytes": peak.read(), "complete": True})
 
 
+class _Noting(Updater):
+    """An update that notes which optimisers have stepped: some do in every n-th step of their stage alone."""
+
+    def __init__(self, stage: Stage, training: TrainingSettings, device: torch.device) -> None:
+        super().__init__(stage, Alone(), training, device)
+        self.waiting = set(stage.optimizers)
+
+    def __call__(self, optimizer: str, loss: Callable[[Batch], LossSum], batch: Batch) -> float:
+        self.waiting.discard(optimizer)
+        return super().__call__(optimizer, loss, batch)
+
+
 def _stage_seconds(
-    method: Method, plan: Plan, index: int, stage: Stage, training: TrainingSettings, device: torch.device
+    method: Method, plan: Plan, index: int, training: TrainingSettings, device: torch.device, limit_seconds: float
 ) -> float:
     """Return the seconds of a step, 0 where there is none; the first, which warms up, counts only where it is alone."""
+    stage = plan.stages[index]
     method.eval().requires_grad_(False)
     for module in stage.trains:
         module.train().requires_grad_(True)
-    update = Updater(stage, Alone(), training, device)
+    update = _Noting(stage, training, device)
     stage.begin()
     spent: list[float] = []
     start = begun = time.perf_counter()
@@ -198,7 +216,9 @@ def _stage_seconds(
             now = time.perf_counter()
             spent.append(now - start)
             start = now
-            if len(spent) == _STEPS or (len(spent) >= least and now - begun > _ENOUGH_SECONDS):
+            # One optimiser's step may be the dear one; not waited for where it is too long without it already.
+            known = not update.waiting or sum(spent) / len(spent) * plan.steps[index] > limit_seconds
+            if len(spent) == _STEPS or (len(spent) >= least and known and now - begun > _ENOUGH_SECONDS):
                 break
         start = time.perf_counter()
     if not spent:
