@@ -202,11 +202,7 @@ class StructureLevel(Level):
         over_patches = [row for row in rows if row.found.size.patch_size and row.found.size.width == width]
         if len({row.found.size.patch_size for row in over_patches}) > 1:
             drawn["patch size"] = draw_curves(
-                [
-                    CurvePanel(
-                        title="by task", curves=tuple(_over_patches(over_patches, t.name) for t in self.protocol.tasks)
-                    )
-                ],
+                [CurvePanel(title="", curves=tuple(_over_patches(over_patches, t.name) for t in self.protocol.tasks))],
                 out / f"{name}-patches.png",
                 title=f"{title}: AUROC against patch size",
                 caption=f"{SPLIT} split, m = {width}. Bars: 95 %, bootstrap over subjects. Dotted: chance.",
