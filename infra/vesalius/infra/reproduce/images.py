@@ -39,8 +39,9 @@ class ImageLevel(Level):
         """Return what is judged."""
         return (
             "Whole images by their score; AUROC map: by the highest hundredth of their map's brain voxels, one rule "
-            "for all rows. sens, spec: at the Youden point of the validation split; *: at that of these very images, as the "
-            "paper has it, an upper bound. Images that only a fault or an operation marks are no cases of screening."
+            "for all rows. sens, spec: at the Youden point of the validation split; *: at that of these very images, "
+            "as the paper has it, an upper bound. Images that only a fault or an operation marks are no cases of "
+            "screening."
         )
 
     def lacks(self, store: CohortStore) -> str | None:
