@@ -76,6 +76,19 @@ def test_map_and_score_are_those_of_the_slices(axis: int) -> None:
 
 
 @torch.no_grad()
+def test_of_several_channels_the_largest_difference_counts() -> None:
+    torch.manual_seed(0)
+    settings = override(FAnoGAN2D.presets()["tiny"], {"network.output": "tanh", "slices.every": 1})
+    assert isinstance(settings, FAnoGAN2DSettings)
+    method = FAnoGAN2D(settings, facts().model_copy(update={"channels": ("T1w", "T2w")})).eval()
+    image = torch.cat([volume(1).image, volume(2).image])
+    scan = Volume(subject_id="v", image=image, brain=image[0] > -2, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+    (score,) = method.score([scan])
+    assert score.restoration is not None
+    torch.testing.assert_close(score.map, (image - score.restoration).abs().amax(0))
+
+
+@torch.no_grad()
 def test_outside_the_middle_nothing_is_looked_at() -> None:
     scan = volume(3)
     (score,) = small(**{"slices.first": 0.25, "slices.last": 0.75}).score([scan])

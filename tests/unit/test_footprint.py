@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from vesalius.infra.cli.app import app
 from vesalius.infra.footprint import _batch, footprint, made_up_cohort
 from vesalius.methods import METHODS
+from vesalius.methods.f_anogan import FAnoGAN
 from vesalius.methods.healthy_atlas import HealthyAtlas, HealthyAtlasSettings
 from vesalius.methods.implicit_field import ImplicitField
 from vesalius.methods.implicit_field.settings import tiny
@@ -215,3 +216,15 @@ def test_a_grid_that_is_none_is_said(arguments: list[str], words: str) -> None:
     done = CliRunner().invoke(app, ["methods", *arguments])
     assert done.exit_code == 2
     assert words in " ".join(done.stderr.split())
+
+
+def test_the_update_that_keeps_most_is_found_in_whatever_step_it_comes() -> None:
+    # The f-AnoGAN's generator is updated in every fifth step: what that keeps does not depend on how often it comes.
+    small = FAnoGAN.presets()["tiny"]
+    found = []
+    for critic_steps in (1, 5):
+        counted = footprint(
+            FAnoGAN, override(small, {"game.critic_steps": critic_steps, "network.width": 64}), (8, 8, 8)
+        )
+        found.append(counted.stages[0].activation_bytes)
+    assert found[0] == found[1]

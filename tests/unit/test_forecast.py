@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from vesalius.infra import pipeline
 from vesalius.infra.cli.app import app
 from vesalius.infra.footprint import _batch, footprint_on, made_up_cohort
-from vesalius.infra.pipeline import forecasting
+from vesalius.infra.pipeline import estimating, forecasting
 from vesalius.infra.pipeline.estimating import estimate
+from vesalius.methods.f_anogan import FAnoGAN
 from vesalius.methods.position_regression import PositionRegression, PositionRegressionSettings
 from vesalius.methods.vq_vae import VqVae, VqVaeSettings
 from vesalius.platform.config import override
@@ -166,3 +167,26 @@ def test_a_probe_measures_every_stage(toy_store: CohortStore) -> None:
     training = TrainingSettings(device="cpu", threads=1, precision="fp32")
     found = estimate("f_anogan", kind.presets()["tiny"], training, toy_store, ["validation"], math.inf)
     assert list(found.peak_bytes) == ["gan", "encoder", "fine_tuning"]
+
+
+def test_a_probe_goes_on_until_each_optimiser_has_stepped(
+    toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    for name in ("critic_loss", "generator_loss"):
+        true = getattr(FAnoGAN, name)
+
+        def noted(self: FAnoGAN, batch: Any, name: str = name, true: Any = true) -> Any:
+            called.append(name)
+            return true(self, batch)
+
+        monkeypatch.setattr(FAnoGAN, name, noted)
+    monkeypatch.setattr(estimating, "_ENOUGH_SECONDS", 0.0)
+    settings = override(FAnoGAN.presets()["tiny"], {"game.critic_steps": 4, "batch_size": 2})
+    training = TrainingSettings(threads=1, device="cpu")
+    estimate("f_anogan", settings, training, toy_store, ["validation"], math.inf)
+    assert (called.count("critic_loss"), called.count("generator_loss")) == (4, 1)
+    # Where the critic alone is too long already, nothing more is waited for.
+    called.clear()
+    estimate("f_anogan", settings, training, toy_store, ["validation"], 0.0)
+    assert (called.count("critic_loss"), called.count("generator_loss")) == (1, 0)

@@ -129,6 +129,13 @@ def cohort(tmp_path: Path) -> CohortStore:
     return store
 
 
+def peak_of(height: float) -> torch.Tensor:
+    """Return a map of a single voxel: a hundredth of eight voxels is that one."""
+    peak = torch.zeros(2, 2, 2)
+    peak[0, 1, 1] = height
+    return peak
+
+
 def scored(store: CohortStore, split: str, folder: Path) -> ScoreStore:
     info = ScoreInfo(method="toy", model_digest="0", cohort_digest=store.digest, store=str(store.path), split=split)
     numbers = {name: score for name, score, *_ in SUBJECTS[split]}
@@ -138,7 +145,7 @@ def scored(store: CohortStore, split: str, folder: Path) -> ScoreStore:
             facts = record.model_dump(include={"subject_id", "has_lesion", "channels", "shape", "spacing_mm", "affine"})
             scores.write(
                 ScoreRecord(**facts, image_score=number, seconds=2.0),
-                Score(map=torch.zeros(2, 2, 2), image_score=number),
+                Score(map=peak_of(10 - number), image_score=number),
             )
         scores.finish()
     return ScoreStore.open(folder / split)
@@ -154,6 +161,8 @@ def test_who_counts_in_which_figure(cohort: CohortStore, tmp_path: Path) -> None
     # What an artefact spoilt is no case of screening, bleed or not.
     assert sorted(found.anomalous) == [2.0, 5.0, 6.0]
     assert found.screening.auroc == pytest.approx((1 + 3 + 3) / 9)
+    # The maps of these say the opposite of the scores.
+    assert found.by_map.auroc == pytest.approx(1 - (1 + 3 + 3) / 9)
     assert set(found.types) == {"sdh", "edh"}
     assert sorted(found.types["sdh"].scores) == [2.0, 4.0, 5.0]
     assert found.types["sdh"].detection.average_precision == pytest.approx(

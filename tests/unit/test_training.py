@@ -29,7 +29,7 @@ from vesalius.platform.contracts import (
 from vesalius.platform.errors import CohortError, DivergenceError, RunError, SettingError
 from vesalius.platform.loading import VolumeCache, load_batch
 from vesalius.platform.testing import methods as contract
-from vesalius.platform.testing.training_runs import BreakAt
+from vesalius.platform.testing.training_runs import BreakAt, training_settings
 from vesalius.platform.training import Alone, Checkpoints, State, TrainingSettings, Unwatched, Updater, train
 
 if TYPE_CHECKING:
@@ -699,3 +699,25 @@ def test_an_optional_stage_without_subjects_begins_and_finishes_and_takes_no_ste
     method = contract.build(Required, ToySettings(), toy_store)
     with pytest.raises(CohortError, match="stage 'second' needs healthy subjects in the 'validation' split"):
         train(method, Nobody(), contract.training_settings(), tmp_path / "b", device=CPU)  # type: ignore[arg-type]  # stands in for a store
+
+
+def test_what_a_finished_stage_held_is_let_go(toy_store: CohortStore, tmp_path: Path) -> None:
+    """Moments of the game's Adam would lie beside those of the encoder's optimiser, which is as large again."""
+    from vesalius.methods.f_anogan import FAnoGAN
+
+    torch.manual_seed(0)
+    method = FAnoGAN(FAnoGAN.presets()["tiny"], toy_store.facts())  # type: ignore[arg-type]  # the preset is its own
+    stages = method.stages()
+    held: list[tuple[int, int]] = []
+    true = stages[1].begin
+
+    def noted() -> None:
+        states = sum(len(optimizer.state) for optimizer in stages[0].optimizers.values())
+        held.append((states, sum(parameter.grad is not None for parameter in method.parameters())))
+        true()
+
+    second = replace(stages[1], begin=noted)
+    method.stages = lambda: [stages[0], second, *stages[2:]]  # type: ignore[method-assign]  # watched at its beginning
+    train(method, toy_store, training_settings(), tmp_path, device=torch.device("cpu"))
+    assert held == [(0, 0)]
+    assert not any(optimizer.state for stage in stages for optimizer in stage.optimizers.values())

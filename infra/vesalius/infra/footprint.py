@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 DEFAULT_GRID = (64, 64, 64)
 NUM_SUBJECTS = 40
 _PROBE_POINTS = (256, 512)
+_PROBE_STEPS = 32
 """Points of an item that a loss is run on, where the stage takes more."""
 
 
@@ -156,8 +157,10 @@ class _Kept:
         self._own = {value.untyped_storage().data_ptr() for value in method.state_dict().values()}
         self.observed: Mapping[str, float] = dict.fromkeys(stage.observes, 0.5)
         self.most = 0
+        self.waiting = set(stage.optimizers)
 
     def __call__(self, optimizer: str, loss: Callable[[Batch], LossSum], batch: Batch) -> float:
+        self.waiting.discard(optimizer)
         largest = 0
 
         def again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -240,7 +243,11 @@ def _kept(method: Method, stage: Stage, batch: Batch, *, checkpoints: bool) -> i
     update = _Kept(method, stage, checkpoints=checkpoints)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     stage.begin()
-    stage.step(batch.to(next(method.parameters()).device), update)
+    # An optimiser may step in every n-th step of its stage alone, and its update be the one that keeps most.
+    for step in range(_PROBE_STEPS):
+        stage.step(replace(batch, step=step).to(next(method.parameters()).device), update)
+        if not update.waiting:
+            break
     method.load_state_dict(before)
     return update.most
 

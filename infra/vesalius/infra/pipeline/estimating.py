@@ -20,15 +20,16 @@ from vesalius.platform.training.plan import Plan
 from vesalius.platform.training.selection import num_validations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from vesalius.platform.contracts import Method, MethodSettings, Stage
+    from vesalius.platform.contracts import Batch, Method, MethodSettings, Stage
+    from vesalius.platform.contracts.stage import LossSum
     from vesalius.platform.store import CohortStore, SubjectRecord
     from vesalius.platform.training import TrainingSettings
 
 _STEPS = 16
 _ENOUGH_SECONDS = 5.0
-"""A stage is probed for up to 16 steps, more than are loaded ahead, or until this long."""
+"""A stage is probed for up to 16 steps, more than are loaded ahead, or this long and a step of each optimiser."""
 
 
 class Estimate(Settings):
@@ -150,7 +151,7 @@ def _probe(
         else:
             stage = plan.stages[index]
             peak.begin()
-            seconds = _stage_seconds(method, plan, index, stage, training, device)
+            seconds = _stage_seconds(method, plan, index, training, device, limit_seconds)
             found = found.model_copy(
                 update={
                     "step_seconds": {**found.step_seconds, stage.name: seconds},
@@ -164,14 +165,27 @@ def _probe(
     return found.model_copy(update={"volume_seconds": full, "scoring_peak_bytes": peak.read(), "complete": True})
 
 
+class _Noting(Updater):
+    """An update that notes which optimisers have stepped: some do in every n-th step of their stage alone."""
+
+    def __init__(self, stage: Stage, training: TrainingSettings, device: torch.device) -> None:
+        super().__init__(stage, Alone(), training, device)
+        self.waiting = set(stage.optimizers)
+
+    def __call__(self, optimizer: str, loss: Callable[[Batch], LossSum], batch: Batch) -> float:
+        self.waiting.discard(optimizer)
+        return super().__call__(optimizer, loss, batch)
+
+
 def _stage_seconds(
-    method: Method, plan: Plan, index: int, stage: Stage, training: TrainingSettings, device: torch.device
+    method: Method, plan: Plan, index: int, training: TrainingSettings, device: torch.device, limit_seconds: float
 ) -> float:
     """Return the seconds of a step, 0 where there is none; the first, which warms up, counts only where it is alone."""
+    stage = plan.stages[index]
     method.eval().requires_grad_(False)
     for module in stage.trains:
         module.train().requires_grad_(True)
-    update = Updater(stage, Alone(), training, device)
+    update = _Noting(stage, training, device)
     stage.begin()
     spent: list[float] = []
     start = begun = time.perf_counter()
@@ -190,7 +204,9 @@ def _stage_seconds(
             now = time.perf_counter()
             spent.append(now - start)
             start = now
-            if len(spent) == _STEPS or (len(spent) >= least and now - begun > _ENOUGH_SECONDS):
+            # One optimiser's step may be the dear one; not waited for where it is too long without it already.
+            known = not update.waiting or sum(spent) / len(spent) * plan.steps[index] > limit_seconds
+            if len(spent) == _STEPS or (len(spent) >= least and known and now - begun > _ENOUGH_SECONDS):
                 break
         start = time.perf_counter()
     if not spent:

@@ -7,6 +7,8 @@
     cohort.py      phantoms, a prepared store, or raw scans
     budget.py      the settings that fit a time, by what pipeline/estimating.py foresees
     running.py     one row, from its settings to its figures
+    levels.py      what a table is about, where it is not voxels
+    images.py      whole images
     gallery.py     restorations and maps on one sheet
     table.py       all of it
 """

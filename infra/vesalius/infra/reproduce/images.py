@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SPLIT = "test"
 _SCREENING = (
     ("auroc", "AUROC", ".3f"),
+    ("map_auroc", "AUROC map", ".3f"),
     ("average_precision", "AP", ".3f"),
     ("sensitivity", "sens", ".2f"),
     ("specificity", "spec", ".2f"),
@@ -37,9 +38,10 @@ class ImageLevel(Level):
     def said(self) -> str:
         """Return what is judged."""
         return (
-            "Whole images by their score. sens, spec: at the Youden point of the validation split; "
-            "*: at that of these very images, as the paper has it, an upper bound. Images that only a fault or an "
-            "operation marks are no cases of screening."
+            "Whole images by their score; AUROC map: by the highest hundredth of their map's brain voxels, one rule "
+            "for all rows. sens, spec: at the Youden point of the validation split; *: at that of these very images, "
+            "as the paper has it, an upper bound. Images that only a fault or an operation marks are no cases of "
+            "screening."
         )
 
     def lacks(self, store: CohortStore) -> str | None:
@@ -66,10 +68,13 @@ class ImageLevel(Level):
         figures: ImageFigures = found
         numbers: dict[str, Any] = {
             "auroc": figures.screening.auroc,
+            "map_auroc": figures.by_map.auroc,
             "average_precision": figures.screening.average_precision,
             "seconds_per_volume": figures.seconds_per_volume,
         }
         intervals: dict[str, Any] = dict(figures.screening.intervals)
+        if "auroc" in figures.by_map.intervals:
+            intervals["map_auroc"] = figures.by_map.intervals["auroc"]
         for prefix, point in (("", figures.at_validation), ("own_", figures.at_own)):
             numbers |= _at(point, prefix)
             intervals |= {f"{prefix}{key}": value for key, value in point.intervals.items()} if point else {}

@@ -19,7 +19,8 @@ def slopes(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: 
     """Return (B,) the length of the critic's gradient between real and generated images, with a graph to its weights.
 
     The length is taken over all of an item's values (Gulrajani et al. 2017, section 4). In float32 whatever the
-    autocast: what is learnt from it is a second derivative.
+    autocast: what is learnt from it is a second derivative. (On CUDA convolutions of float32 still round to
+    TensorFloat-32 where PyTorch is told so, which is its default.)
 
     Args:
         critic: images to scores (B,).

@@ -17,6 +17,7 @@ from vesalius.platform.errors import CohortError
 from vesalius.platform.evaluation.intervals import Interval, percentile_bounds, resamples
 from vesalius.platform.evaluation.metrics import auroc_rows, average_precision_rows, image_counts
 from vesalius.platform.evaluation.thresholds import refuse_choosing
+from vesalius.platform.evaluation.voxels import resampled_onto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vesalius.platform.store import CohortStore, SubjectRecord
 
 _EDGES = (0.025, 0.975)
+_TOP_SHARE = 0.01
 
 
 class Curve(Settings):
@@ -107,6 +109,8 @@ class ImageFigures(Settings):
         healthy: image scores of healthy subjects.
         anomalous: image scores of subjects with a finding, those that only a quality label marks left out.
         screening: the two against each other.
+        by_map: the same with one number for every method: the mean of the highest hundredth of its map's brain voxels.
+            What a method's own score makes of its map shows beside it.
         roc: their ROC curve.
         at_validation: the Youden point chosen on validation; None where that lacks either kind.
         at_own: the Youden point chosen on the very images it is reported on, as the paper has it: an upper bound.
@@ -120,6 +124,7 @@ class ImageFigures(Settings):
     healthy: tuple[float, ...]
     anomalous: tuple[float, ...]
     screening: Detection
+    by_map: Detection
     roc: Curve
     at_validation: OperatingPoint | None = None
     at_own: OperatingPoint | None = None
@@ -280,6 +285,7 @@ def evaluate_images(
         healthy=tuple(values[len(cases) :]),
         anomalous=tuple(values[: len(cases)]),
         screening=detection(values, labels, **options),
+        by_map=detection([_highest(scores, store, record) for record in (*cases, *healthy)], labels, **options),
         roc=roc_curve(values, labels),
         at_validation=point(threshold, "validation" if validation is None else validation.info.split),
         at_own=point(own, split),
@@ -308,6 +314,15 @@ def _scored(scores: ScoreStore, store: CohortStore) -> list[SubjectRecord]:
             "score the split again"
         )
     return records
+
+
+def _highest(scores: ScoreStore, store: CohortStore, record: SubjectRecord) -> float:
+    """Return the mean of the highest hundredth of a map's brain voxels, on the store's grid."""
+    name = record.subject_id
+    values = resampled_onto(scores.map(name), scores.record(name), record).astype(np.float64)
+    brain = store.brain(name)
+    inside = np.sort(values[brain] if brain.any() else values.ravel())
+    return float(inside[-max(1, round(_TOP_SHARE * inside.size)) :].mean())
 
 
 def _any(record: SubjectRecord, labels: Sequence[str]) -> bool:

@@ -237,6 +237,11 @@ class _Run:
             }
         )
         self._save({})
+        # What the stage's optimisers remember and its last gradients would lie on the device until the run ends.
+        for optimizer in stage.optimizers.values():
+            optimizer.state.clear()
+        for parameter in self.method.parameters():
+            parameter.grad = None
         overall = before + num_steps
         figures = {f"{stage.name}/seconds": seconds}
         self.watcher.metrics(overall, figures)
