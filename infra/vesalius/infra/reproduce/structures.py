@@ -51,7 +51,7 @@ class Size(Settings):
     """What a row's model is, for curves over models.
 
     Attributes:
-        kind: method and filter, a line of a curve.
+        kind: method and what is done to its map, a line of a curve.
         parameters: trainable numbers.
         width: m; None where the method has none.
         patch_size: s_p in voxels; None where it has none.
@@ -264,6 +264,8 @@ def _size(run: RunFolder) -> Size:
     filters = [
         word for key, word in (("min_pool", "erosion"), ("median_pool", "median")) if flat.get(f"map.{key}", 1) > 1
     ]
+    if flat.get("scoring.calibrate"):
+        filters.append("calibrated")
     return Size(
         kind=", ".join([spec.method.replace("_", " "), *filters]),
         parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
