@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import typer
 from matplotlib.image import imread
 from scipy import ndimage
 
@@ -135,3 +136,32 @@ def test_two_rows_beside_what_the_paper_printed(tmp_path: Path, capsys: pytest.C
     assert again["rows"] == document["rows"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("weights.safetensors")} == weights
     assert "decoder" not in said
+
+
+def test_rows_at_once_are_the_rows_one_by_one_and_one_that_dies_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    paper = load_protocol("implicit_field_2021")
+    base = paper.rows[-2].model_copy(update={"preset": "tiny"})
+    # A network of a petabyte: its process is ended by its own allocation, and the others go on.
+    huge = base.model_copy(update={"label": "huge", "settings": {"width": 8_000_000}})
+    chosen = paper.model_copy(update={"rows": (base, huge)})
+
+    def told(out: Path, at_once: int) -> dict[str, Any]:
+        with pytest.raises(typer.Exit), Terminal(True) as terminal:
+            reproduce(terminal, chosen, out, DataRequest(), at_once=at_once, threads=1, phantom=SMALL, small="tiny")
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        return {row["label"]: row for row in rows}
+
+    alone, beside = told(tmp_path / "alone", 1), told(tmp_path / "beside", 3)
+    assert list(alone) == list(beside) == [base.label, "huge", "intensity threshold", "healthy atlas"]
+    assert "memory" in beside["huge"]["error"]
+    for label in (base.label, "healthy atlas"):
+        for voxels, figures in alone[label]["figures"].items():
+            same = {key: value for key, value in figures.items() if key != "seconds_per_volume"}
+            assert same == {
+                key: value for key, value in beside[label]["figures"][voxels].items() if key != "seconds_per_volume"
+            }
+    assert "score healthy atlas" in (tmp_path / "beside" / "logs" / "healthy-atlas.log").read_text()
+    assert not (tmp_path / "beside" / "home" / "mlflow.db").exists()

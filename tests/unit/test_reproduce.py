@@ -22,10 +22,10 @@ from vesalius.infra import tables
 from vesalius.infra.cli.app import app
 from vesalius.infra.console import Terminal
 from vesalius.infra.footprint import made_up_cohort
-from vesalius.infra.pipeline import estimating, method_type
+from vesalius.infra.pipeline import ThresholdRule, estimating, method_type
 from vesalius.infra.pipeline.estimating import Estimate, estimate
 from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
-from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
+from vesalius.infra.reproduce.budget import KEEP, choose, fit_epochs, paper_settings, parse_budget, scaled_settings
 from vesalius.infra.reproduce.cohort import Cohorts, check_request, make_cohorts
 from vesalius.infra.reproduce.levels import level_of
 from vesalius.infra.reproduce.protocol import BASELINES, PreparedBy, Published, Row
@@ -423,8 +423,37 @@ def test_a_choice_says_what_was_scaled(toy_store: CohortStore) -> None:
     assert 0 < scaled.settings["epochs"] <= 100_000
     assert scaled.fraction == pytest.approx(scaled.steps / 150_002)
     assert f"preset tiny, {scaled.steps:,} steps; the paper's settings are 150,002 steps" in scaled.said
+    kept = choose(long, ONE_THREAD, toy_store, splits, 40.0, small=KEEP)
+    assert kept.said.startswith("scaled to 40 s: the paper's networks, ")
+    assert {**kept.settings, "epochs": 0} == {**paper_settings(long).model_dump(mode="json"), "epochs": 0}
     atlas = choose(BASELINES[1], ONE_THREAD, toy_store, splits, 40.0)
     assert (atlas.scaled, atlas.said) == (False, f"its defaults (preset paper), {atlas.steps} steps")
+
+
+def test_a_row_whose_scoring_alone_is_too_long_takes_the_demo_preset(
+    toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_up(name: str, settings: Any, *_: Any, num_volumes: int | None) -> Estimate:
+        assert (name, num_volumes) == ("implicit_field", 4)
+        long = settings == paper_settings(ROW)
+        return Estimate(
+            steps={"decoder": 2000},
+            step_seconds={"decoder": 0.01},
+            quick_seconds=0.1,
+            volume_seconds=100.0 if long else 1.0,
+            num_volumes=4,
+            passes=4,
+            fixed=(),
+            peak_bytes={},
+            scoring_peak_bytes=0,
+            complete=True,
+        )
+
+    monkeypatch.setattr("vesalius.infra.reproduce.budget.estimate", made_up)
+    within = choose(ROW, ONE_THREAD, toy_store, ["test"], 60.0, num_volumes=4, small=KEEP)
+    assert (within.preset, within.scaled) == ("demo", True)
+    with pytest.raises(SettingError, match="--budget 3 s is too small here"):
+        choose(ROW, ONE_THREAD, toy_store, ["test"], 3.0, num_volumes=4, small=KEEP)
 
 
 # ---- data
@@ -502,6 +531,24 @@ def play(out: Path, *rows: Row, request: DataRequest, **options: Any) -> tuple[d
         code = error.exit_code
     path = out / "toy.json"
     return (json.loads(path.read_text()) if path.exists() else {}), code
+
+
+def test_a_threshold_within_a_budget_is_of_some_training_subjects(toy_store: CohortStore) -> None:
+    every = toy_store.subjects("train")
+    assert ThresholdRule(split="train").chosen(toy_store) == every
+    some = ThresholdRule(split="train", subjects=3).chosen(toy_store)
+    assert [record.subject_id for record in some] == [every[index * len(every) // 3].subject_id for index in range(3)]
+    assert ThresholdRule(split="train", subjects=len(every) + 1).chosen(toy_store) == every
+    with pytest.raises(ValueError, match="validation subjects are all taken"):
+        ThresholdRule(split="validation", subjects=3)
+
+
+def test_at_once_and_workers_are_not_given_together(toy_store: CohortStore, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = call("reproduce", "anovaegan_2018", "--data", toy_store.path, "--at-once", 2, "--workers", 1, "--out", out)
+    assert done.exit_code == 2
+    assert "--at-once shares this machine out by rows" in " ".join(done.stderr.split())
+    assert not out.exists()
 
 
 def test_a_cohort_without_lesions_says_what_it_lacks(

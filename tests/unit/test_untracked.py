@@ -1,10 +1,17 @@
-"""A machine with neither MLflow nor Ray: a run is trained and judged, and not tracked."""
+"""Tracking turned off, on a machine with neither MLflow nor Ray: a run is trained and judged, and not tracked."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
+
+import pytest
+
+from vesalius.platform.errors import RunError
+from vesalius.platform.registry import history
+from vesalius.platform.tracking import is_tracking_off
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,12 +19,10 @@ if TYPE_CHECKING:
     from vesalius.platform.store import CohortStore
 
 _WITHOUT = """
-import importlib.abc, importlib.util, sys
+import importlib.abc, sys
 from pathlib import Path
 
 MISSING = ("ray", "mlflow")
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in MISSING else find(name, package)
 
 class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -37,9 +42,17 @@ print(figures["all"].num_subjects)
 """
 
 
+def test_the_registry_says_that_tracking_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "Off")
+    assert is_tracking_off()
+    with pytest.raises(RunError, match="MLFLOW_TRACKING_URI is 'off': the registry lies where runs are tracked"):
+        history("anything", home=tmp_path)
+
+
 def test_a_run_needs_neither_mlflow_nor_ray(phantom_store: CohortStore, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _WITHOUT, str(phantom_store.path), str(tmp_path / "home")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    env = {**os.environ, "MLFLOW_TRACKING_URI": "off"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180, env=env)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(phantom_store.subjects("test"))
     assert not list((tmp_path / "home").glob("mlflow.db*"))

@@ -1,7 +1,7 @@
 """``vesalius reproduce``: a paper's table, row by row, on the data and in the time there are."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,7 +36,17 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Folder for the cohort, the runs, the table and the picture.")] = Path(
         "reproduced"
     ),
-    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers; 0 trains in this process.")] = 0,
+    scale: Annotated[
+        Literal["preset", "epochs"],
+        typer.Option(
+            help="What a budget does to a row that is too long: take the method's demo preset and as many epochs as "
+            "fit, or keep the paper's networks and cut the epochs alone (where scoring fits)."
+        ),
+    ] = "preset",
+    at_once: Annotated[
+        int, typer.Option(min=1, help="Rows side by side, each in a process of its own that shares the device.")
+    ] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers of a row; 0 trains without Ray.")] = 0,
     device: DeviceOption = "auto",
     home: Annotated[Path | None, typer.Option(help="Folder of runs and models (default: OUT/home)")] = None,
     as_json: JsonOption = False,
@@ -44,7 +54,8 @@ def reproduce(
     """Train, score and judge each row of a PAPER's table, beside what the paper printed and two trivial baselines.
 
     With --budget, a row that would take longer on this machine takes its method's demo preset with as many epochs as
-    fit; what was scaled stands in its row. Raw scans are prepared by the paper's recipe; a table over all rows needs
+    fit, or with --scale epochs the paper's networks; what was scaled stands in its row. A large device has room for
+    several rows --at-once. Raw scans are prepared by the paper's recipe; a table over all rows needs
     healthy training subjects and outlined lesions among the test subjects. A row that fails says why and the others go
     on; the exit code is then 1. Stopped, the same command goes on where it was.
     """
@@ -66,6 +77,8 @@ def reproduce(
             labels=rows or [],
             budget=budget,
             home=None if home is None else absolute(home),
+            at_once=at_once,
             num_workers=workers,
             device=device,
+            small="demo" if scale == "preset" else "paper",
         )

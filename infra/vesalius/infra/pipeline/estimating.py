@@ -93,6 +93,8 @@ def estimate(
     store: CohortStore,
     splits: Sequence[str],
     limit_seconds: float,
+    *,
+    num_volumes: int | None = None,
 ) -> Estimate:
     """Time a method with these settings; stop as soon as it is seen to take longer than the limit.
 
@@ -109,23 +111,33 @@ def estimate(
         store: the cohort.
         splits: those to be scored.
         limit_seconds: for training and scoring together.
+        num_volumes: to be scored; all of the splits where None.
 
     Raises:
         SettingError: the method does not fit the cohort.
         DivergenceError: it already failed in its first steps.
     """
     with _undisturbed(training.threads or available_cores()):
-        return _probe(method_type(name)(settings, store.facts()), training, store, splits, limit_seconds)
+        kind = method_type(name)
+        method = kind(settings, store.facts(any_grid=kind.any_grid))
+        return _probe(method, training, store, splits, limit_seconds, num_volumes)
 
 
 def _probe(
-    method: Method, training: TrainingSettings, store: CohortStore, splits: Sequence[str], limit_seconds: float
+    method: Method,
+    training: TrainingSettings,
+    store: CohortStore,
+    splits: Sequence[str],
+    limit_seconds: float,
+    num_volumes: int | None,
 ) -> Estimate:
     device = choose_device(training.device)
     peak = PeakMemory(device)
     lay_out(method, training, device)
     plan = Plan(method, store, training, Alone(), device)
     volumes = [record for split in splits for record in store.subjects(split)]
+    # Where there is none to score, what scoring would take is still worth knowing.
+    sample = (volumes or store.subjects("train"))[0]
     held = min(training.validate_subjects, len(store.subjects("validation")))
     selectable = [num for stage, num in zip(plan.stages, plan.steps, strict=True) if stage.selectable]
     found = Estimate(
@@ -133,7 +145,7 @@ def _probe(
         step_seconds={},
         quick_seconds=0.0,
         volume_seconds=0.0,
-        num_volumes=len(volumes),
+        num_volumes=len(volumes) if num_volumes is None else num_volumes,
         passes=held * sum(num_validations(num, training) for num in selectable),
         fixed=tuple(stage.name for stage in plan.stages if not stage.optimizers),
         peak_bytes={},
@@ -146,7 +158,7 @@ def _probe(
     order.insert(stage_splits.index("validation") if "validation" in stage_splits else len(stage_splits), None)
     for index in order:
         if index is None:
-            quick = _score_seconds(method, store, volumes[0], device, quick=True)
+            quick = _score_seconds(method, store, sample, device, quick=True)
             found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
         else:
             stage = plan.stages[index]
@@ -161,7 +173,7 @@ def _probe(
         if found.total_seconds > limit_seconds:
             return found
     peak.begin()
-    full = _score_seconds(method, store, volumes[0], device, quick=False)
+    full = _score_seconds(method, store, sample, device, quick=False)
     return found.model_copy(update={"volume_seconds": full, "scoring_peak_bytes": peak.read(), "complete": True})
 
 

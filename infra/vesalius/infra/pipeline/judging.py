@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vesalius.platform.evaluation import Threshold, VoxelSet
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunFolder
+    from vesalius.platform.store import SubjectRecord
 
 Policy = Literal["auto", "best_dice", "quantile"]
 VALIDATION = "validation"
@@ -42,25 +43,43 @@ class ThresholdRule(Settings):
         quantile: share of healthy voxels below the threshold; 0.98 where None.
         split: on which split; Baur et al. 2018 take the training residuals.
         min_component: components of fewer voxels are dropped; kept with the threshold. Baur et al. 2018 take 6.
+        subjects: so many of the training split at most, evenly spread over it; None takes all. Where a volume takes
+            minutes to score, a quantile of some subjects' million voxels says as much as one of all of them.
     """
 
     policy: Policy = "auto"
     quantile: float | None = Field(None, gt=0, lt=1)
     split: Literal["train", "validation"] = "validation"
     min_component: int = Field(1, ge=1)
+    subjects: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _quantile_is_read(self) -> ThresholdRule:
         if self.quantile is not None and self.policy != "quantile":
             raise ValueError("a quantile goes with the policy quantile: set the policy, or leave the quantile out")
+        if self.subjects is not None and self.split != "train":
+            raise ValueError("subjects limits the training split: validation subjects are all taken")
         return self
+
+    def chosen(self, store: CohortStore) -> list[SubjectRecord]:
+        """Return the subjects of a store that the threshold is chosen on."""
+        records = store.subjects(self.split)
+        if self.subjects is None or self.subjects >= len(records):
+            return records
+        return [records[index * len(records) // self.subjects] for index in range(self.subjects)]
 
 
 DEFAULT_RULE = ThresholdRule()
 
 
 def score_run(
-    run: RunFolder, split: str, *, store: CohortStore | None = None, device: str = "auto", progress: Progress = silent
+    run: RunFolder,
+    split: str,
+    *,
+    store: CohortStore | None = None,
+    subjects: Collection[str] | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
 ) -> ScoreStore:
     """Score a split with a finished run's model, or go on with it, or find it done.
 
@@ -68,6 +87,7 @@ def score_run(
         run: a finished run.
         split: of ``store``.
         store: another store, of the model's grid where its method asks for that; the run's own by default.
+        subjects: ids of a part of the split; None scores all of it.
         device: cpu, cuda or auto.
         progress: called after each volume.
 
@@ -88,7 +108,7 @@ def score_run(
     device = device_name(device)
     method, _ = load_model(run.model, METHODS, device)
     out = scores_folder(run, split, cohort)
-    return score_store(method, cohort, split, out, info=info, device=device, progress=progress)
+    return score_store(method, cohort, split, out, info=info, device=device, progress=progress, subjects=subjects)
 
 
 def is_own(run: RunFolder, store: CohortStore) -> bool:
@@ -144,14 +164,16 @@ def _thresholds_on(
 
     Maps are of ``store``, voxels and truth of ``reference``.
     """
-    records = store.subjects(rule.split)
+    records = rule.chosen(store)
     if not records:
         return {}
     policy = rule.policy
     if policy == "auto":
         policy = "best_dice" if any("lesion" in r.arrays and r.has_lesion for r in records) else "quantile"
     quantile = PAPER_QUANTILE if rule.quantile is None else rule.quantile
-    scores = score_run(run, rule.split, store=store, device=device, progress=progress)
+    # All of a split go by no list: whoever asks for them next finds them scored.
+    subjects = None if len(records) == len(store.subjects(rule.split)) else [record.subject_id for record in records]
+    scores = score_run(run, rule.split, store=store, subjects=subjects, device=device, progress=progress)
     return {voxels: fit_threshold(scores, store, policy, voxels, quantile, rule.min_component) for voxels in VOXEL_SETS}
 
 

@@ -81,7 +81,7 @@ def start_run(
     start_from: str | None = None,
     experiment: str = "vesalius",
 ) -> RunFolder:
-    """Check all that can be checked, then create a run's folder and, where MLflow is installed, its tracked run.
+    """Check all that can be checked, then create a run's folder and, unless tracking is off, its tracked run.
 
     ``settings`` are the method's, complete, as plain JSON, in the place of the preset's; the preset is then a tag.
 
@@ -104,8 +104,7 @@ def start_run(
     if start_from is not None:
         _check_start(start_from, home, name_of_method, method, cohort.digest)
     check_new_run(home, run_id)
-    # A borrowed machine with an accelerator may have torch and little else: what is trained there is not tracked.
-    uri = tracking.tracking_uri(home) if tracking.installed() else None
+    uri = None if tracking.is_tracking_off() else tracking.tracking_uri(home)
     spec = RunSpec(
         run_id=run_id,
         method=name_of_method,

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BUDGET = re.compile(r"(?:\d+(?:\.\d+)?(?:s|min|m|h|d))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(s|min|m|h|d)")
+KEEP = "paper"
+"""In place of the preset to be scaled: the row's own settings stay as far as they can, and epochs alone are cut."""
+
 _HEADROOM = 0.85
 """Of the budget that settings are scaled to: a machine is never as quiet as while it is probed."""
 
@@ -80,9 +83,13 @@ def paper_settings(row: Row) -> MethodSettings:
 def scaled_settings(row: Row, small: str = "demo") -> MethodSettings:
     """Return a row's settings scaled down: its method's ``demo`` preset, made this row's by ``scaled``.
 
+    ``small`` is another preset, or :data:`KEEP` for the row's own settings.
+
     Raises:
         SettingError: the method or a setting is not known here.
     """
+    if small == KEEP:
+        return paper_settings(row)
     presets = method_type(row.method).presets()
     return override(presets.get(small, paper_settings(row)), row.scaled)
 
@@ -94,6 +101,7 @@ def choose(
     splits: Sequence[str],
     budget_seconds: float | None,
     *,
+    num_volumes: int | None = None,
     small: str = "demo",
 ) -> Choice:
     """Return what a row is trained with.
@@ -104,7 +112,8 @@ def choose(
         store: the cohort it is trained on.
         splits: those to be scored.
         budget_seconds: for training and scoring; None takes the paper's settings as they stand.
-        small: the preset of the methods that is scaled.
+        num_volumes: to be scored; all of the splits where None.
+        small: the preset of the methods that is scaled, or :data:`KEEP`; where that cannot be, ``demo``.
 
     Raises:
         SettingError: not one step of each stage and the scoring fit; says what they take.
@@ -112,14 +121,24 @@ def choose(
     paper = paper_settings(row)
     if budget_seconds is None:
         return _as_they_stand(row, paper, _steps(row, paper, store, training))
-    whole = estimate(row.method, paper, training, store, splits, budget_seconds)
+    start = scaled_settings(row, small)
+    # What is to be scaled is probed to its end; else the probe stops as soon as the paper's settings do not fit.
+    limit = math.inf if start == paper else budget_seconds
+    whole = estimate(row.method, paper, training, store, splits, limit, num_volumes=num_volumes)
     paper_steps = sum(whole.steps.values())
     if whole.complete and whole.total_seconds <= budget_seconds:
         return _as_they_stand(row, paper, paper_steps)
-    start = scaled_settings(row, small)
     # The limit is for the stop of a hopeless probe alone: epochs can be cut, so that only a single step has to fit.
-    probed = estimate(row.method, start, training, store, splits, math.inf)
-    settings = fit_epochs(start, paper, probed, budget_seconds, whole.learning_steps)
+    probed = whole
+    if start != paper:
+        probed = estimate(row.method, start, training, store, splits, math.inf, num_volumes=num_volumes)
+    try:
+        settings = fit_epochs(start, paper, probed, budget_seconds, whole.learning_steps)
+    except SettingError:
+        if small != KEEP:
+            raise
+        # The paper's scoring, or a stage that cannot be cut, is too long for any number of epochs.
+        return choose(row, training, store, splits, budget_seconds, num_volumes=num_volumes)
     steps = _steps(row, settings, store, training)
     at_least = "more than " if not whole.complete else ""
     return Choice(
@@ -129,8 +148,10 @@ def choose(
         steps=steps,
         paper_steps=paper_steps,
         fraction=steps / paper_steps,
-        said=f"scaled to {as_time(budget_seconds)}: preset {small}, {steps:,} steps; the paper's settings are "
-        f"{paper_steps:,} steps and would take {at_least}{as_time(whole.total_seconds)} here",
+        said=f"scaled to {as_time(budget_seconds)}: "
+        + ("the paper's networks" if small == KEEP else f"preset {small}")
+        + f", {steps:,} steps; the paper's settings are {paper_steps:,} steps and would take "
+        f"{at_least}{as_time(whole.total_seconds)} here",
     )
 
 

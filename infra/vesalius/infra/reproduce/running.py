@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.infra.console import Terminal
+    from vesalius.infra.pipeline import ThresholdRule
     from vesalius.infra.reproduce.cohort import Cohorts
     from vesalius.infra.reproduce.protocol import Protocol, Row
     from vesalius.platform.evaluation import Figures, VoxelSet
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from vesalius.platform.store import CohortStore
 
 SPLIT = "test"
+THRESHOLD_SUBJECTS = 8
+"""Of the training split, that a threshold on it is chosen on where there is a budget."""
 _SPECIAL = str.maketrans(dict.fromkeys(" ()/*=", "-"))
 
 
@@ -65,7 +68,20 @@ class Conditions:
 
     def splits(self) -> list[str]:
         """Return the splits that a row's maps are needed of, each once."""
-        return list(dict.fromkeys([self.protocol.rule.split, "validation", SPLIT]))
+        return list(dict.fromkeys([self.rule.split, "validation", SPLIT]))
+
+    @property
+    def rule(self) -> ThresholdRule:
+        """The protocol's; within a budget, of a training split of which some subjects are scored and not all."""
+        rule = self.protocol.rule
+        if self.budget_seconds is None or rule.split != "train":
+            return rule
+        return rule.model_copy(update={"subjects": THRESHOLD_SUBJECTS})
+
+    def num_scored(self, store: CohortStore) -> int:
+        """Return how many volumes are scored for a row."""
+        others = sum(len(store.subjects(split)) for split in self.splits() if split != self.rule.split)
+        return others + len(self.rule.chosen(store))
 
     def training(self) -> TrainingSettings:
         """Return the loop's settings."""
@@ -128,7 +144,7 @@ def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
                 run,
                 SPLIT,
                 reference=conditions.cohorts.reference,
-                rule=conditions.protocol.rule,
+                rule=conditions.rule,
                 device=conditions.device,
                 progress=progress,
             )
@@ -178,7 +194,7 @@ def _choice(row: Row, conditions: Conditions) -> Choice:
     key = digest(
         [
             row.model_dump(mode="json", include={"label", "method", "preset", "settings", "scaled"}),
-            conditions.protocol.rule.model_dump(mode="json"),
+            conditions.rule.model_dump(mode="json"),
             store.digest,
             conditions.budget_seconds,
             conditions.training().model_dump(mode="json"),
@@ -199,6 +215,7 @@ def _choice(row: Row, conditions: Conditions) -> Choice:
         store,
         conditions.splits(),
         conditions.budget_seconds,
+        num_volumes=conditions.num_scored(store),
         small=conditions.small,
     )
     write_json(path, choice.model_dump(mode="json"))

@@ -13,6 +13,7 @@ from vesalius.infra.reproduce.gallery import draw_table
 from vesalius.infra.reproduce.levels import Drawn, level_of
 from vesalius.infra.reproduce.protocol import load_protocol
 from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row, write_json, write_text
+from vesalius.infra.reproduce.side_by_side import run_rows
 from vesalius.infra.tables.reproduction import SECONDS, markdown
 from vesalius.platform import cluster
 from vesalius.platform.errors import RowsFailedError, SettingError
@@ -39,6 +40,7 @@ def reproduce(
     labels: Sequence[str] = (),
     budget: str | None = None,
     home: Path | None = None,
+    at_once: int = 1,
     num_workers: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -55,11 +57,13 @@ def reproduce(
         labels: rows of the table; none takes all. The trivial baselines come with any of them.
         budget: time for each row, training and scoring; None takes the paper's settings as they stand.
         home: of the runs; None keeps them below ``out``.
-        num_workers: Ray Train workers; 0 trains in this process.
+        at_once: rows side by side, each in a process of its own; the cores are shared out among them.
+        num_workers: Ray Train workers; 0 trains without Ray.
         device: cpu, cuda or auto.
         threads: of CPU, of one worker; None shares out the machine's cores.
         phantom: other phantoms than the protocol's.
-        small: the preset that is scaled to the budget.
+        small: the preset that is scaled to the budget; ``paper`` keeps the paper's settings as far as
+            they can be kept and cuts the epochs alone.
 
     Raises:
         SettingError: an unknown paper or row, a budget that is none, data that are none.
@@ -69,6 +73,8 @@ def reproduce(
     protocol = load_protocol(paper) if isinstance(paper, str) else paper
     rows = (*protocol.choose(labels), *protocol.trivial())
     seconds = None if budget is None else parse_budget(budget)
+    if at_once > 1 and num_workers:
+        raise SettingError("--at-once shares this machine out by rows and --workers by a row's samples: give one")
     check_request(request)
     choose_device(_checked(device), "--device")
     if out.exists() and not out.is_dir():
@@ -88,15 +94,20 @@ def reproduce(
             budget_seconds=seconds,
             num_workers=num_workers,
             device=device,
-            threads=threads,
+            threads=threads or (max(1, cluster.available_cores() // at_once) if at_once > 1 else None),
             small=small,
         )
-        judged: list[Judged] = []
-        for row in rows:
-            judged.append(run_row(terminal, row, conditions))
+        found = (
+            run_rows(terminal, rows, conditions, at_once)
+            if at_once > 1
+            else (run_row(terminal, row, conditions) for row in rows)
+        )
+        done: dict[str, Judged] = {}
+        for one in found:
+            done[one.row.label] = one
             # As soon as a row is done it can be read, whatever becomes of the others.
-            pending = [Judged(row=later, outcome=Outcome()) for later in rows[len(judged) :]]
-            write_json(out / f"{protocol.name}.json", _document(protocol, cohorts, [*judged, *pending], conditions))
+            judged = [done.get(row.label) or Judged(row=row, outcome=Outcome()) for row in rows]
+            write_json(out / f"{protocol.name}.json", _document(protocol, cohorts, judged, conditions))
     document = _document(protocol, cohorts, judged, conditions)
     level = level_of(protocol)
     picture = draw_table(
@@ -106,13 +117,13 @@ def reproduce(
         voxel_set=protocol.voxel_set,
         title=f"{protocol.title.partition(',')[0]}, {protocol.table}: restorations and maps of the {SPLIT} split",
         caption="Each method learnt from healthy subjects only. Left of a pair the restoration, right the map; "
-        f"threshold: {said_of(protocol.rule)}.",
+        f"threshold: {said_of(conditions.rule)}.",
         level=level,
     )
     document["picture"] = None if picture is None else str(picture)
     if level is not None:
-        done = [Drawn(label=one.row.label, found=one.level) for one in judged if one.level is not None]
-        drawn = level.draw(done, out) if done else {}
+        to_draw = [Drawn(label=one.row.label, found=one.level) for one in judged if one.level is not None]
+        drawn = level.draw(to_draw, out) if to_draw else {}
         document["pictures"] = {name: str(path) for name, path in drawn.items()}
     document["markdown"] = str(out / f"{protocol.name}.md")
     document["seconds"] = round(time.monotonic() - started, 1)
@@ -129,7 +140,8 @@ def said_of(rule: ThresholdRule) -> str:
     """Return a rule in a few words."""
     if rule.policy == "quantile":
         quantile = 0.98 if rule.quantile is None else rule.quantile
-        said = f"the {quantile:g} quantile of healthy {rule.split} voxels"
+        of = "" if rule.subjects is None else f" of {rule.subjects} subjects"
+        said = f"the {quantile:g} quantile of healthy {rule.split} voxels{of}"
     else:
         said = f"the best Dice on {rule.split}"
     if rule.min_component > 1:
@@ -159,8 +171,8 @@ def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], co
             "reference_grid": {"paper": protocol.reference_grid, "ours": grid_of(cohorts.reference)},
         },
         "evaluation": {
-            "rule": protocol.rule.model_dump(mode="json"),
-            "said": said_of(protocol.rule),
+            "rule": conditions.rule.model_dump(mode="json"),
+            "said": said_of(conditions.rule),
             "source": protocol.rule_source,
             "split": SPLIT,
             "voxel_set": protocol.voxel_set,

@@ -7,8 +7,8 @@ transposed conv5 of stride 2, 128 channels halving down to 32; a conv1 to the im
 and 32 is the width m, so that m = 32 has Baur's channels. His 256 x 256 pixels leave 8 x 8 for five halvings, and so do
 the paper's 256-cubes.
 
-For one channel, a 256-cube, five halvings and Z = 128 there are, for m = 1, 2, 4, 8, 16, 32, 64, the parameters of
-``decision 20``'s table; tests count them by hand.
+For one channel, a 256-cube, five halvings and Z = 128 there are 3,296,745 parameters at m = 16, and 11,075,409 at
+Baur's 32; decision 20 has the table.
 
 B items, C channels, D, H, W a volume, F = 4 m channels on the coarsest grid, Z length of a code.
 """

@@ -1,6 +1,6 @@
 """MLflow runs: where they are kept, started, logged to and ended. MLflow is imported when it is first needed."""
 
-from vesalius.platform.tracking.connection import answering, client, installed, shown, tracking_uri, with_password
+from vesalius.platform.tracking.connection import answering, client, is_tracking_off, shown, tracking_uri, with_password
 from vesalius.platform.tracking.logger import RunLogger, artifact_name, metric_key
 from vesalius.platform.tracking.runs import end_run, environment, log_metrics, resume_run, start_run
 
@@ -11,7 +11,7 @@ __all__ = [
     "client",
     "end_run",
     "environment",
-    "installed",
+    "is_tracking_off",
     "log_metrics",
     "metric_key",
     "resume_run",

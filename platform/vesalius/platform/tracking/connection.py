@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import logging
 import os
 import re
@@ -24,13 +23,14 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 _PROBE_SECONDS = 5.0
+_OFF = "off"
 _ready: set[tuple[int, str]] = set()
 _lock = threading.Lock()
 
 
-def installed() -> bool:
-    """Return whether there is an MLflow to track runs with. It is looked for and not loaded."""
-    return importlib.util.find_spec("mlflow") is not None
+def is_tracking_off() -> bool:
+    """Return whether ``MLFLOW_TRACKING_URI`` says ``off``: runs are then kept in their folders alone."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip().lower() == _OFF
 
 
 def tracking_uri(home: Path) -> str:
@@ -40,8 +40,10 @@ def tracking_uri(home: Path) -> str:
     begin an empty store there.
 
     Raises:
-        RunError: ``MLFLOW_TRACKING_URI`` is neither a server nor a database.
+        RunError: ``MLFLOW_TRACKING_URI`` is neither a server nor a database, or tracking is off.
     """
+    if is_tracking_off():
+        raise RunError("MLFLOW_TRACKING_URI is 'off': the registry lies where runs are tracked, so turn it on for this")
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not given:
         return f"{_SQLITE}{home.expanduser().absolute() / 'mlflow.db'}"
@@ -49,7 +51,7 @@ def tracking_uri(home: Path) -> str:
     if scheme not in (*_DATABASES, "http", "https"):
         raise RunError(
             f"MLFLOW_TRACKING_URI is '{shown(given)}': expected a server (http://...) or a database "
-            "(sqlite:///..., postgresql://...), or leave it unset"
+            "(sqlite:///..., postgresql://...), 'off', or leave it unset"
         )
     database = sqlite_file(given)
     return given if database is None else f"{_SQLITE}{database}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,8 +55,11 @@ class Updater:
         # Loss and count; then a sum and a count for whatever else the stage observes. The names are the stage's, not
         # the loss's, so that a rank without items sends as many numbers as the others.
         totals = torch.zeros(2 + 2 * len(self._stage.observes), dtype=torch.float64, device=self._device)
-        statistics = _Statistics(self._stage.trains, self._collective)
-        for start, stop in self._micro_batches(len(batch)):
+        parts = self._micro_batches(len(batch))
+        # One group on one worker: what its layers arrive at stands as it is, unless backward visits them again.
+        alone = len(parts) == 1 and self._collective.world_size == 1 and not self._settings.checkpoint_activations
+        statistics = _Statistics(() if alone else self._stage.trains, self._collective)
+        for start, stop in parts:
             statistics.start_group()
             part = batch.select(start, stop)
             if self._settings.channels_last:
@@ -82,7 +86,13 @@ class Updater:
             totals = self._collective.sum(totals)
             sizes = [g.numel() for g in gradients]
             gradients = [part.view_as(g) for part, g in zip(torch.split(flat, sizes), gradients, strict=True)]
-        loss_total, count_total, *observed = totals.tolist()
+        # Divided on the device, so that a step waits for it once and not three times. Without a single item all
+        # gradients are zero, whatever they are divided by.
+        divisor = totals[1].clamp(min=1)
+        gradients = [gradient.div_(divisor) for gradient in gradients]
+        # One number that is not finite as soon as any gradient is not.
+        norm = nn.utils.get_total_norm(gradients)
+        loss_total, count_total, *observed, norm_value = torch.cat([totals, norm.to(totals).reshape(1)]).tolist()
         self.observed = {
             name: total / count
             for name, total, count in zip(self._stage.observes, observed[::2], observed[1::2], strict=True)
@@ -91,12 +101,10 @@ class Updater:
         if count_total == 0:  # every item was discarded (patches of background only): nothing to learn from
             return 0.0
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.div_(count_total)
-        # One number that is not finite as soon as any gradient is not.
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            parameter.grad = gradient
         mean = loss_total / count_total
-        if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(mean))):
-            what = "loss" if not torch.isfinite(torch.tensor(mean)) else "gradient"
+        if not (math.isfinite(norm_value) and math.isfinite(mean)):
+            what = "loss" if not math.isfinite(mean) else "gradient"
             raise DivergenceError(
                 f"the {what} of '{optimizer}' is not finite at step {batch.step} of stage '{self._stage.name}': "
                 "lower the learning rate, clip with training.clip_norm, or look at the volumes of this batch"

@@ -1,0 +1,131 @@
+"""Rows of a table at once, each in a process of its own: small networks leave most of a large device idle."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import traceback
+from collections import deque
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, cast
+
+from vesalius.infra.console import Terminal
+from vesalius.infra.reproduce.running import Judged, Outcome, run_row, slug
+from vesalius.platform.errors import DiskSpaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from multiprocessing.process import BaseProcess
+    from pathlib import Path
+
+    from vesalius.infra.reproduce.protocol import Row
+    from vesalius.infra.reproduce.running import Conditions
+
+
+def run_rows(terminal: Terminal, rows: Sequence[Row], conditions: Conditions, at_once: int) -> Iterator[Judged]:
+    """Yield the rows as they are done, ``at_once`` at a time; what each says on the way goes to ``OUT/logs/ROW.log``.
+
+    A row that fails, or whose process dies, is told as failed, and the others go on.
+
+    Args:
+        terminal: where progress is shown.
+        rows: to be run, in this order.
+        conditions: of all of them; ``threads`` is a row's.
+        at_once: processes.
+
+    Raises:
+        DiskSpaceError: there is no room, for any row.
+        KeyboardInterrupt: what is done is kept; the same call goes on.
+    """
+    logs = conditions.out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting = deque(rows)
+    running: dict[Connection, tuple[Row, Path, BaseProcess]] = {}
+    try:
+        with terminal.progress(f"{at_once} rows at once") as progress:
+            progress(0, len(rows), f"what they say is in {logs}")
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    row = waiting.popleft()
+                    log = logs / f"{slug(row.label)}.log"
+                    answer, process = _start(row, conditions, log)
+                    running[answer] = (row, log, process)
+                for ready in wait(list(running)):
+                    answer = cast("Connection", ready)  # wait() knows sockets, too
+                    row, log, process = running.pop(answer)
+                    judged = _received(answer, row, log)
+                    process.join()
+                    if judged.outcome.error is not None:
+                        terminal.warn(f"{row.label}: {judged.outcome.error}")
+                    progress(len(rows) - len(waiting) - len(running), len(rows), row.label)
+                    yield judged
+    finally:
+        # Interrupted, or given up by the caller: checkpoints are whole whenever a process is ended.
+        for *_, process in running.values():
+            process.terminate()
+        for *_, process in running.values():
+            process.join()
+
+
+def _start(row: Row, conditions: Conditions, log: Path) -> tuple[Connection, BaseProcess]:
+    # A process a row: what one leaves in a device's memory would stand in the next one's way. A forked process could
+    # use neither CUDA nor the threads that a library has started here.
+    context = multiprocessing.get_context("spawn")
+    answer, told = context.Pipe(duplex=False)
+    process = context.Process(target=_run_alone, args=(row, conditions, log, told), daemon=True)
+    process.start()
+    told.close()  # the child's end: closed here, its death is an end of file there
+    return answer, process
+
+
+def _received(answer: Connection, row: Row, log: Path) -> Judged:
+    """Return what a row's process sent, or that it ended early.
+
+    Raises:
+        DiskSpaceError: that is what it sent.
+    """
+    with answer:
+        try:
+            said = answer.recv()
+        except EOFError:
+            return Judged(
+                row=row, outcome=Outcome(error=f"its process ended early, for want of memory or by a defect: see {log}")
+            )
+    if isinstance(said, DiskSpaceError):
+        raise said
+    assert isinstance(said, Judged)
+    return said
+
+
+def _run_alone(row: Row, conditions: Conditions, log: Path, told: Connection) -> None:
+    """Run a row in this process, all that it says going to its log, and tell what became of it."""
+    with log.open("a", encoding="utf-8") as file, _all_output_to(file.fileno()):
+        try:
+            told.send(run_row(Terminal(as_json=False), row, conditions))
+        except DiskSpaceError as error:
+            told.send(error)
+        except KeyboardInterrupt:
+            sys.exit(1)  # the whole group was interrupted, and the parent says so
+        except BaseException:
+            traceback.print_exc()  # a defect: it belongs to the rest of what this row has said
+            sys.exit(1)
+
+
+@contextlib.contextmanager
+def _all_output_to(descriptor: int) -> Iterator[None]:
+    """Turn stdout and stderr, Python's and the libraries', to an open file."""
+    kept = [os.dup(1), os.dup(2)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, saved in enumerate(kept, start=1):
+            os.dup2(saved, number)
+            os.close(saved)
