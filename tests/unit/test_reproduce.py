@@ -139,6 +139,8 @@ def test_position_regression_is_judged_by_structures() -> None:
     assert list(rows) == [
         *(f"PPR m={m}" for m in widths),
         *(f"PPR s_p={size}" for size in sizes),
+        "PPR m=8 calibrated",
+        "PPR m=16 calibrated",
         *(f"{kind} m={m}" for kind in kinds[1:] for m in widths),
     ]
     # The paper's settings, and what stands for them where they are scaled down: the same width, the same patch.
@@ -149,6 +151,9 @@ def test_position_regression_is_judged_by_structures() -> None:
     for size in sizes:
         paper, scaled = (flatten(f(rows[f"PPR s_p={size}"])) for f in (paper_settings, scaled_settings))
         assert (paper["network.patch_size"], paper["network.width"], scaled["network.patch_size"]) == (size, 16, size)
+    ours = rows["PPR m=8 calibrated"]
+    assert ours.published is None
+    assert all(flatten(settings)["scoring.calibrate"] for settings in (paper_settings(ours), scaled_settings(ours)))
     for settings in (paper_settings(rows["AE median m=16"]), scaled_settings(rows["AE median m=16"])):
         flat = flatten(settings)
         assert flat["map.median_pool"] > 1 == flat["map.min_pool"]

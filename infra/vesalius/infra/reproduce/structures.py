@@ -51,7 +51,7 @@ class Size(Settings):
     """What a row's model is, for curves over models.
 
     Attributes:
-        kind: method and filter, a line of a curve.
+        kind: method and what is done to its map, a line of a curve.
         parameters: trainable numbers.
         width: m; None where the method has none.
         patch_size: s_p in voxels; None where it has none.
@@ -202,11 +202,7 @@ class StructureLevel(Level):
         over_patches = [row for row in rows if row.found.size.patch_size and row.found.size.width == width]
         if len({row.found.size.patch_size for row in over_patches}) > 1:
             drawn["patch size"] = draw_curves(
-                [
-                    CurvePanel(
-                        title="by task", curves=tuple(_over_patches(over_patches, t.name) for t in self.protocol.tasks)
-                    )
-                ],
+                [CurvePanel(title="", curves=tuple(_over_patches(over_patches, t.name) for t in self.protocol.tasks))],
                 out / f"{name}-patches.png",
                 title=f"{title}: AUROC against patch size",
                 caption=f"{SPLIT} split, m = {width}. Bars: 95 %, bootstrap over subjects. Dotted: chance.",
@@ -268,6 +264,8 @@ def _size(run: RunFolder) -> Size:
     filters = [
         word for key, word in (("min_pool", "erosion"), ("median_pool", "median")) if flat.get(f"map.{key}", 1) > 1
     ]
+    if flat.get("scoring.calibrate"):
+        filters.append("calibrated")
     return Size(
         kind=", ".join([spec.method.replace("_", " "), *filters]),
         parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from vesalius.methods.blocks import check_channels, finish_map, image_score
+from vesalius.methods.blocks import check_channels, finish_map, image_score, one_pass
+from vesalius.methods.position_regression.calibration import Calibration
 from vesalius.methods.position_regression.dense import error_map, reached
 from vesalius.methods.position_regression.deviations import DEVIATIONS
 from vesalius.methods.position_regression.network import PositionNetwork
 from vesalius.methods.position_regression.settings import PositionRegressionSettings, demo, tiny
 from vesalius.methods.position_regression.spectral import SpectralConvolution
 from vesalius.platform.contracts import Method, MethodSettings, Patches, Score, Stage, axis_positions
+from vesalius.platform.errors import CohortError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +30,7 @@ class PositionRegression(Method):
 
     Attributes:
         network: from patches to places.
+        calibration: the error of healthy subjects; None where ``scoring.calibrate`` is off.
     """
 
     settings_type: ClassVar[type[MethodSettings]] = PositionRegressionSettings
@@ -35,9 +38,21 @@ class PositionRegression(Method):
     settings: PositionRegressionSettings
 
     def __init__(self, settings: PositionRegressionSettings, cohort: CohortFacts) -> None:
+        """Build it.
+
+        Raises:
+            CohortError: ``scoring.calibrate`` with one training subject, which has no deviation.
+        """
         super().__init__(settings, cohort)
         size = settings.network
         self.network = PositionNetwork(size.patch_size, size.width, len(cohort.channels))
+        self.calibration = None
+        if settings.scoring.calibrate:
+            if len(cohort.subjects) < 2:
+                raise CohortError(
+                    "scoring.calibrate needs two healthy training subjects at least: a single one has no deviation"
+                )
+            self.calibration = Calibration(cohort, settings.scoring.quick_stride)
 
     @classmethod
     def presets(cls) -> Mapping[str, MethodSettings]:
@@ -45,9 +60,9 @@ class PositionRegression(Method):
         return {"paper": PositionRegressionSettings(), "demo": demo(), "tiny": tiny()}
 
     def stages(self) -> Sequence[Stage]:
-        """One stage, ``regression``: a step is ``patches.per_step`` patches of one volume."""
-        settings = self.settings
-        return [
+        """``regression``, whose step is ``patches.per_step`` patches of one volume; ``calibration`` if asked for."""
+        settings, calibration = self.settings, self.calibration
+        stages = [
             Stage(
                 name="regression",
                 view=Patches(
@@ -65,9 +80,25 @@ class PositionRegression(Method):
                 selectable=True,
             )
         ]
+        if calibration is not None:
+            stages.append(one_pass("calibration", calibration.begin, self._add_errors, calibration.solve))
+        return stages
 
     def _step(self, batch: Batch, update: Update) -> Metrics:
         return {"loss": update("adam", self.loss, batch)}
+
+    @torch.no_grad()
+    def _add_errors(self, batch: Batch, update: Update) -> Metrics:
+        assert self.calibration is not None  # its stage is there with it alone
+        cohort, stride = self.cohort, self.settings.scoring.quick_stride
+        was_training = self.network.training
+        self.network.eval()
+        for image in batch.image:
+            everywhere = torch.ones(cohort.grid, dtype=torch.bool, device=image.device)
+            errors = self._errors(image, cohort.grid, cohort.spacing_mm, everywhere, stride)
+            self.calibration.add(errors)
+        self.network.train(was_training)
+        return {}
 
     def _follow(self) -> None:
         """Let the estimated spectral norms follow the weights."""
@@ -106,21 +137,35 @@ class PositionRegression(Method):
         brain = volume.brain.bool()
         # A median is taken before the map is kept inside the brain, and then needs what surrounds it.
         within = settings.map.voxels == "brain" and settings.map.median_pool == 1
-        axes = [
-            (axis_positions(num, spacing, box).to(volume.image.device) + 1) / 2
-            for num, spacing, box in zip(volume.shape, volume.spacing_mm, self.cohort.box_mm, strict=True)
-        ]
-        errors = error_map(
-            self.network,
-            self.centred(volume.image),
-            axes,
-            seen & brain if within else seen,
-            background=float(self.centred(torch.tensor(self.cohort.background))),
-            stride=stride,
-            tile_bytes=settings.scoring.tile_mib * 2**20,
-        )
+        wanted = seen & brain if within else seen
+        errors = self._errors(volume.image, volume.shape, volume.spacing_mm, wanted, stride)
+        if self.calibration is not None:
+            errors = self.calibration.apply_to(errors, volume).masked_fill(~wanted, 0)
         score_map = finish_map(errors, brain, settings.map)
         return Score(map=score_map, image_score=image_score(score_map, brain, settings.map))
+
+    def _errors(
+        self,
+        image_CDHW: Tensor,
+        shape: tuple[int, int, int],
+        spacing_mm: tuple[float, float, float],
+        wanted_DHW: Tensor,
+        stride: int,
+    ) -> Tensor:
+        """Return the error map (D, H, W) of the voxels asked for; the others are zero."""
+        axes = [
+            (axis_positions(num, spacing, box).to(image_CDHW.device) + 1) / 2
+            for num, spacing, box in zip(shape, spacing_mm, self.cohort.box_mm, strict=True)
+        ]
+        return error_map(
+            self.network,
+            self.centred(image_CDHW),
+            axes,
+            wanted_DHW,
+            background=float(self.centred(torch.tensor(self.cohort.background))),
+            stride=stride,
+            tile_bytes=self.settings.scoring.tile_mib * 2**20,
+        )
 
     def _seen(self, volume: Volume) -> Tensor:
         """Return the voxels (D, H, W) whose patches training would not have left out.

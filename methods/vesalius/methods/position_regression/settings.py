@@ -61,6 +61,13 @@ class ScoringSettings(Settings):
     quick_stride: int = setting(
         4, "the stride of the quick effort, at least stride", ge=1, le=32, source="this implementation"
     )
+    calibrate: bool = setting(
+        False,
+        "score by how many deviations the error exceeds its mean over the training subjects at that place, and not by "
+        "the error itself; both are taken at every quick_stride-th voxel",
+        source="this implementation",
+        space=Choice(values=(False, True)),
+    )
     tile_mib: int = setting(
         512,
         "MiB that scoring holds beside a volume and its map, which does not depend on it; the time grows where tiles "
