@@ -141,7 +141,9 @@ def test_what_is_counted_follows_the_loops_settings() -> None:
 def allocated_at_most(profiler: Any) -> int:
     """Return what torch's allocator had given out at most, in bytes: resident memory may be an earlier test's."""
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = list(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    held: list[int] = list(
+        itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    )
     assert len(held) > 100
     return max(held)
 
