@@ -245,7 +245,8 @@ def test_rows_are_chosen_by_label_whatever_the_case() -> None:
         baur.choose(["AnoVEGAN"])
     with pytest.raises(SettingError, match=r"unknown paper 'anovaegan': did you mean 'anovaegan_2018'\?"):
         load_protocol("anovaegan")
-    assert len({slug(row.label) for name in protocol_names() for row in load_protocol(name).rows}) == 17
+    rows = [row for name in protocol_names() for row in load_protocol(name).rows]
+    assert len({slug(row.label) for row in rows}) == len({row.label for row in rows})
 
 
 # ---- time

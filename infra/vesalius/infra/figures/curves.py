@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.figures import style
 
@@ -140,7 +140,10 @@ def _draw(figure: Figure, axes: Axes, panel: CurvePanel, chance: float | None, *
             ours += 1
         # Where curves share their x, their bars would lie on one another.
         aside = (number - (len(panel.curves) - 1) / 2) * _ASIDE_INCHES if side_by_side else 0.0
-        look = {"color": colour, "transform": axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)}
+        look: dict[str, Any] = {
+            "color": colour,
+            "transform": axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
+        }
         x, y = [point.x for point in points], [point.y for point in points]
         axes.plot(x, y, marker=mark, markersize=4.5, linewidth=1.5, linestyle=line, label=curve.name, **look)
         for point in points:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from vesalius.methods.blocks.adversarial import MovingAverages, spread_of
+from vesalius.methods.blocks.averages import MovingAverages, spread_of
 from vesalius.platform.errors import DivergenceError
 
 if TYPE_CHECKING:

@@ -3,19 +3,7 @@
 from vesalius.platform.evaluation.components import drop_small_components, mask_dice
 from vesalius.platform.evaluation.figures import FIGURE_KEYS, Figures, evaluate
 from vesalius.platform.evaluation.histogram import Histogram
-from vesalius.platform.evaluation.images import (
-    Curve,
-    Detection,
-    ImageFigures,
-    Kind,
-    OperatingPoint,
-    detection,
-    evaluate_images,
-    operate,
-    precision_recall_curve,
-    roc_curve,
-    youden_threshold,
-)
+from vesalius.platform.evaluation.images import ImageFigures, Kind, evaluate_images
 from vesalius.platform.evaluation.intervals import (
     Interval,
     PairedResult,
@@ -32,6 +20,16 @@ from vesalius.platform.evaluation.metrics import (
     dice_at,
     fpr_at_recall,
     image_auroc,
+)
+from vesalius.platform.evaluation.ranking import (
+    Curve,
+    Detection,
+    OperatingPoint,
+    detection,
+    operate,
+    precision_recall_curve,
+    roc_curve,
+    youden_threshold,
 )
 from vesalius.platform.evaluation.readers import Agreement, agreement, fleiss_kappa
 from vesalius.platform.evaluation.structures import (
