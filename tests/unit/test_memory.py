@@ -16,10 +16,12 @@ from vesalius.platform.contracts import Method, Stage, segment, segmented, segme
 from vesalius.platform.tables import lookup
 from vesalius.platform.testing import methods as contract
 from vesalius.platform.testing.training_runs import training_settings
-from vesalius.platform.training import Alone, TrainingSettings, Updater
+from vesalius.platform.training import Alone, TrainingSettings, Unwatched, Updater, train
 from vesalius.platform.training.memory import PeakMemory, lay_out, recomputed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vesalius.platform.store import CohortStore
 
 CPU = torch.device("cpu")
@@ -205,3 +207,21 @@ def test_the_peak_is_what_was_held_and_is_forgotten() -> None:
     assert num_bytes * 0.98 < first < num_bytes + 40 * 2**20
     peak.begin()
     assert peak.read() < num_bytes / 2
+
+
+@pytest.mark.parametrize(("precision", "rounded"), [("fp32", False), ("auto", True)])
+def test_float32_is_not_rounded_where_it_is_asked_for(
+    precision: str, rounded: bool, toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+
+    class Looking(Unwatched):
+        def step(self, *_: object) -> None:
+            seen.append(torch.backends.cudnn.allow_tf32)
+
+    kind: type[Method] = lookup(METHODS, "autoencoder", "method")
+    method = kind(kind.presets()["tiny"], toy_store.facts())
+    train(method, toy_store, training_settings(precision=precision), tmp_path, watcher=Looking())
+    assert set(seen) == {rounded}
+    assert torch.backends.cudnn.allow_tf32

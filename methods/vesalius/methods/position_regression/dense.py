@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vesalius.methods.position_regression.network import REDUCTION, is_slow, layers, phases_each, phases_together
+from vesalius.platform.contracts import whole_float32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +49,8 @@ def error_map(
     spacing = math.gcd(stride, REDUCTION)
     errors = image_CDHW.new_zeros([-(-n // spacing) for n in shape])
     for tile in _tiles(wanted_DHW, tile_edge(network, tile_bytes, spacing), stride):
-        with _without_tf32():
+        # Ten bits move places by a thousandth: the map would depend on its tiles, and a volume's number is a maximum.
+        with whole_float32():
             places = network.dense(_cut(image_CDHW, tile, network.patch_size, background), spacing)
         # A last tile may reach beyond the volume: no voxel lies there.
         inside = [slice(side.start, min(side.stop, n), spacing) for side, n in zip(tile, shape, strict=True)]
@@ -63,21 +64,6 @@ def error_map(
         errors[i, j, k] = squares[0].add_(squares[1]).add_(squares[2]).sqrt_()
     every = stride // spacing
     return between(errors[::every, ::every, ::every], stride, shape).masked_fill_(~wanted_DHW, 0)
-
-
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Keep convolutions on CUDA in float32.
-
-    TensorFloat-32, PyTorch's default there, moves places by a thousandth: the map would depend on its tiles, and a
-    volume's number is a maximum.
-    """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def between(values: Tensor, stride: int, shape: Sequence[int]) -> Tensor:

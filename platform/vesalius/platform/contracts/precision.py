@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def whole_float32(on: bool = True) -> Iterator[None]:
+    """Compute float32 convolutions in float32 for the while.
+
+    On CUDA PyTorch rounds their operands to TensorFloat-32's ten bits unless it is told not to.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before and not on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def bfloat16_pays(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vesalius.platform.contracts import generator
+from vesalius.platform.contracts import generator, whole_float32
 from vesalius.platform.errors import DivergenceError, RunError
 from vesalius.platform.loading import augmented
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
@@ -78,7 +78,7 @@ def train(
     device = device or choose_device(settings.device)
     watcher = watcher or Unwatched()
     lay_out(method, settings, device)
-    with determinism(settings.deterministic, device):
+    with determinism(settings.deterministic, device), whole_float32(settings.precision == "fp32"):
         run = _Run(method, store, settings, Checkpoints(folder), collective, device, watcher)
         return run.to_the_end(start_from)
 
