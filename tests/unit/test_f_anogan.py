@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vesalius.methods.blocks import Frame
 from vesalius.methods.f_anogan import FAnoGAN, FAnoGANSettings
-from vesalius.methods.f_anogan.networks import Critic, Encoder, Frame, Generator, frame_of
+from vesalius.methods.f_anogan.networks import Critic, Encoder, Generator, frame_of
 from vesalius.methods.f_anogan.objectives import critic_loss, distance, generator_loss, slopes
 from vesalius.methods.f_anogan.settings import NetworkSettings
 from vesalius.platform.config import override
