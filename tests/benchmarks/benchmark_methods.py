@@ -108,22 +108,23 @@ def _stage(method: Method, plan: Plan, index: int, training: TrainingSettings, d
     update = Updater(stage, Alone(), training, device)
     stage.begin()
     spent: list[float] = []
-    samples = counted = operations = 0
+    samples = counted = steps_counted = operations = 0
     batches = iter(plan.batches(index, 0))
     waited = time.perf_counter()
     for batch in batches:
         loading = time.perf_counter() - waited
         moved = augmented(batch.to(device))
-        if stage.optimizers and counted < _COUNTED_STEPS * stage.batch_size:  # these warm up and are not timed
+        if stage.optimizers and steps_counted < _COUNTED_STEPS:  # these warm up and are not timed
             with _counter() as counter:
                 stage.step(moved, update)
             operations += counter.get_total_flops()
             counted += len(batch)
+            steps_counted += 1
         else:
             spent.append(loading + _seconds(lambda moved=moved: stage.step(moved, update), device))  # type: ignore[misc]  # of a lambda's default mypy infers nothing
             samples += len(batch)
         stage.after_update()
-        if len(spent) == _STEPS or sum(spent) > _ENOUGH_SECONDS:
+        if len(spent) == _STEPS or (sum(spent) > _ENOUGH_SECONDS and len(spent) % _COUNTED_STEPS == 0):
             break
         waited = time.perf_counter()
     batches.close()  # type: ignore[attr-defined]  # a generator: its readers end with it

@@ -118,7 +118,7 @@ def test_a_table_elsewhere_needs_to_be_told_where_the_scans_are(tmp_path: Path) 
     bare = [{**row, "image": f"case{index}.nii"} for index, row in enumerate(rows)]
     relative = manifest(tmp_path / "home/relative.csv", bare)
     done = call("ingest", "manifest", relative, tmp_path / "c", *COARSE, "--within", tmp_path / "archive")
-    refused(done, "relative.csv line 2", "a table's relative paths start where it lies")
+    refused(done, "relative.csv line 2", "they start at the table and not at that folder")
     missing = call("ingest", "manifest", source, tmp_path / "b", *COARSE, "--within", tmp_path / "nowhere")
     refused(missing, "--within", "no such folder")
 

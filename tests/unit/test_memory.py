@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vesalius.infra.footprint import _batch, _Kept, made_up_cohort
 from vesalius.methods import METHODS
 from vesalius.methods.f_anogan.objectives import slopes
+from vesalius.methods.position_regression import PositionRegression
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Method, Stage, segment, segmented, segments_by
 from vesalius.platform.tables import lookup
@@ -22,6 +23,7 @@ from vesalius.platform.training.memory import PeakMemory, lay_out, recomputed
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vesalius.platform.contracts import Batch
     from vesalius.platform.store import CohortStore
 
 CPU = torch.device("cpu")
@@ -30,13 +32,14 @@ LEARNING = [name for name in METHODS if name not in ("healthy_atlas", "intensity
 """Methods that learn by gradients; every one of them marks segments."""
 
 
-def ready(name: str, training: TrainingSettings) -> tuple[Method, list[Stage]]:
+def ready(name: str, training: TrainingSettings, num_channels: int = 1) -> tuple[Method, list[Stage]]:
     """Return a tiny method on a made-up cohort, laid out, and its stages that learn by gradients."""
     kind: type[Method] = lookup(METHODS, name, "method")
     torch.manual_seed(0)
     # Of a prior of one block that block would be the whole of what is held.
     settings = override(kind.presets()["tiny"], {"prior.blocks": 2} if name == "vq_vae" else {})
-    method = kind(settings, made_up_cohort(GRID, 8))
+    cohort = made_up_cohort(GRID, 8).model_copy(update={"channels": ("T1w", "FLAIR")[:num_channels]})
+    method = kind(settings, cohort)
     lay_out(method, training, CPU)
     return method, [stage for stage in method.stages() if stage.optimizers]
 
@@ -158,7 +161,7 @@ def test_channels_last_gives_the_same_steps_to_rounding(name: str) -> None:
 @pytest.mark.parametrize("name", ["position_regression", "f_anogan", "autoencoder"])
 def test_channels_last_reaches_kernels_and_images(name: str) -> None:
     training = training_settings(channels_last=True)
-    method, (stage, *_) = ready(name, training)
+    method, (stage, *_) = ready(name, training, num_channels=2)
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     kernels = [value for value in method.parameters() if value.ndim in layouts]
     assert kernels
@@ -173,6 +176,8 @@ def test_channels_last_reaches_kernels_and_images(name: str) -> None:
         return sum(p.sum() for p in method.parameters() if p.requires_grad), 1  # type: ignore[return-value]  # a tensor
 
     update(loss, look, _batch(method, stage, 4))
+    # Of one channel every layout is both: only several can tell.
+    assert all(image.shape[1] > 1 for image in seen)
     assert all(image.is_contiguous(memory_format=layouts[image.ndim]) for image in seen)
 
 
@@ -190,8 +195,19 @@ def test_exact_resume_holds(name: str, changes: dict[str, int], phantom_store: C
     contract.assert_exact_resume(kind, settings, phantom_store, moments=2, training=training)
 
 
-def test_gradients_accumulate_over_micro_batches_and_less_is_held_at_a_time() -> None:
-    whole, parts = stepped("position_regression", 1), stepped("position_regression", 1, micro_batch_size=5)
+def test_gradients_accumulate_over_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = stepped("position_regression", 1)
+    lengths: list[int] = []
+    loss = PositionRegression.loss
+
+    def counted(self: PositionRegression, batch: Batch) -> Any:
+        lengths.append(len(batch))
+        return loss(self, batch)
+
+    monkeypatch.setattr(PositionRegression, "loss", counted)
+    parts = stepped("position_regression", 1, micro_batch_size=5)
+    assert max(lengths) == 5
+    assert len(lengths) > 1
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-5)
 

@@ -18,7 +18,7 @@ from vesalius.datasets.layouts.ct_findings import CT_FINDINGS
 from vesalius.datasets.layouts.phantom import write_cohort
 from vesalius.datasets.phantom import CohortSettings, PhantomSettings, phantom_cohort
 from vesalius.datasets.recipes import RECIPES
-from vesalius.infra import tables
+from vesalius.infra import pipeline, tables
 from vesalius.infra.cli.app import app
 from vesalius.infra.console import Terminal
 from vesalius.infra.footprint import made_up_cohort
@@ -40,6 +40,7 @@ from vesalius.methods.vae_restoration.settings import tiny as tiny_restoration
 from vesalius.platform.config import flatten, override, validate
 from vesalius.platform.errors import SettingError
 from vesalius.platform.evaluation import FIGURE_KEYS
+from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore, SubjectArrays
 from vesalius.platform.training import TrainingSettings
 
@@ -547,6 +548,23 @@ def test_a_threshold_within_a_budget_is_of_some_training_subjects(toy_store: Coh
     assert ThresholdRule(split="train", subjects=len(every) + 1).chosen(toy_store) == every
     with pytest.raises(ValueError, match="validation subjects are all taken"):
         ThresholdRule(split="validation", subjects=3)
+
+
+def test_a_threshold_of_some_subjects_does_not_hang_on_what_else_was_scored(
+    phantom_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    run = pipeline.start_run("healthy_atlas", phantom_store.path, home=tmp_path, num_workers=0, name="atlas")
+    pipeline.train(run)
+    some = ThresholdRule(policy="quantile", split="train", subjects=1)
+    first = pipeline.fit_thresholds(run, rule=some, device="cpu").thresholds
+    scored = ScoreStore.open(run.scores("train"))
+    assert [record.subject_id for record in scored.records] == [some.chosen(phantom_store)[0].subject_id]
+    pipeline.score_run(run, "train", device="cpu")
+    assert len(ScoreStore.open(run.scores("train")).records) == len(phantom_store.subjects("train"))
+    assert pipeline.fit_thresholds(run, rule=some, device="cpu").thresholds == first
+    every = ThresholdRule(policy="quantile", split="train")
+    assert pipeline.fit_thresholds(run, rule=every, device="cpu").thresholds != first
 
 
 def test_at_once_and_workers_are_not_given_together(toy_store: CohortStore, tmp_path: Path) -> None:

@@ -318,6 +318,21 @@ def test_micro_batches_weight_unequal_counts_right(toy_store: CohortStore, micro
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_a_count_may_be_a_fraction(toy_store: CohortStore) -> None:
+    method = contract.build(Regressor, ToySettings(), toy_store)
+    assert isinstance(method, Regressor)
+    stage, batch = _first(toy_store, method)
+    update = Updater(replace(stage, observes=()), Alone(), TrainingSettings(precision="fp32"), CPU)
+    total = sum(float(parameter.detach().sum()) for parameter in method.net.parameters())
+
+    def quarter(_: Batch) -> tuple[Tensor, float]:
+        return torch.stack([parameter.sum() for parameter in method.net.parameters()]).sum(), 0.25
+
+    assert update("net", quarter, batch) == pytest.approx(total / 0.25, rel=1e-5)
+    for parameter in method.net.parameters():
+        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, 4.0))
+
+
 def test_what_a_stage_does_not_observe_may_not_be_reported(toy_store: CohortStore) -> None:
     method = contract.build(Regressor, ToySettings(), toy_store)
     assert isinstance(method, Regressor)

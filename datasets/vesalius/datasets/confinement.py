@@ -39,7 +39,7 @@ def confine(subjects: Sequence[RawSubject], within: Path) -> list[RawSubject]:
             path, named_so = outside
             advice = f"lies outside {within}: copy it there, or name a folder that holds both with --within"
             if not os.path.lexists(path):
-                advice = f"does not exist and would lie outside {within}: a table's relative paths start where it lies"
+                advice += "; where a table's paths are relative, they start at the table and not at that folder"
             problem = f"{raw.origin or raw.subject_id}: {named_so} {advice}"
         answer.append(raw if problem is None else raw.model_copy(update={"problem": problem}))
     return answer

@@ -171,10 +171,13 @@ def _thresholds_on(
     if policy == "auto":
         policy = "best_dice" if any("lesion" in r.arrays and r.has_lesion for r in records) else "quantile"
     quantile = PAPER_QUANTILE if rule.quantile is None else rule.quantile
-    # All of a split go by no list: whoever asks for them next finds them scored.
-    subjects = None if len(records) == len(store.subjects(rule.split)) else [record.subject_id for record in records]
+    subjects = [record.subject_id for record in records]
     scores = score_run(run, rule.split, store=store, subjects=subjects, device=device, progress=progress)
-    return {voxels: fit_threshold(scores, store, policy, voxels, quantile, rule.min_component) for voxels in VOXEL_SETS}
+    return {
+        # Of these and no others, whatever else of the split an earlier call has scored.
+        voxels: fit_threshold(scores, store, policy, voxels, quantile, rule.min_component, subjects)
+        for voxels in VOXEL_SETS
+    }
 
 
 def evaluate_run(

@@ -257,7 +257,7 @@ def tracked_as(spec: RunSpec) -> tuple[str, str] | None:
     Raises:
         RunError: the store needs a password, which the environment does not hold.
     """
-    if spec.mlflow_tracking_uri is None or spec.mlflow_run_id is None:
+    if spec.mlflow_tracking_uri is None or spec.mlflow_run_id is None or tracking.is_tracking_off():
         return None
     return tracking.with_password(spec.mlflow_tracking_uri), spec.mlflow_run_id
 

@@ -140,7 +140,7 @@ def said_of(rule: ThresholdRule) -> str:
     """Return a rule in a few words."""
     if rule.policy == "quantile":
         quantile = 0.98 if rule.quantile is None else rule.quantile
-        of = "" if rule.subjects is None else f" of {rule.subjects} subjects"
+        of = "" if rule.subjects is None else f" of {rule.subjects} subjects at most"
         said = f"the {quantile:g} quantile of healthy {rule.split} voxels{of}"
     else:
         said = f"the best Dice on {rule.split}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vesalius.platform.cluster.session import available_cores
 from vesalius.platform.errors import RunError, VesaliusError
 from vesalius.platform.runs import Progressed, RunFolder, RunSpec, find_run
+from vesalius.platform.tracking import is_tracking_off
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +116,7 @@ class _Recorder:
         self._on_ray = on_ray
         self._written = 0.0
         self._logger: Any = None
-        if rank == 0 and spec.mlflow_run_id is not None and spec.mlflow_tracking_uri is not None:
+        if rank == 0 and spec.mlflow_run_id and spec.mlflow_tracking_uri and not is_tracking_off():
             from vesalius.platform.tracking import RunLogger, with_password
 
             self._logger = RunLogger(

@@ -15,6 +15,8 @@ from vesalius.platform.evaluation.metrics import best_dice
 from vesalius.platform.evaluation.voxels import VoxelSet, subject_histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from vesalius.platform.scoring import ScoreStore
@@ -85,6 +87,7 @@ def fit_threshold(
     voxel_set: VoxelSet = "all",
     quantile: float = 0.98,
     min_component: int = 1,
+    subjects: Collection[str] | None = None,
 ) -> Threshold:
     """Choose a threshold on the split that was scored.
 
@@ -99,6 +102,7 @@ def fit_threshold(
         voxel_set: over which voxels.
         quantile: share of healthy voxels below the threshold; read by the quantile policy only.
         min_component: kept with the threshold, which is chosen as if it were 1.
+        subjects: ids of those that count; None takes all that were scored.
 
     Raises:
         SettingError: the split is kept for reporting or promotion, or a setting is out of range.
@@ -112,7 +116,11 @@ def fit_threshold(
         raise SettingError(f"quantile is {quantile}, expected a share between 0 and 1, such as 0.98")
     if min_component < 1:
         raise SettingError(f"min_component is {min_component}, expected 1 (keep every component) or more voxels")
-    records = [store.record(record.subject_id) for record in scores.records]
+    records = [
+        store.record(record.subject_id)
+        for record in scores.records
+        if subjects is None or record.subject_id in subjects
+    ]
     if policy == "quantile":
         records = [record for record in records if not record.has_lesion]
     counted = (subject_histogram(scores, store, record, voxel_set) for record in records)

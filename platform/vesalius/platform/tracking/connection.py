@@ -43,7 +43,10 @@ def tracking_uri(home: Path) -> str:
         RunError: ``MLFLOW_TRACKING_URI`` is neither a server nor a database, or tracking is off.
     """
     if is_tracking_off():
-        raise RunError("MLFLOW_TRACKING_URI is 'off': the registry lies where runs are tracked, so turn it on for this")
+        raise RunError(
+            "MLFLOW_TRACKING_URI is 'off': the registry lies where runs are tracked, so unset it for this, or "
+            "give a server or sqlite:///FILE"
+        )
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not given:
         return f"{_SQLITE}{home.expanduser().absolute() / 'mlflow.db'}"

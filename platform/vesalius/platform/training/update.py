@@ -88,7 +88,7 @@ class Updater:
             gradients = [part.view_as(g) for part, g in zip(torch.split(flat, sizes), gradients, strict=True)]
         # Divided on the device, so that a step waits for it once and not three times. Without a single item all
         # gradients are zero, whatever they are divided by.
-        divisor = totals[1].clamp(min=1)
+        divisor = torch.where(totals[1] == 0, 1.0, totals[1])
         gradients = [gradient.div_(divisor) for gradient in gradients]
         # One number that is not finite as soon as any gradient is not.
         norm = nn.utils.get_total_norm(gradients)
