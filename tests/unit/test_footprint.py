@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import weakref
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
-from vesalius.infra.footprint import _batch, footprint, made_up_cohort
+from vesalius.infra.footprint import _batch, _Kept, footprint, made_up_cohort
 from vesalius.methods import METHODS
 from vesalius.methods.f_anogan import FAnoGAN
 from vesalius.methods.healthy_atlas import HealthyAtlas, HealthyAtlasSettings
@@ -228,3 +229,22 @@ def test_the_update_that_keeps_most_is_found_in_whatever_step_it_comes() -> None
         )
         found.append(counted.stages[0].activation_bytes)
     assert found[0] == found[1]
+
+
+def test_a_graph_of_gradients_is_let_go_before_the_next_update() -> None:
+    method = FAnoGAN(FAnoGAN.presets()["tiny"], made_up_cohort((16, 16, 16), 4))
+    (stage, *_) = method.stages()
+    seen: list[weakref.ref[Tensor]] = []
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        image = batch.image.clone().requires_grad_()
+        seen.append(weakref.ref(image))
+        (gradient,) = torch.autograd.grad(method.critic(image).sum(), image, create_graph=True)
+        return gradient.square().sum(), len(batch)
+
+    gc.disable()
+    try:
+        _Kept(method, stage)("critic", loss, _batch(method, stage, 2))
+        assert seen[0]() is None
+    finally:
+        gc.enable()

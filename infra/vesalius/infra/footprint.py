@@ -185,7 +185,8 @@ class _Kept:
             storage = value.untyped_storage()
             if storage.data_ptr() not in self._own:
                 storages[storage.data_ptr()] = storage.nbytes()
-            return value
+            # Kept as it is, an operation's own output would hold the operation that holds it, and never be let go.
+            return value.detach()
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
             found = function(*inputs)
