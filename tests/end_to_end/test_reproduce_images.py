@@ -106,3 +106,9 @@ def test_a_table_of_images_needs_both_kinds(tmp_path: Path) -> None:
     heads = HEADS.model_copy(update={"num_test": 2})
     with Terminal(True) as terminal, pytest.raises(CohortError, match="holds no healthy subject in its test split"):
         make_cohorts(terminal, load_protocol("f_anogan_3d_2020"), tmp_path, DataRequest(), finer=None, phantom=heads)
+    # All that is wrong with the others is the image, which is no case.
+    spoilt = HEADS.model_copy(update={"num_test": 3, "findings": ("noise",)})
+    with Terminal(True) as terminal, pytest.raises(CohortError, match="holds no subject known to be anomalous"):
+        make_cohorts(
+            terminal, load_protocol("f_anogan_3d_2020"), tmp_path / "b", DataRequest(), finer=None, phantom=spoilt
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vesalius.infra.figures import KindCurve, KindScores, RocRow, draw_kinds, draw_precision_recall, draw_roc
 from vesalius.infra.pipeline import score_run
 from vesalius.infra.reproduce.levels import Drawn, Level, Section
-from vesalius.platform.evaluation import ImageFigures, evaluate_images
+from vesalius.platform.evaluation import ImageFigures, evaluate_images, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class ImageLevel(Level):
 
     def lacks(self, store: CohortStore) -> str | None:
         """Return what is missing."""
-        found = {record.has_lesion for record in store.subjects(SPLIT)}
+        found = {record.has_lesion for record in whole(store.subjects(SPLIT), self.protocol.quality_labels)}
         if found == {True, False}:
             return None
         lacking = "healthy subject" if True in found else "subject known to be anomalous"
