@@ -133,6 +133,6 @@ def test_a_table_of_structures_needs_them(tmp_path: Path) -> None:
         ({"tasks": (*paper.tasks, hair)}, ill, "says of no subject of its test split whether it has dyed"),
     ]
     for number, (change, heads, words) in enumerate(cases):
+        changed, out = paper.model_copy(update=change), tmp_path / str(number)
         with Terminal(True) as terminal, pytest.raises(CohortError, match=words):
-            changed, out = paper.model_copy(update=change), tmp_path / str(number)
             make_cohorts(terminal, changed, out, DataRequest(), finer=None, phantom=heads)

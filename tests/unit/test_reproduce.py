@@ -734,7 +734,7 @@ def test_a_person_reads_the_papers_figures_beside_ours() -> None:
         },
     ]
     stream = io.StringIO()
-    Console(file=stream, width=160).print(tables.paper_table(rows, "Table 1", "all"))
+    Console(file=stream, width=160).print(tables.PaperTable(rows, "Table 1", "all"))
     text = stream.getvalue()
     for words in ("0.605 ± 0.193", "0.0154/slice", "0.25..0.75", "failed", "8 x 8 x 16"):
         assert words in text

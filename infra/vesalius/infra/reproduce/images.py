@@ -24,6 +24,8 @@ _SCREENING = (
     ("auroc", "AUROC", ".3f"),
     ("map_auroc", "AUROC map", ".3f"),
     ("average_precision", "AP", ".3f"),
+)
+_POINTS = (
     ("sensitivity", "sens", ".2f"),
     ("specificity", "spec", ".2f"),
     ("own_accuracy", "acc*", ".3f"),
@@ -92,7 +94,10 @@ class ImageLevel(Level):
 
     def sections(self) -> list[Section]:
         """Return screening, and where the paper has them kinds of lesion and quality control."""
-        sections = [Section(title="Screening", columns=_SCREENING)]
+        sections = [
+            Section(title="Screening", columns=_SCREENING),
+            Section(title="Screening at the Youden points", columns=_POINTS),
+        ]
         for title, group, labels in (
             ("Average precision by kind of lesion, against all healthy images", "lesion", self.protocol.lesion_labels),
             ("AUROC of quality control, against all healthy images", "quality", self.protocol.quality_labels),

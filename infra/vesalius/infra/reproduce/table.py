@@ -238,15 +238,19 @@ def _say(document: Mapping[str, Any], path: Path) -> list[Any]:
     ]
     notes = {row["label"]: "; ".join(said) for row in document["rows"] if (said := tables.row_notes(row))}
     if sections is None:
-        shown: list[Any] = ["", tables.paper_table(document["rows"], f"{title}, {voxels}", evaluation["voxel_set"])]
+        shown: list[Any] = ["", tables.PaperTable(document["rows"], f"{title}, {voxels}", evaluation["voxel_set"])]
     else:
         shown = [
             part
-            for section in sections
+            for number, section in enumerate(sections)
             for part in (
                 "",
-                tables.paper_table(
-                    document["rows"], f"{title}. {section['title']}", evaluation["voxel_set"], section["columns"]
+                tables.PaperTable(
+                    document["rows"],
+                    f"{title}. {section['title']}",
+                    evaluation["voxel_set"],
+                    section["columns"],
+                    timed=number == 0,
                 ),
             )
         ]
