@@ -202,9 +202,20 @@ class StructureLevel(Level):
                 logarithmic=True,
             )
         over_patches = [row for row in rows if row.found.size.patch_size and row.found.size.width == width]
+        # Calibrated models are others: a curve is of one kind.
+        kind = _commonest([row.found.size for row in over_patches], "kind")
+        over_patches = [row for row in over_patches if row.found.size.kind == kind]
         if len({row.found.size.patch_size for row in over_patches}) > 1:
             drawn["patch size"] = draw_curves(
-                [CurvePanel(title="", curves=tuple(_over_patches(over_patches, t.name) for t in self.protocol.tasks))],
+                [
+                    CurvePanel(
+                        title="",
+                        curves=tuple(
+                            Curve(name=task.name, points=_points(over_patches, "patch_size", task.name))
+                            for task in self.protocol.tasks
+                        ),
+                    )
+                ],
                 out / f"{name}-patches.png",
                 title=f"{title}: AUROC against patch size",
                 caption=f"{SPLIT} split, m = {width}. Bars: 95 %, bootstrap over subjects. Dotted: chance.",
@@ -288,24 +299,23 @@ def _span(values: Any) -> str:
     return ", ".join(str(value) for value in sorted(set(values)))
 
 
-def _point(x: float, figures: StructureFigures) -> CurvePoint | None:
-    return None if figures.auroc is None else CurvePoint(x=x, y=figures.auroc, interval=figures.interval)
+def _points(rows: Sequence[Drawn], across: str, task: str) -> tuple[CurvePoint, ...]:
+    """Return a point for each value across; of rows that are one model by two names the first is drawn."""
+    points: dict[float, CurvePoint] = {}
+    for row in rows:
+        figures, x = row.found.tasks[task], getattr(row.found.size, across)
+        if figures.auroc is not None:
+            points.setdefault(x, CurvePoint(x=x, y=figures.auroc, interval=figures.interval))
+    return tuple(points.values())
 
 
 def _by_kind(rows: Sequence[Drawn], task: str) -> tuple[Curve, ...]:
     kinds = dict.fromkeys(row.found.size.kind for row in rows)
     curves = []
     for kind in kinds:
-        points = [
-            _point(row.found.size.parameters, row.found.tasks[task]) for row in rows if row.found.size.kind == kind
-        ]
-        curves.append(Curve(name=kind, points=tuple(point for point in points if point is not None)))
+        of_kind = [row for row in rows if row.found.size.kind == kind]
+        curves.append(Curve(name=kind, points=_points(of_kind, "parameters", task)))
     return tuple(curves)
-
-
-def _over_patches(rows: Sequence[Drawn], task: str) -> Curve:
-    points = [_point(row.found.size.patch_size, row.found.tasks[task]) for row in rows]
-    return Curve(name=task, points=tuple(point for point in points if point is not None))
 
 
 def _roc(label: str, figures: StructureFigures) -> RocRow:

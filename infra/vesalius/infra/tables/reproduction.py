@@ -155,10 +155,11 @@ def our_cells(
 def markdown(document: Mapping[str, Any], voxel_set: str = "all") -> str:
     """Return a reproduction as Markdown tables with what was scaled and what differs, ready for a document."""
     sections = document.get("sections")
-    judged = f"Voxels: {voxel_set}. Threshold: {document['evaluation']['said']}."
+    differs = "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in document["data"].get("differs", ()))
+    judged = document["evaluation"].get("judged", f"Voxels: {voxel_set}. Threshold: {document['evaluation']['said']}.")
     lines = [
         f"**{document['paper']['title']}**, {document['paper']['table']}. Paper: {document['data']['paper']}. "
-        f"Ours: {document['data']['ours']}. {judged if sections is None else document['evaluation']['judged']} "
+        f"Ours: {document['data']['ours']}.{differs} {judged} "
         f"Intervals: 95 %, bootstrap over subjects. z: the shape of a code; s: {SECONDS}.",
         "",
     ]
