@@ -61,8 +61,8 @@ def _closed(bone: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> NDArray
 
     radius = max(_CLOSED_MM, 1.5 * float(spacing_mm.min()))
     reach = np.floor(radius / spacing_mm).astype(int)
-    # Room for the ball on all sides: what lies beyond the volume would else eat into it.
-    padded = np.pad(bone, [(num, num) for num in reach])
+    # Beyond the volume a head goes on as it ends there: nothingness would eat into it.
+    padded = np.pad(bone, [(num, num) for num in reach], mode="edge")
     offsets = np.meshgrid(*(np.arange(-num, num + 1) for num in reach), indexing="ij")
     squared = sum(np.square(offset * edge) for offset, edge in zip(offsets, spacing_mm, strict=True))
     closed = binary_closing(padded, squared <= radius**2)
