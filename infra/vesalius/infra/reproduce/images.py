@@ -135,7 +135,8 @@ class ImageLevel(Level):
             panels,
             out / f"{name}-quality.png",
             title=f"{title}: image scores by kind, {SPLIT} split",
-            caption="A dot an image, a bar the median; logarithm of the score. AUROC against the healthy images.",
+            caption="A dot an image, a bar the median; the logarithm of the score where all are positive. AUROC "
+            "against the healthy images.",
         )
         return drawn
 
