@@ -51,7 +51,7 @@ class Seen:
     Attributes:
         light: (rows, columns) in [0, 1].
         error: (rows, columns) the highest error within the mask along the ray, from where it meets it to ``depth_mm``
-            below.
+            below. It is read between voxels, so that within a voxel of the surface what lies outside counts as well.
     """
 
     light: NDArray[np.float64]
