@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from vesalius.infra.reproduce import DataRequest, load_protocol, protocol_names,
 from vesalius.infra.reproduce.cohort import make_cohorts
 from vesalius.infra.reproduce.levels import Drawn
 from vesalius.infra.reproduce.protocol import Row
-from vesalius.infra.reproduce.structures import Size, StructureFindings, StructureLevel
+from vesalius.infra.reproduce.structures import Size, StructureLevel
 from vesalius.platform.evaluation import StructureFigures
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ def drawn(label: str, kind: str, width: int, patch_size: int | None, auroc: floa
     size = Size(kind=kind, parameters=1000 * width, width=width, patch_size=patch_size)
     figures = StructureFigures(task="t", num_subjects=9, num_cases=9, num_anomalous=4, auroc=auroc)
     tasks = {task.name: figures for task in load_protocol("position_regression_2022").tasks}
-    found = StructureFindings.model_construct(size=size, tasks=tasks)
-    return Drawn(label=label, found=found)
+    return Drawn(label=label, found=SimpleNamespace(size=size, tasks=tasks))
 
 
 def test_a_curve_over_patches_is_of_one_kind_and_has_a_point_a_size(
