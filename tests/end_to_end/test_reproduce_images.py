@@ -91,9 +91,11 @@ def test_the_table_of_the_3d_f_anogan(tmp_path: Path, capsys: pytest.CaptureFixt
     for path in (*document["pictures"].values(), document["picture"]):
         assert imread(path).shape[0] > 300
     text = (tmp_path / "f_anogan_3d_2020.md").read_text()
-    assert "| 3D f-AnoGAN | 2500 | paper | 0.750 |  |  |  |  | 0.708 | 0.541 | 0.867 |" in text
+    assert "| 3D f-AnoGAN | 2500 | paper | 0.750 |  |  |  |  |" in text
+    assert "| 3D f-AnoGAN | 2500 | paper |  |  | 0.708 | 0.541 | 0.867 |" in text
     assert [line for line in text.splitlines() if line.endswith(":")] == [
         "Screening:",
+        "Screening at the Youden points:",
         "Average precision by kind of lesion, against all healthy images:",
         "AUROC of quality control, against all healthy images:",
     ]
@@ -106,3 +108,9 @@ def test_a_table_of_images_needs_both_kinds(tmp_path: Path) -> None:
     heads = HEADS.model_copy(update={"num_test": 2})
     with Terminal(True) as terminal, pytest.raises(CohortError, match="holds no healthy subject in its test split"):
         make_cohorts(terminal, load_protocol("f_anogan_3d_2020"), tmp_path, DataRequest(), finer=None, phantom=heads)
+    # All that is wrong with the others is the image, which is no case.
+    spoilt = HEADS.model_copy(update={"num_test": 3, "findings": ("noise",)})
+    with Terminal(True) as terminal, pytest.raises(CohortError, match="holds no subject known to be anomalous"):
+        make_cohorts(
+            terminal, load_protocol("f_anogan_3d_2020"), tmp_path / "b", DataRequest(), finer=None, phantom=spoilt
+        )

@@ -16,6 +16,7 @@ from vesalius.infra.reproduce.cohort import make_cohorts
 from vesalius.methods import METHODS
 from vesalius.platform.config import flatten, validate
 from vesalius.platform.errors import CohortError
+from vesalius.platform.evaluation import Structure, StructureTask
 from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
@@ -115,16 +116,23 @@ def test_a_table_of_structures_needs_them(tmp_path: Path) -> None:
     recipe = paper.phantom_recipe.model_copy(
         update={"settings": {**paper.phantom_recipe.settings, "structures": "given"}}
     )
-    for change, heads, words in (
-        ({"phantom_recipe": recipe}, HEADS, r"holds no left_hemisphere or right_hemisphere or skull.*structures=ct"),
-        ({}, HEADS.model_copy(update={"findings": ("hydrocephalus",)}), "holds no subject with one of the labels"),
-    ):
+    cerebellum, hair = (
+        StructureTask(name=name, structures=(Structure(name=name, label=label),))
+        for name, label in (("cerebellum", "fracture"), ("skull", "dyed"))
+    )
+    few = HEADS.model_copy(update={"num_train": 2, "num_validation": 3, "num_test": 3})
+    # The third of three is healthy, and of a healthy subject all is known.
+    ill = few.model_copy(update={"num_test": 2})
+    bare = few.model_copy(update={"findings": ("hydrocephalus",)})
+    nothing = r"holds no left_hemisphere or right_hemisphere or skull.*structures=ct"
+    cases: list[tuple[dict[str, Any], CohortSettings, str]] = [
+        ({"phantom_recipe": recipe}, few, nothing),
+        ({}, bare, "holds no subject with one of the labels"),
+        # One task of five without a case is enough for every row to fail.
+        ({"tasks": (*paper.tasks, cerebellum)}, few, "holds no cerebellum in its test split: prepare it with"),
+        ({"tasks": (*paper.tasks, hair)}, ill, "says of no subject of its test split whether it has dyed"),
+    ]
+    for number, (change, heads, words) in enumerate(cases):
+        changed, out = paper.model_copy(update=change), tmp_path / str(number)
         with Terminal(True) as terminal, pytest.raises(CohortError, match=words):
-            make_cohorts(
-                terminal,
-                paper.model_copy(update=change),
-                tmp_path / words[:20].replace(" ", "-"),
-                DataRequest(),
-                finer=None,
-                phantom=heads.model_copy(update={"num_train": 2, "num_validation": 3, "num_test": 3}),
-            )
+            make_cohorts(terminal, changed, out, DataRequest(), finer=None, phantom=heads)

@@ -16,9 +16,11 @@ from vesalius.platform.errors import CohortError, SettingError
 from vesalius.platform.evaluation import (
     detection,
     evaluate_images,
+    marked,
     operate,
     precision_recall_curve,
     roc_curve,
+    whole,
     youden_threshold,
 )
 from vesalius.platform.evaluation.intervals import resamples
@@ -101,15 +103,19 @@ def subject(name: str, split: str, *labels: str) -> SubjectRecord:
         shape=(2, 2, 2),
         spacing_mm=(1.0, 1.0, 1.0),
         affine=tuple(tuple(float(i == j) for j in range(4)) for i in range(4)),
-        labels={"anomalous": bool(labels), **{label: label in labels for label in ("sdh", "edh", "artefact")}},
+        labels={
+            "anomalous": bool(labels) and "harmless" not in labels,
+            **{label: label in labels for label in ("sdh", "edh", "artefact")},
+        },
     )
 
 
 SUBJECTS: dict[str, list[tuple[Any, ...]]] = {
-    "validation": [("v1", 1.0), ("v2", 5.0, "sdh"), ("v3", 2.0), ("v4", 9.0, "artefact"), ("v5", 4.0, "edh")],
+    "validation": [("v1", 1.0), ("v2", 5.0, "sdh"), ("v3", 2.0), ("v4", 9.0, "artefact"), ("v5", 4.0, "edh"),
+                   ("v6", 70.0, "artefact", "harmless")],
     "test": [
         ("t1", 1.0), ("t2", 4.5), ("t3", 3.0), ("t4", 5.0, "sdh"), ("t5", 2.0, "edh", "sdh"), ("t6", 0.5, "artefact"),
-        ("t7", 6.0, "edh"), ("t8", 4.0, "sdh", "artefact"),
+        ("t7", 6.0, "edh"), ("t8", 4.0, "sdh", "artefact"), ("t9", 50.0, "artefact", "harmless"),
     ],
 }  # fmt: skip
 
@@ -158,7 +164,7 @@ def test_who_counts_in_which_figure(cohort: CohortStore, tmp_path: Path) -> None
     )
     assert (found.method, found.split, found.seconds_per_volume) == ("toy", "test", 2.0)
     assert sorted(found.healthy) == [1.0, 3.0, 4.5]
-    # What an artefact spoilt is no case of screening, bleed or not.
+    # What an artefact spoilt is neither a case nor a healthy image, bleed or not.
     assert sorted(found.anomalous) == [2.0, 5.0, 6.0]
     assert found.screening.auroc == pytest.approx((1 + 3 + 3) / 9)
     # The maps of these say the opposite of the scores.
@@ -168,8 +174,8 @@ def test_who_counts_in_which_figure(cohort: CohortStore, tmp_path: Path) -> None
     assert found.types["sdh"].detection.average_precision == pytest.approx(
         sk.average_precision_score([1, 1, 1, 0, 0, 0], [2.0, 4.0, 5.0, 1.0, 3.0, 4.5])
     )
-    assert sorted(found.quality["artefact"].scores) == [0.5, 4.0]
-    assert found.quality["artefact"].detection.auroc == pytest.approx((0 + 2) / 6)
+    assert sorted(found.quality["artefact"].scores) == [0.5, 4.0, 50.0]
+    assert found.quality["artefact"].detection.auroc == pytest.approx((0 + 2 + 3) / 9)
     # Validation: healthy 1 and 2, cases 4 and 5, the artefact left out. Both cases from 4 on.
     point = found.at_validation
     assert point is not None
@@ -187,6 +193,20 @@ def test_a_threshold_is_not_chosen_where_results_are_reported(cohort: CohortStor
     with pytest.raises(SettingError, match="cannot be chosen on the split 'test'"):
         evaluate_images(test, cohort, validation=test)
     partial = ScoreStore(test.path, test.info, [record for record in test.records if record.subject_id != "t3"])
-    with pytest.raises(CohortError, match=r"1 of 8 subjects of the split 'test' were not scored \(t3\)"):
+    with pytest.raises(CohortError, match=r"1 of 9 subjects of the split 'test' were not scored \(t3\)"):
         evaluate_images(partial, cohort)
     assert evaluate_images(test, cohort).at_validation is None
+
+
+@pytest.mark.parametrize(("value", "answer"), [(True, True), (1, True), (1.0, True), (False, False), (0, False)])
+def test_ones_and_zeros_of_a_table_say_yes_and_no(value: float, *, answer: bool) -> None:
+    record = subject("s", "test").model_copy(update={"labels": {"artefact": value}})
+    assert marked(record, "artefact") is answer
+    assert whole([record], ["artefact"]) == ([] if answer else [record])
+    assert marked(record, "edh") is None
+
+
+def test_a_label_that_is_no_answer_is_refused() -> None:
+    record = subject("s", "test").model_copy(update={"labels": {"artefact": "yes"}})
+    with pytest.raises(CohortError, match=r"the label artefact of s is 'yes': expected true or false"):
+        marked(record, "artefact")

@@ -63,3 +63,9 @@ def test_the_floors_hold() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_no_document_has_a_place_left_to_fill_in() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    assert len(documents) > 20
+    assert [path.name for path in documents if "@@" in path.read_text(encoding="utf-8")] == []

@@ -14,7 +14,7 @@ from vesalius.datasets.admission import check_ids, choose_modalities
 from vesalius.datasets.layouts.bids import BidsLayout
 from vesalius.datasets.layouts.manifest import ManifestLayout
 from vesalius.datasets.layouts.raw import RawSubject
-from vesalius.datasets.layouts.tabular import value_of
+from vesalius.datasets.layouts.tabular import labels_of, value_of
 from vesalius.datasets.recipes import RECIPES, recipe_named
 from vesalius.platform.config import override
 from vesalius.platform.errors import CohortError, SettingError
@@ -246,3 +246,15 @@ def test_every_recipe_in_the_table_stands() -> None:
     for name in RECIPES:
         recipe = recipe_named(name)
         assert type(recipe).model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize(("cell", "answer"), [("true", True), ("1", True), ("False", False), ("0", False)])
+def test_what_is_anomalous_is_said_by_ones_and_zeros_too(cell: str, *, answer: bool) -> None:
+    assert labels_of({"label:anomalous": cell, "label:stage": "1"}) == {"anomalous": answer, "stage": 1}
+    assert type(labels_of({"label:anomalous": cell})["anomalous"]) is bool
+
+
+def test_what_is_anomalous_is_not_guessed() -> None:
+    with pytest.raises(CohortError, match="label:anomalous is 'yes': expected true or false"):
+        labels_of({"label:anomalous": "yes"})
+    assert labels_of({"label:anomalous": "n/a"}) == {}

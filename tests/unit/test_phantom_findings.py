@@ -68,6 +68,15 @@ def test_a_finding_changes_its_place_and_nothing_else(kind: Finding) -> None:
     assert changed[subject.lesion].mean() > 0.9
 
 
+@pytest.mark.parametrize("kind", [kind for kind in PLACED if kind != "fracture"])
+def test_of_a_stripped_head_nothing_is_outlined_where_the_image_is_air(kind: Finding) -> None:
+    for seed in (5, 6):
+        subject = made(kind, BRAINS, seed=seed)
+        assert subject.lesion.any()
+        assert not (subject.lesion & ~subject.brain).any()
+        assert subject.image[0][subject.lesion].min() > INTENSITIES["CT"]["air"] + 100
+
+
 @pytest.mark.parametrize("kind", ["intraparenchymal", "subdural", "epidural"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_bleed_is_blood_on_its_side_within_the_skull(kind: Finding, side: str) -> None:

@@ -22,6 +22,7 @@ from vesalius.platform.evaluation import (
     auroc_interval,
     evaluate_structures,
     fleiss_kappa,
+    structure_cases,
     structure_maxima,
 )
 from vesalius.platform.geometry import as_matrix
@@ -151,6 +152,33 @@ def test_a_part_of_the_split_and_what_is_not_there(judged) -> None:  # type: ign
     stranger = StructureTask(name="nose", structures=(Structure(name="nose", label="bleed_left"),))
     with pytest.raises(CohortError, match="has a nose"):
         evaluate_structures(scores, store, [stranger])
+
+
+def test_what_nobody_judged_is_no_case() -> None:
+    def subject(name: str, **labels: bool | int | str) -> SubjectRecord:
+        return SubjectRecord(
+            subject_id=name, split="test", channels=("CT",), shape=SHAPE, spacing_mm=(1, 1, 1),
+            affine=as_matrix(np.eye(4)), labels=labels, structures={"left_hemisphere": 2, "right_hemisphere": 3},
+        )  # fmt: skip
+
+    records = [
+        subject("both", bleed_left=1, bleed_right=False),
+        subject("half", bleed_left=0),
+        subject("unknown"),
+        subject("healthy", anomalous=False),
+        subject("ill", anomalous=True),
+    ]
+    found = [(record.subject_id, one.label, answer) for record, one, answer in structure_cases(records, BOTH)]
+    assert found == [
+        ("both", "bleed_left", True),
+        ("both", "bleed_right", False),
+        ("half", "bleed_left", False),
+        ("healthy", "bleed_left", False),
+        ("healthy", "bleed_right", False),
+    ]
+    assert structure_cases(records, FRACTURE) == []
+    with pytest.raises(CohortError, match="the label bleed_left of odd is 'left': expected true or false"):
+        structure_cases([subject("odd", bleed_left="left")], LEFT)
 
 
 def test_a_structure_is_named_once() -> None:

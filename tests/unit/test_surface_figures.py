@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from vesalius.infra.figures import Curve, CurvePanel, CurvePoint, SurfaceCase, draw_curves, draw_surfaces
+from vesalius.infra.figures.curves import PANEL_INCHES
+from vesalius.infra.figures.surface import _TILE_INCHES as TILE_INCHES
 from vesalius.infra.figures.surface import VIEWS, View, look
 
 if TYPE_CHECKING:
@@ -68,6 +71,11 @@ def test_light_comes_from_the_viewer_and_rays_that_meet_nothing_show_nothing() -
     rows, columns = seen.light.shape
     assert seen.light[rows // 2, columns // 2] > 0.85
     assert np.nanmin(seen.light) < 0.5
+    # It stands above them and to the viewer's right.
+    up, down, left, right = (round(where * size) for size in (rows, columns) for where in (0.3, 0.7))
+    lit = [seen.light[place] for place in ((up, right), (up, left), (down, right), (down, left))]
+    assert lit == sorted(lit, reverse=True)
+    assert np.diff(lit).max() < -0.04, lit
     assert np.isnan(seen.light[0, 0])
     assert np.array_equal(np.isnan(seen.light), np.isnan(seen.error))
     # As large as the ball.
@@ -94,9 +102,18 @@ def test_surfaces_are_drawn(tmp_path: Path) -> None:
     picture = imread(path)[..., :3]
     # Grey above, colours below: of both cases, in every view.
     colourful = np.ptp(picture, axis=2) > 0.2
-    assert colourful.any()
-    assert picture.shape[0] > 2 * 150 * 3
     assert len(VIEWS) == 4
+    # From the top left: a title, then for each case its name and two rows of tiles.
+    inch = picture.shape[1] / (0.15 + 4 * TILE_INCHES + 0.85)
+    for case in range(2):
+        for line in range(2):
+            top = 0.75 + case * (2 * TILE_INCHES + 0.22) + 0.22 + line * TILE_INCHES
+            for column in range(4):
+                left = 0.15 + column * TILE_INCHES
+                ends = (round(end * inch) for start in (top, left) for end in (start + 0.05, start + TILE_INCHES - 0.1))
+                first, last, west, east = ends
+                tile = colourful[first:last, west:east]
+                assert tile.mean() > 0.02 if line else not tile.any(), (case, line, column)
 
 
 def test_curves_are_drawn_with_a_point_a_model(tmp_path: Path) -> None:
@@ -105,5 +122,15 @@ def test_curves_are_drawn_with_a_point_a_model(tmp_path: Path) -> None:
     one = draw_curves(panels[:1], tmp_path / "one.png", title="t", caption="c", across="x", logarithmic=True)
     two = draw_curves(panels, tmp_path / "two.png", title="t", caption="c", across="x", logarithmic=True)
     assert imread(two).shape[1] > 1.5 * imread(one).shape[1]
+    # A rising line in each of the panels, its star the largest mark of all.
+    for path, num in ((one, 1), (two, 2)):
+        ours = np.abs(imread(path)[..., :3] - np.array(to_rgb("#0072B2"))).max(-1) < 0.02
+        legend = round(2.3 * ours.shape[1] / (0.75 + 2.3 + num * PANEL_INCHES[0] + (num - 1) * 0.35))
+        for panel in np.array_split(ours[:, : ours.shape[1] - legend], num, axis=1):
+            columns = np.flatnonzero(panel.any(axis=0))
+            heights = [np.flatnonzero(panel[:, column]).mean() for column in (columns[2], columns[-3])]
+            assert heights[0] > heights[1] + 50
+            thickest = columns[panel[:, columns].sum(axis=0).argmax()]
+            assert (thickest - columns[0]) / (columns[-1] - columns[0]) == pytest.approx(2 / 3, abs=0.06)
     empty = [CurvePanel(title="none", curves=(Curve(name="ours", points=()),))]
     assert imread(draw_curves(empty, tmp_path / "none.png", title="t", caption="c", across="x")).size

@@ -146,6 +146,15 @@ def value_of(text: str) -> Cell | None:
 
 
 def labels_of(cells: Mapping[str, str]) -> dict[str, Cell]:
-    """Return the labels of a row: its known cells in columns named ``label:<name>``."""
+    """Return the labels of a row: its known cells in columns named ``label:<name>``.
+
+    Raises:
+        CohortError: ``label:anomalous`` is neither true (or 1) nor false (or 0): what is anomalous is not trained on.
+    """
     found = {name.removeprefix("label:"): value_of(text) for name, text in cells.items() if name.startswith("label:")}
-    return {name: value for name, value in found.items() if name and value is not None}
+    labels = {name: value for name, value in found.items() if name and value is not None}
+    if "anomalous" in labels:
+        if labels["anomalous"] not in (0, 1):
+            raise CohortError(f"label:anomalous is '{labels['anomalous']}': expected true or false")
+        labels["anomalous"] = bool(labels["anomalous"])
+    return labels

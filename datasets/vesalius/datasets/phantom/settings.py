@@ -61,7 +61,7 @@ class FindingSettings(Settings):
 
     Attributes:
         kind: which.
-        hemisphere: the side that a bleed, a fracture or an operation is on.
+        hemisphere: the side that a bleed, a fracture, an operation or metal is on.
         severity: from the smallest of its kind (0) to the largest (1).
     """
 

@@ -110,7 +110,8 @@ def make_phantom(
             finding=finding,
         )
         tissues, found = set_in(scene)
-        lesion |= found
+        # A catheter runs through the skull; of a stripped head the image shows its part in the brain alone.
+        lesion |= found & tissues.brain if settings.skull_stripped else found
     image = np.empty((len(settings.modalities), *settings.shape), np.float32)
     for channel, modality in enumerate(settings.modalities):
         image[channel] = draw_image(seed, settings, modality, tissues.shares, change, axes)

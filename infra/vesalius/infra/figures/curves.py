@@ -174,5 +174,5 @@ def _mark(axes: Axes, values: Collection[float], *, logarithmic: bool) -> None:
     first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
     ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
     ticks = [tick for tick in ticks if low / 1.5 <= tick <= high * 1.5]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)

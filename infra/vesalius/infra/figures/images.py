@@ -25,6 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _DASHES = ("solid", "dashed", "dashdot", (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 3)), "solid")
 _GROUPS = {"healthy": "#4D4D4D", "lesion": "#D55E00", "quality": "#0072B2"}
 _PANEL = 3.3
+_NAME = 0.175
+"""Height of a line of the names beside ROC curves, in inches."""
 _LEFT, _RIGHT, _TOP, _BOTTOM, _BETWEEN, _DOWN = 0.75, 0.45, 0.85, 0.95, 0.75, 0.9
 _COLUMNS = 3
 
@@ -93,14 +95,14 @@ class KindScores:
 def draw_roc(rows: Sequence[RocRow], path: Path, *, title: str, caption: str) -> Path:
     """Draw one ROC curve a method in one square, with its Youden points."""
     size, beside = 4.6, 3.4
-    width, height = _LEFT + size + beside, _TOP + size + _BOTTOM
+    # The names beside the square may go on below it, and the caption stands below both.
+    below = max(0.0, _NAME * (len(rows) + 2) - size)
+    width, height = _LEFT + size + beside, _TOP + size + below + _BOTTOM
     with style.new_figure(width, height) as figure:
-        axes = figure.add_axes((_LEFT / width, _BOTTOM / height, size / width, size / height))
+        axes = figure.add_axes((_LEFT / width, (_BOTTOM + below) / height, size / width, size / height))
         axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle="dotted")
         for number, row in enumerate(rows):
-            colour = COLOURS[number % len(COLOURS)]
-            # Colours come again with other dashes.
-            dashes = _DASHES[(number + number // len(COLOURS)) % len(_DASHES)]
+            colour, dashes = _look(number)
             label = row.name if row.auroc is None else f"{row.name}   {row.auroc:.2f}"
             if row.interval is not None:
                 label += f" ({row.interval[0]:.2f} to {row.interval[1]:.2f})"
@@ -123,9 +125,8 @@ def draw_precision_recall(
     with _panels(len(panels)) as (figure, every):
         for (name, kinds), axes in zip(panels, every, strict=True):
             for number, kind in enumerate(kinds):
-                colour = COLOURS[number % len(COLOURS)]
+                colour, dashes = _look(number)
                 label = kind.name if kind.average is None else f"{kind.name}   AP {kind.average:.2f}"
-                dashes = _DASHES[number % len(_DASHES)]
                 recall, precision = (0.0, *kind.recall), (kind.precision[0], *kind.precision)
                 # Precision between two points is not on their line: steps, as the average precision counts.
                 axes.step(recall, precision, where="pre", color=colour, linestyle=dashes, linewidth=1.6, label=label)
@@ -185,6 +186,11 @@ def _panels(
             hspace=_DOWN / height,
         )
         yield figure, [figure.add_subplot(grid[divmod(index, num_columns)]) for index in range(num)]
+
+
+def _look(number: int) -> tuple[str, Any]:
+    """Return colour and dashes of a curve: colours come again with other dashes."""
+    return COLOURS[number % len(COLOURS)], _DASHES[(number + number // len(COLOURS)) % len(_DASHES)]
 
 
 def _texts(figure: Figure, title: str, caption: str) -> None:

@@ -24,7 +24,7 @@ _TILE_INCHES = 1.75
 _STEP_MM = 1.0
 _SMOOTH_MM = 1.5
 _LIGHT = np.array([0.45, -0.35, 1.0])
-"""Towards the light in a picture's rows (up), columns (left) and towards the viewer."""
+"""Towards the light: upwards in the picture, to its left (so that this one stands to the right), and to the viewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Seen:
     Attributes:
         light: (rows, columns) in [0, 1].
         error: (rows, columns) the highest error within the mask along the ray, from where it meets it to ``depth_mm``
-            below.
+            below. It is read between voxels, so that within a voxel of the surface what lies outside counts as well.
     """
 
     light: NDArray[np.float64]

@@ -10,6 +10,7 @@
     side_by_side.py  rows at once, a process each
     levels.py      what a table is about, where it is not voxels
     images.py      whole images
+    structures.py  structures of the head
     gallery.py     restorations and maps on one sheet
     table.py       all of it
 """

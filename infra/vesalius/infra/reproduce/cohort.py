@@ -140,7 +140,8 @@ def make_cohorts(
             denser = settings.model_copy(update={"phantom": settings.phantom.model_copy(update={"shape": shape})})
             fine = _phantoms(terminal, folder / f"{name}-finer", denser, recipe, num_tasks)
         what = "findings" if settings.findings else "planted lesions"
-        return _described(protocol, reference, fine, [f"generated heads with {what}, not scans"], "phantoms")
+        differs = [f"generated heads with {what}, not scans", *protocol.phantom_differs]
+        return _described(protocol, reference, fine, differs, "phantoms")
     recipe, differs = _recipe(protocol.recipe, request)
     reference = _raw(terminal, protocol, folder, request, recipe, num_tasks)
     fine = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vesalius.infra.figures import KindCurve, KindScores, RocRow, draw_kinds, draw_precision_recall, draw_roc
 from vesalius.infra.pipeline import score_run
 from vesalius.infra.reproduce.levels import Drawn, Level, Section
-from vesalius.platform.evaluation import ImageFigures, evaluate_images
+from vesalius.platform.evaluation import ImageFigures, evaluate_images, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +24,8 @@ _SCREENING = (
     ("auroc", "AUROC", ".3f"),
     ("map_auroc", "AUROC map", ".3f"),
     ("average_precision", "AP", ".3f"),
+)
+_POINTS = (
     ("sensitivity", "sens", ".2f"),
     ("specificity", "spec", ".2f"),
     ("own_accuracy", "acc*", ".3f"),
@@ -46,7 +48,7 @@ class ImageLevel(Level):
 
     def lacks(self, store: CohortStore) -> str | None:
         """Return what is missing."""
-        found = {record.has_lesion for record in store.subjects(SPLIT)}
+        found = {record.has_lesion for record in whole(store.subjects(SPLIT), self.protocol.quality_labels)}
         if found == {True, False}:
             return None
         lacking = "healthy subject" if True in found else "subject known to be anomalous"
@@ -92,7 +94,10 @@ class ImageLevel(Level):
 
     def sections(self) -> list[Section]:
         """Return screening, and where the paper has them kinds of lesion and quality control."""
-        sections = [Section(title="Screening", columns=_SCREENING)]
+        sections = [
+            Section(title="Screening", columns=_SCREENING),
+            Section(title="Screening at the Youden points", columns=_POINTS),
+        ]
         for title, group, labels in (
             ("Average precision by kind of lesion, against all healthy images", "lesion", self.protocol.lesion_labels),
             ("AUROC of quality control, against all healthy images", "quality", self.protocol.quality_labels),
@@ -130,7 +135,8 @@ class ImageLevel(Level):
             panels,
             out / f"{name}-quality.png",
             title=f"{title}: image scores by kind, {SPLIT} split",
-            caption="A dot an image, a bar the median; logarithm of the score. AUROC against the healthy images.",
+            caption="A dot an image, a bar the median; the logarithm of the score where all are positive. AUROC "
+            "against the healthy images.",
         )
         return drawn
 

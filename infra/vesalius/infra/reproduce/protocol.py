@@ -127,6 +127,7 @@ class Protocol(Settings):
         phantom_recipe: how they are prepared.
         rows: in the paper's order.
         differs: of all rows.
+        phantom_differs: of the phantoms, where they stand in.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Protocol(Settings):
     phantom_recipe: PreparedBy = PreparedBy(name="as_is")
     rows: tuple[Row, ...] = Field(min_length=1)
     differs: tuple[str, ...] = ()
+    phantom_differs: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:

@@ -30,8 +30,11 @@ from vesalius.platform.evaluation import (
     ImageFigures,
     StructureFigures,
     evaluate_structures,
+    marked,
     resampled_onto,
     roc_curve,
+    structure_cases,
+    whole,
 )
 from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from vesalius.infra.reproduce.protocol import Protocol
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunFolder
+    from vesalius.platform.store import SubjectRecord
 
 _NUM_SURFACES = 2
 
@@ -98,44 +102,42 @@ class StructureLevel(Level):
 
     def lacks(self, store: CohortStore) -> str | None:
         """Return what is missing: the structures, or both answers to a question."""
-        records = store.subjects(SPLIT)
-        names = {one.name for task in self.protocol.tasks for one in task.structures}
-        if not any(names & record.structures.keys() for record in records):
+        tasks, records = self.protocol.tasks, self._whole(store)
+        known = {name for record in records for name in record.structures}
+        # A row fails where a single task has no case, and that only after its training.
+        bare = [task for task in tasks if not known & {one.name for one in task.structures}]
+        if bare:
+            names = {one.name for task in bare for one in task.structures}
             return (
                 f"{store.path} holds no {' or '.join(sorted(names))} in its test split: prepare it with "
                 "recipe.structures=ct, or give structure labels of these names"
             )
-        answers = {
-            record.labels.get(one.label) is True
-            for record in records
-            for task in self.protocol.tasks
-            for one in task.structures
-            if one.name in record.structures
-        }
-        if answers == {True, False}:
+        answers = {task.name: {answer for _, _, answer in structure_cases(records, task)} for task in tasks}
+        unknown = sorted({one.label for task in tasks if not answers[task.name] for one in task.structures})
+        if unknown:
+            return f"{store.path} says of no subject of its test split whether it has {' or '.join(unknown)}"
+        if any(found == {True, False} for found in answers.values()):
             return self._images.lacks(store)
-        labels = sorted({one.label for task in self.protocol.tasks for one in task.structures})
-        what = "no subject" if True not in answers else "none but subjects"
+        labels = sorted({one.label for task in tasks for one in task.structures})
+        what = "no subject" if not any(True in found for found in answers.values()) else "none but subjects"
         return f"{store.path} holds {what} with one of the labels {', '.join(labels)} in its test split"
 
     def judge(self, run: RunFolder, cohorts: Cohorts, device: str, progress: Progress) -> StructureFindings:
         """Return the figures; the scores are there already."""
         scores = score_run(run, SPLIT, device=device, progress=progress)
-        quality = self.protocol.quality_labels
-        whole = [
-            record.subject_id
-            for record in cohorts.reference.subjects(SPLIT)
-            if not any(record.labels.get(name) is True for name in quality)
-        ]
+        judged = [record.subject_id for record in self._whole(cohorts.reference)]
         return StructureFindings(
             size=_size(run),
             tasks=evaluate_structures(
-                scores, cohorts.reference, self.protocol.tasks, subjects=whole, progress=progress
+                scores, cohorts.reference, self.protocol.tasks, subjects=judged, progress=progress
             ),
             images=self._images.judge(run, cohorts, device, progress),
             scores=str(scores.path),
             store=str(cohorts.reference.path),
         )
+
+    def _whole(self, store: CohortStore) -> list[SubjectRecord]:
+        return whole(store.subjects(SPLIT), self.protocol.quality_labels)
 
     def numbers(self, found: Any) -> dict[str, Any]:
         """Return the figures by column."""
@@ -200,9 +202,20 @@ class StructureLevel(Level):
                 logarithmic=True,
             )
         over_patches = [row for row in rows if row.found.size.patch_size and row.found.size.width == width]
+        # Calibrated models are others: a curve is of one kind.
+        kind = _commonest([row.found.size for row in over_patches], "kind")
+        over_patches = [row for row in over_patches if row.found.size.kind == kind]
         if len({row.found.size.patch_size for row in over_patches}) > 1:
             drawn["patch size"] = draw_curves(
-                [CurvePanel(title="", curves=tuple(_over_patches(over_patches, t.name) for t in self.protocol.tasks))],
+                [
+                    CurvePanel(
+                        title="",
+                        curves=tuple(
+                            Curve(name=task.name, points=_points(over_patches, "patch_size", task.name))
+                            for task in self.protocol.tasks
+                        ),
+                    )
+                ],
                 out / f"{name}-patches.png",
                 title=f"{title}: AUROC against patch size",
                 caption=f"{SPLIT} split, m = {width}. Bars: 95 %, bootstrap over subjects. Dotted: chance.",
@@ -225,8 +238,9 @@ class StructureLevel(Level):
         label = next(one.label for one in task.structures if one.name == wanted)
         best = max(rows, key=lambda row: row.found.tasks[task.name].auroc or 0.0)
         store, scores = CohortStore.open(best.found.store), ScoreStore.open(Path(best.found.scores))
-        shown = [r for r in store.subjects(SPLIT) if r.labels.get(label) is True and wanted in r.structures]
-        healthy = [r for r in store.subjects(SPLIT) if not r.has_lesion and wanted in r.structures]
+        fit = [record for record in self._whole(store) if wanted in record.structures]
+        shown = [record for record in fit if marked(record, label)]
+        healthy = [record for record in fit if not record.has_lesion]
         cases = []
         for record in (*shown[:_NUM_SURFACES], *healthy[:1]):
             structures = store.structures(record.subject_id)
@@ -285,24 +299,23 @@ def _span(values: Any) -> str:
     return ", ".join(str(value) for value in sorted(set(values)))
 
 
-def _point(x: float, figures: StructureFigures) -> CurvePoint | None:
-    return None if figures.auroc is None else CurvePoint(x=x, y=figures.auroc, interval=figures.interval)
+def _points(rows: Sequence[Drawn], across: str, task: str) -> tuple[CurvePoint, ...]:
+    """Return a point for each value across; of rows that are one model by two names the first is drawn."""
+    points: dict[float, CurvePoint] = {}
+    for row in rows:
+        figures, x = row.found.tasks[task], getattr(row.found.size, across)
+        if figures.auroc is not None:
+            points.setdefault(x, CurvePoint(x=x, y=figures.auroc, interval=figures.interval))
+    return tuple(points.values())
 
 
 def _by_kind(rows: Sequence[Drawn], task: str) -> tuple[Curve, ...]:
     kinds = dict.fromkeys(row.found.size.kind for row in rows)
     curves = []
     for kind in kinds:
-        points = [
-            _point(row.found.size.parameters, row.found.tasks[task]) for row in rows if row.found.size.kind == kind
-        ]
-        curves.append(Curve(name=kind, points=tuple(point for point in points if point is not None)))
+        of_kind = [row for row in rows if row.found.size.kind == kind]
+        curves.append(Curve(name=kind, points=_points(of_kind, "parameters", task)))
     return tuple(curves)
-
-
-def _over_patches(rows: Sequence[Drawn], task: str) -> Curve:
-    points = [_point(row.found.size.patch_size, row.found.tasks[task]) for row in rows]
-    return Curve(name=task, points=tuple(point for point in points if point is not None))
 
 
 def _roc(label: str, figures: StructureFigures) -> RocRow:

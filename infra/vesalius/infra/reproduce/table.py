@@ -109,6 +109,10 @@ def reproduce(
             judged = [done.get(row.label) or Judged(row=row, outcome=Outcome()) for row in rows]
             write_json(out / f"{protocol.name}.json", _document(protocol, cohorts, judged, conditions))
     document = _document(protocol, cohorts, judged, conditions)
+    # Before anything is drawn: a picture that fails must not take the figures of hours with it.
+    document["markdown"] = str(out / f"{protocol.name}.md")
+    write_text(out / f"{protocol.name}.md", markdown(document, protocol.voxel_set))
+    write_json(out / f"{protocol.name}.json", document)
     level = level_of(protocol)
     picture = draw_table(
         cohorts.reference,
@@ -125,9 +129,7 @@ def reproduce(
         to_draw = [Drawn(label=one.row.label, found=one.level) for one in judged if one.level is not None]
         drawn = level.draw(to_draw, out) if to_draw else {}
         document["pictures"] = {name: str(path) for name, path in drawn.items()}
-    document["markdown"] = str(out / f"{protocol.name}.md")
     document["seconds"] = round(time.monotonic() - started, 1)
-    write_text(out / f"{protocol.name}.md", markdown(document, protocol.voxel_set))
     write_json(out / f"{protocol.name}.json", document)
     terminal.result(document, *_say(document, out / f"{protocol.name}.json"))
     failed = [one for one in judged if one.outcome.error is not None]
@@ -238,15 +240,19 @@ def _say(document: Mapping[str, Any], path: Path) -> list[Any]:
     ]
     notes = {row["label"]: "; ".join(said) for row in document["rows"] if (said := tables.row_notes(row))}
     if sections is None:
-        shown: list[Any] = ["", tables.paper_table(document["rows"], f"{title}, {voxels}", evaluation["voxel_set"])]
+        shown: list[Any] = ["", tables.PaperTable(document["rows"], f"{title}, {voxels}", evaluation["voxel_set"])]
     else:
         shown = [
             part
-            for section in sections
+            for number, section in enumerate(sections)
             for part in (
                 "",
-                tables.paper_table(
-                    document["rows"], f"{title}. {section['title']}", evaluation["voxel_set"], section["columns"]
+                tables.PaperTable(
+                    document["rows"],
+                    f"{title}. {section['title']}",
+                    evaluation["voxel_set"],
+                    section["columns"],
+                    timed=number == 0,
                 ),
             )
         ]

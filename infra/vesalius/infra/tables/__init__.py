@@ -16,10 +16,11 @@ from vesalius.infra.tables.choices import describe_settings, deviations, memory,
 from vesalius.infra.tables.forecasts import forecast
 from vesalius.infra.tables.frames import as_time, heading, key_values, listing, pairs, plain_text
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion, readers
-from vesalius.infra.tables.reproduction import paper_table, row_notes
+from vesalius.infra.tables.reproduction import PaperTable, row_notes
 from vesalius.infra.tables.volumes import exported, findings
 
 __all__ = [
+    "PaperTable",
     "as_time",
     "describe_settings",
     "deviations",
@@ -36,7 +37,6 @@ __all__ = [
     "memory",
     "pairs",
     "paper_steps",
-    "paper_table",
     "plain_text",
     "presets",
     "promotion",

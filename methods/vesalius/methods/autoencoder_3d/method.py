@@ -53,7 +53,7 @@ DEVIATIONS = (
     Deviation(
         paper="the error is judged within skull and hemispheres, by its maximum (section 4)",
         here="the volume's number is the maximum within the brain; structures are for the evaluation",
-        why="a method is given the brain's mask and no structure",
+        why="a method is given the masks of brain and head and no structure",
     ),
     SELECTED,
 )

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts import CohortFacts, Collective, Volume
 
 FLOOR = 0.3
-"""Least deviation, as a fraction of its mean: few subjects may agree by chance."""
+"""Least deviation, as a fraction of its mean where there is any: few subjects may agree by chance."""
+_NONE = 1e-6
+"""Deviations up to this are rounding. Air looks alike in every head: the more of it, the lower a mean would be."""
 
 
 class Calibration(nn.Module):
@@ -62,8 +64,10 @@ class Calibration(nn.Module):
         mean = first / num
         deviation = ((second - first * mean) / (num - 1)).clamp(min=0).sqrt()
         self.mean.copy_(mean)
+        some = deviation[deviation > _NONE]
         # Subjects that agree everywhere give no scale of their own.
-        self.deviation.copy_(deviation.clamp(min=max(FLOOR * float(deviation.mean()), 1e-6)))
+        floor = FLOOR * float(some.mean()) if len(some) else _NONE
+        self.deviation.copy_(deviation.clamp(min=floor))
         self._moments = torch.zeros(0)
 
     def apply_to(self, errors_DHW: Tensor, volume: Volume) -> Tensor:

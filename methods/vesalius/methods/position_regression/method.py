@@ -91,13 +91,10 @@ class PositionRegression(Method):
     def _add_errors(self, batch: Batch, update: Update) -> Metrics:
         assert self.calibration is not None  # its stage is there with it alone
         cohort, stride = self.cohort, self.settings.scoring.quick_stride
-        was_training = self.network.training
-        self.network.eval()
         for image in batch.image:
             everywhere = torch.ones(cohort.grid, dtype=torch.bool, device=image.device)
             errors = self._errors(image, cohort.grid, cohort.spacing_mm, everywhere, stride)
             self.calibration.add(errors)
-        self.network.train(was_training)
         return {}
 
     def _follow(self) -> None:

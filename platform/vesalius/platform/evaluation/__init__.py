@@ -11,6 +11,7 @@ from vesalius.platform.evaluation.intervals import (
     bootstrap_intervals,
     paired_bootstrap,
 )
+from vesalius.platform.evaluation.marks import marked, whole
 from vesalius.platform.evaluation.metrics import (
     BestDice,
     PooledFigure,
@@ -37,6 +38,7 @@ from vesalius.platform.evaluation.structures import (
     StructureFigures,
     StructureTask,
     evaluate_structures,
+    structure_cases,
     structure_maxima,
 )
 from vesalius.platform.evaluation.thresholds import Policy, Threshold, fit_threshold
@@ -88,15 +90,18 @@ __all__ = [
     "fleiss_kappa",
     "fpr_at_recall",
     "image_auroc",
+    "marked",
     "mask_dice",
     "operate",
     "paired_bootstrap",
     "precision_recall_curve",
     "resampled_onto",
     "roc_curve",
+    "structure_cases",
     "structure_maxima",
     "subject_histogram",
     "subject_histograms",
     "subject_voxels",
+    "whole",
     "youden_threshold",
 ]

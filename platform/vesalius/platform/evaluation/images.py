@@ -9,6 +9,7 @@ from pydantic import Field
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import CohortError
+from vesalius.platform.evaluation.marks import marked, whole
 from vesalius.platform.evaluation.ranking import (
     Curve,
     Detection,
@@ -54,7 +55,7 @@ class ImageFigures(Settings):
         method: name in the methods' table.
         split: the split that was scored.
         healthy: image scores of healthy subjects.
-        anomalous: image scores of subjects with a finding, those that only a quality label marks left out.
+        anomalous: image scores of subjects with a finding. Images with a quality label are neither.
         screening: the two against each other.
         by_map: the same with one number for every method: the mean of the highest hundredth of its map's brain voxels.
             What a method's own score makes of its map shows beside it.
@@ -98,17 +99,16 @@ def evaluate_images(
         validation: scores of the validation split, which the threshold is chosen on; None chooses none there.
         types: labels of kinds of lesion, each reported against all healthy subjects.
         quality: labels of images that something spoilt or that show an operation. A subject with one of them is no
-            case of screening; each is reported against all healthy subjects.
+            case of screening and, without a finding, no healthy one; each is reported against all healthy subjects.
         bootstrap: resamples behind the intervals; 0 gives none.
         seed: of the resamples.
 
     Raises:
-        CohortError: the split is empty, or a subject was not scored.
+        CohortError: the split is empty, a subject was not scored, or one of these labels is neither true nor false.
         SettingError: ``validation`` is of a split kept for reporting.
     """
     records = _scored(scores, store)
-    healthy = [record for record in records if not record.has_lesion]
-    cases = [record for record in records if record.has_lesion and not _any(record, quality)]
+    cases, healthy = _screened(records, quality)
     values, labels = _together(scores, cases, healthy)
     threshold = None if validation is None else _chosen(validation, store, quality)
     split, options = scores.info.split, {"bootstrap": bootstrap, "seed": seed}
@@ -122,7 +122,7 @@ def evaluate_images(
     def kinds(names: Sequence[str]) -> dict[str, Kind]:
         found = {}
         for name in names:
-            those = [record for record in records if record.labels.get(name) is True]
+            those = [record for record in records if marked(record, name)]
             if those:
                 numbers, marks = _together(scores, those, healthy)
                 found[name] = Kind(
@@ -151,9 +151,15 @@ def evaluate_images(
 
 def _chosen(scores: ScoreStore, store: CohortStore, quality: Sequence[str]) -> float | None:
     refuse_choosing(scores.info.split, "a threshold on image scores")
-    records = _scored(scores, store)
-    cases = [record for record in records if record.has_lesion and not _any(record, quality)]
-    return youden_threshold(*_together(scores, cases, [record for record in records if not record.has_lesion]))
+    return youden_threshold(*_together(scores, *_screened(_scored(scores, store), quality)))
+
+
+def _screened(
+    records: Sequence[SubjectRecord], quality: Sequence[str]
+) -> tuple[list[SubjectRecord], list[SubjectRecord]]:
+    """Return the subjects with a finding and the healthy ones; a spoilt image is neither, whatever it shows."""
+    fit = whole(records, quality)
+    return [record for record in fit if record.has_lesion], [record for record in fit if not record.has_lesion]
 
 
 def _scored(scores: ScoreStore, store: CohortStore) -> list[SubjectRecord]:
@@ -177,10 +183,6 @@ def _highest(scores: ScoreStore, store: CohortStore, record: SubjectRecord) -> f
     brain = store.brain(name)
     inside = np.sort(values[brain] if brain.any() else values.ravel())
     return float(inside[-max(1, round(_TOP_SHARE * inside.size)) :].mean())
-
-
-def _any(record: SubjectRecord, labels: Sequence[str]) -> bool:
-    return any(record.labels.get(name) is True for name in labels)
 
 
 def _together(

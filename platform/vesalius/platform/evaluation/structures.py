@@ -14,12 +14,13 @@ from pydantic import Field, field_validator
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import CohortError
 from vesalius.platform.evaluation.intervals import Interval, auroc_interval
+from vesalius.platform.evaluation.marks import marked
 from vesalius.platform.evaluation.metrics import image_auroc
 from vesalius.platform.evaluation.voxels import resampled_onto
 from vesalius.platform.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,7 +34,7 @@ class Structure(Settings):
 
     Attributes:
         name: in the subjects' structure labels, such as ``left_hemisphere``.
-        label: of the subject, such as ``bleed_left``; one that a subject does not carry counts as no.
+        label: of the subject, such as ``bleed_left``.
     """
 
     name: str
@@ -105,6 +106,28 @@ def structure_maxima(
     }
 
 
+def structure_cases(
+    records: Iterable[SubjectRecord], task: StructureTask
+) -> list[tuple[SubjectRecord, Structure, bool]]:
+    """Return a task's cases: a subject's structure, and whether it is anomalous.
+
+    A structure of which nobody says whether it is anomalous is no case. Of a subject that is labelled as not
+    ``anomalous`` no structure is.
+
+    Raises:
+        CohortError: a label is neither true nor false.
+    """
+    cases = []
+    for record in records:
+        for one in task.structures:
+            answer = marked(record, one.label)
+            if answer is None and marked(record, "anomalous") is False:
+                answer = False
+            if answer is not None and one.name in record.structures:
+                cases.append((record, one, answer))
+    return cases
+
+
 def evaluate_structures(
     scores: ScoreStore,
     store: CohortStore,
@@ -127,10 +150,11 @@ def evaluate_structures(
         progress: called after each subject.
 
     Raises:
-        CohortError: no subject of the split has one of a task's structures, or a subject was not scored.
+        CohortError: no subject of the split has one of a task's structures and a label that says whether it is
+            anomalous, such a label is neither true nor false, or a subject was not scored.
     """
     split = scores.info.split
-    records = [one for one in store.subjects(split) if subjects is None or one.subject_id in set(subjects)]
+    records = [one for one in store.subjects(split) if subjects is None or one.subject_id in subjects]
     missing = [record.subject_id for record in records if record.subject_id not in scores]
     if missing:
         raise CohortError(
@@ -162,16 +186,16 @@ def _figures(
     seed: int,
 ) -> StructureFigures:
     cases = [
-        (record.subject_id, maxima[record.subject_id][one.name], record.labels.get(one.label) is True)
-        for record in records
-        for one in task.structures
+        (record.subject_id, maxima[record.subject_id][one.name], answer)
+        for record, one, answer in structure_cases(records, task)
         if one.name in maxima[record.subject_id]
     ]
     if not cases:
         names = " or ".join(one.name for one in task.structures)
+        labels_asked = " or ".join(one.label for one in task.structures)
         raise CohortError(
-            f"no subject of the split '{split}' of {store.path} has a {names}: prepare it with recipe.structures=ct, "
-            "or give structure labels of these names"
+            f"no subject of the split '{split}' of {store.path} has a {names} and the label {labels_asked}: "
+            "prepare it with recipe.structures=ct, or give structure labels of these names, and label its subjects"
         )
     owners, values, labels = (list(column) for column in zip(*cases, strict=True))
     return StructureFigures(
