@@ -33,7 +33,7 @@ from vesalius.infra.footprint import _batch, footprint_on, made_up_cohort
 from vesalius.methods.autoencoder_3d import Autoencoder3D, Autoencoder3DSettings
 from vesalius.methods.position_regression import PositionRegression, PositionRegressionSettings
 from vesalius.platform.config import override
-from vesalius.platform.training import Alone, TrainingSettings, Updater, choose_device
+from vesalius.platform.training import Alone, TrainingSettings, Updater, choose_device, computing_as
 from vesalius.platform.training.memory import PeakMemory, lay_out
 
 if TYPE_CHECKING:
@@ -88,13 +88,14 @@ def measure_point(point: dict[str, Any]) -> dict[str, Any]:
     update = Updater(stage, Alone(), training, device)
     batch = _batch(method, stage, stage.batch_size).to(device)
     spent = []
-    for _ in range(_STEPS):  # the first makes the optimiser's state
-        begin = time.perf_counter()
-        stage.step(batch, update)
-        stage.after_update()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - begin)
+    with computing_as(training, device):
+        for _ in range(_STEPS):  # the first makes the optimiser's state
+            begin = time.perf_counter()
+            stage.step(batch, update)
+            stage.after_update()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            spent.append(time.perf_counter() - begin)
     found = {
         "method": point["method"],
         "width": point["width"],
