@@ -109,9 +109,7 @@ def die(*given: object) -> None:
 def test_a_machine_that_is_too_small_is_a_sentence(toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
     # What the system does to a process that asks for more than there is.
     monkeypatch.setattr(forecasting, "_forecast", die)
-    with pytest.raises(
-        SettingError, match="ended early, most likely for want of memory: set training"
-    ):
+    with pytest.raises(SettingError, match="ended early, most likely for want of memory: set training"):
         pipeline.forecast("f_anogan", toy_store.path, preset="tiny")
 
 
