@@ -33,7 +33,7 @@ from vesalius.infra.footprint import _batch, footprint_on, made_up_cohort
 from vesalius.methods.autoencoder_3d import Autoencoder3D, Autoencoder3DSettings
 from vesalius.methods.position_regression import PositionRegression, PositionRegressionSettings
 from vesalius.platform.config import override
-from vesalius.platform.training import Alone, TrainingSettings, Updater, choose_device
+from vesalius.platform.training import Alone, TrainingSettings, Updater, choose_device, computing_as
 from vesalius.platform.training.memory import PeakMemory, lay_out
 
 if TYPE_CHECKING:
@@ -88,13 +88,14 @@ def measure_point(point: dict[str, Any]) -> dict[str, Any]:
     update = Updater(stage, Alone(), training, device)
     batch = _batch(method, stage, stage.batch_size).to(device)
     spent = []
-    for _ in range(_STEPS):  # the first makes the optimiser's state
-        begin = time.perf_counter()
-        stage.step(batch, update)
-        stage.after_update()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - begin)
+    with computing_as(training, device):
+        for _ in range(_STEPS):  # the first makes the optimiser's state
+            begin = time.perf_counter()
+            stage.step(batch, update)
+            stage.after_update()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            spent.append(time.perf_counter() - begin)
     found = {
         "method": point["method"],
         "width": point["width"],
@@ -235,17 +236,21 @@ def default_point(**changes: Any) -> dict[str, Any]:
 def test_every_point_is_measured_alone_and_judged() -> None:
     few = {"train": 4, "validation": 1, "test": 6}
     point = default_point(edge=24, patch_size=19, stages=2, device="cpu", threads=1, auroc=True, epochs=1, subjects=few)
-    figures = measure([1, 4], **point)
+    figures = measure([1, 16], **point)
     assert [row["method"] for row in figures["rows"]] == list(CONTENDERS) * 2
     rows = {(row["method"], row["width"]): row for row in figures["rows"]}
     for name in CONTENDERS:
-        narrow, wide = rows[name, 1], rows[name, 4]
+        narrow, wide = rows[name, 1], rows[name, 16]
         assert wide["parameters"] > narrow["parameters"]
         assert 0 < narrow["counted_mib"] < wide["counted_mib"]
-        assert wide["counted_mib"] * 0.5 < wide["peak_mib"] < wide["counted_mib"] * 8 + 200
+        # What libraries take is in both peaks; what the width adds is what was counted, and temporary tensors (1.3 to
+        # 1.6 times as much where this was written).
+        grown = wide["peak_mib"] - narrow["peak_mib"]
+        assert 0.8 < grown / (wide["counted_mib"] - narrow["counted_mib"]) < 2.5
         assert 0 <= narrow["auroc"] <= 1
     # A batch of one volume at a time keeps a quarter of what four do, the weights aside.
-    assert rows[ONE_BY_ONE, 4]["counted_mib"] < rows[VOLUMES, 4]["counted_mib"]
+    assert rows[ONE_BY_ONE, 16]["counted_mib"] < rows[VOLUMES, 16]["counted_mib"]
+    assert rows[ONE_BY_ONE, 16]["peak_mib"] < rows[VOLUMES, 16]["peak_mib"]
     assert [row[PATCHES] for row in figures["ratios"]] == [1.0, 1.0]
 
 

@@ -34,7 +34,7 @@ from vesalius.platform.loading import augmented
 from vesalius.platform.scoring import score_volume, volume_of
 from vesalius.platform.store import CohortStore, SubjectArrays, SubjectRecord
 from vesalius.platform.tables import lookup
-from vesalius.platform.training import Alone, TrainingSettings, Updater, choose_device
+from vesalius.platform.training import Alone, TrainingSettings, Updater, choose_device, computing_as
 from vesalius.platform.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ def measure(names: Sequence[str], preset: str, edge: int, device: torch.device) 
             method = method_type(method_type.presets()[preset], store.facts()).to(device)
             plan = Plan(method, store, training, Alone(), device)
             for index, stage in enumerate(plan.stages):
-                found = _stage(method, plan, index, training, device)
+                with computing_as(training, device):
+                    found = _stage(method, plan, index, training, device)
                 if found:
                     share = found["samples_per_second"] * found["flops_per_sample"] / rate
                     rows.append({"method": name, "stage": stage.name, **found, "share_of_matrix_rate": share})

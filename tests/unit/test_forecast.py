@@ -18,7 +18,7 @@ from vesalius.infra import pipeline
 from vesalius.infra.cli.app import app
 from vesalius.infra.footprint import _batch, footprint_on, made_up_cohort
 from vesalius.infra.pipeline import estimating, forecasting
-from vesalius.infra.pipeline.estimating import estimate
+from vesalius.infra.pipeline.estimating import estimate, mean_step
 from vesalius.methods.f_anogan import FAnoGAN
 from vesalius.methods.position_regression import PositionRegression, PositionRegressionSettings
 from vesalius.methods.vq_vae import VqVae, VqVaeSettings
@@ -26,7 +26,7 @@ from vesalius.platform.config import override
 from vesalius.platform.errors import SettingError
 from vesalius.platform.testing.training_runs import training_settings
 from vesalius.platform.training import Alone, TrainingSettings, Updater
-from vesalius.platform.training.memory import lay_out
+from vesalius.platform.training.memory import is_out_of_memory, lay_out
 from vesalius.platform.training.selection import num_validations
 
 if TYPE_CHECKING:
@@ -109,11 +109,32 @@ def die(*given: object) -> None:
 def test_a_machine_that_is_too_small_is_a_sentence(toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
     # What the system does to a process that asks for more than there is.
     monkeypatch.setattr(forecasting, "_forecast", die)
-    with pytest.raises(SettingError, match=r"more memory than there is here: set training\.checkpoint_activations"):
+    with pytest.raises(SettingError, match="ended early, most likely for want of memory: set training"):
         pipeline.forecast("f_anogan", toy_store.path, preset="tiny")
 
 
-def test_what_cannot_be_allocated_is_the_same_sentence(toy_store: CohortStore) -> None:
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (OSError("can't allocate memory"), False),
+    ],
+)
+def test_a_want_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_a_true_want_of_memory_is_known_by_its_words() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**58)
+    assert is_out_of_memory(caught.value)
+
+
+def test_what_cannot_be_allocated_is_a_sentence_too(toy_store: CohortStore) -> None:
     with pytest.raises(SettingError, match="training f_anogan with these settings takes more memory than there"):
         pipeline.forecast(
             "f_anogan", toy_store.path, preset="tiny", assignments=["method.network.latent_dim=100000000000"]
@@ -205,3 +226,85 @@ def test_a_probe_goes_on_until_each_optimiser_has_stepped(
     called.clear()
     estimate("f_anogan", settings, training, toy_store, ["validation"], 0.0)
     assert (called.count("critic_loss"), called.count("generator_loss")) == (1, 0)
+
+
+def test_a_mean_step_is_of_whole_rounds_and_the_first_does_not_count() -> None:
+    critic, both = ("critic",), ("critic", "generator")
+    # One round: the critic's 2 s stand for its first, slow step too, and the generator comes once in five.
+    assert mean_step([90.0, 2.0, 2.0, 2.0, 7.0], [critic] * 4 + [both], 5) == pytest.approx((4 * 2 + 7) / 5)
+    # Sixteen steps are three rounds, and one that belongs to none.
+    rounds = [critic, *([critic] * 3 + [both, critic]) * 3]
+    assert mean_step([90.0, *([2.0] * 3 + [7.0, 2.0]) * 3], rounds, 5) == pytest.approx((4 * 2 + 7) / 5)
+    assert mean_step([90.0, 1.0, 3.0], [critic] * 3, 1) == 2.0
+    assert mean_step([90.0], [critic], 1) == 90.0
+
+
+def test_a_slow_round_is_timed_with_the_generators_true_share(
+    toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def noted(spent: list[float], kinds: list[tuple[str, ...]], round_length: int) -> float:
+        seen.append((kinds.count(("critic", "generator")), len(kinds)))
+        assert len(spent) == len(kinds)
+        return mean_step(spent, kinds, round_length)
+
+    monkeypatch.setattr(estimating, "mean_step", noted)
+    monkeypatch.setattr(estimating, "_ENOUGH_SECONDS", 0.0)
+    settings = override(FAnoGAN.presets()["tiny"], {"game.critic_steps": 4, "batch_size": 2})
+    estimate("f_anogan", settings, TrainingSettings(threads=1, device="cpu"), toy_store, [], math.inf)
+    assert seen[0] == (1, 4)
+
+
+def test_a_probe_computes_as_training_does(toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor_float: list[tuple[str, bool]] = []
+    true_stage, true_score = estimating._stage_seconds, estimating._score_seconds
+
+    def stage_seconds(*given: Any) -> float:
+        tensor_float.append(("stage", torch.backends.cudnn.allow_tf32))
+        return true_stage(*given)
+
+    def score_seconds(*given: Any, quick: bool) -> float:
+        tensor_float.append(("quick" if quick else "full", torch.backends.cudnn.allow_tf32))
+        return true_score(*given, quick=quick)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(estimating, "_stage_seconds", stage_seconds)
+    monkeypatch.setattr(estimating, "_score_seconds", score_seconds)
+    tiny = pipeline.method_type("autoencoder").presets()["tiny"]
+    for precision, expected in (("fp32", False), ("auto", True)):
+        tensor_float.clear()
+        training = TrainingSettings.model_validate({"device": "cpu", "threads": 1, "precision": precision})
+        estimate("autoencoder", tiny, training, toy_store, ["test"], math.inf)
+        # The scoring that follows training is what the device does by itself.
+        assert tensor_float == [("stage", expected), ("quick", expected), ("full", True)]
+
+
+def test_a_probe_stops_where_the_reduced_scoring_is_too_long_already(
+    toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[bool] = []
+
+    def an_hour(*given: Any, quick: bool) -> float:
+        done.append(quick)
+        return 3600.0
+
+    monkeypatch.setattr(estimating, "_score_seconds", an_hour)
+    tiny = pipeline.method_type("autoencoder").presets()["tiny"]
+    training = TrainingSettings(device="cpu", threads=1)
+    found = estimate("autoencoder", tiny, training, toy_store, ["test"], math.inf, scoring_limit_seconds=60.0)
+    assert (done, found.complete) == ([True], False)
+
+
+def test_the_counted_steps_stay_below_the_number_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    true = FAnoGAN.critic_loss
+
+    def noted(self: FAnoGAN, batch: Any) -> Any:
+        seen.append(batch.step / batch.num_steps)
+        return true(self, batch)
+
+    monkeypatch.setattr(FAnoGAN, "critic_loss", noted)
+    footprint_on(FAnoGAN, FAnoGAN.presets()["tiny"], made_up_cohort((16, 16, 16), 4))
+    assert max(seen) < 1
+    assert len(set(seen)) > 1

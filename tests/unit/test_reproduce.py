@@ -25,7 +25,7 @@ from vesalius.infra.footprint import made_up_cohort
 from vesalius.infra.pipeline import ThresholdRule, estimating, method_type
 from vesalius.infra.pipeline.estimating import Estimate, estimate
 from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
-from vesalius.infra.reproduce.budget import KEEP, choose, fit_epochs, paper_settings, parse_budget, scaled_settings
+from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
 from vesalius.infra.reproduce.cohort import Cohorts, check_request, make_cohorts
 from vesalius.infra.reproduce.levels import level_of
 from vesalius.infra.reproduce.protocol import BASELINES, PreparedBy, Published, Row
@@ -432,8 +432,9 @@ def test_a_choice_says_what_was_scaled(toy_store: CohortStore) -> None:
     assert 0 < scaled.settings["epochs"] <= 100_000
     assert scaled.fraction == pytest.approx(scaled.steps / 150_002)
     assert f"preset tiny, {scaled.steps:,} steps; the paper's settings are 150,002 steps" in scaled.said
-    kept = choose(long, ONE_THREAD, toy_store, splits, 40.0, small=KEEP)
+    kept = choose(long, ONE_THREAD, toy_store, splits, 40.0, small=None)
     assert kept.said.startswith("scaled to 40 s: the paper's networks, ")
+    assert kept.preset == "tiny"  # the row's own, whatever was done to its epochs
     assert {**kept.settings, "epochs": 0} == {**paper_settings(long).model_dump(mode="json"), "epochs": 0}
     atlas = choose(BASELINES[1], ONE_THREAD, toy_store, splits, 40.0)
     assert (atlas.scaled, atlas.said) == (False, f"its defaults (preset paper), {atlas.steps} steps")
@@ -442,7 +443,7 @@ def test_a_choice_says_what_was_scaled(toy_store: CohortStore) -> None:
 def test_a_row_whose_scoring_alone_is_too_long_takes_the_demo_preset(
     toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made_up(name: str, settings: Any, *_: Any, num_volumes: int | None) -> Estimate:
+    def made_up(name: str, settings: Any, *_: Any, num_volumes: int | None, **limits: float) -> Estimate:
         assert (name, num_volumes) == ("implicit_field", 4)
         long = settings == paper_settings(ROW)
         return Estimate(
@@ -459,10 +460,82 @@ def test_a_row_whose_scoring_alone_is_too_long_takes_the_demo_preset(
         )
 
     monkeypatch.setattr("vesalius.infra.reproduce.budget.estimate", made_up)
-    within = choose(ROW, ONE_THREAD, toy_store, ["test"], 60.0, num_volumes=4, small=KEEP)
+    within = choose(ROW, ONE_THREAD, toy_store, ["test"], 60.0, num_volumes=4, small=None)
     assert (within.preset, within.scaled) == ("demo", True)
+    assert within.said.endswith(
+        "; --scale epochs was set aside: with the paper's networks scoring, or what cannot be cut, takes longer"
+    )
     with pytest.raises(SettingError, match="--budget 3 s is too small here"):
-        choose(ROW, ONE_THREAD, toy_store, ["test"], 3.0, num_volumes=4, small=KEEP)
+        choose(ROW, ONE_THREAD, toy_store, ["test"], 3.0, num_volumes=4, small=None)
+
+
+def test_a_row_without_memory_enough_is_scaled_within_a_budget(
+    toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = ROW.model_copy(update={"preset": "tiny", "settings": {"width": 2_000_000}})
+    within = choose(huge, ONE_THREAD, toy_store, ["test"], 40.0, small="tiny")
+    assert (within.preset, within.scaled, within.steps, within.paper_steps) == ("tiny", True, within.paper_steps, 32)
+    assert within.said.endswith("the paper's settings are 32 steps and do not fit this machine's memory")
+    # The networks are to be kept and cannot be: what stands for "demo" here is quick.
+    kind = method_type(huge.method)
+    monkeypatch.setattr(kind, "presets", classmethod(lambda cls: {"tiny": tiny(), "demo": tiny()}))
+    kept = choose(huge, ONE_THREAD, toy_store, ["test"], 40.0, small=None)
+    assert (kept.preset, kept.scaled) == ("demo", True)
+    assert kept.said.endswith("--scale epochs was set aside: the paper's networks do not fit this machine's memory")
+    # Nothing is smaller than what is too large already.
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        choose(huge.model_copy(update={"scaled": {"width": 2_000_000}}), ONE_THREAD, toy_store, ["test"], 40.0)
+
+
+def test_kept_networks_are_not_scored_in_full_where_the_reduced_scoring_is_too_long(
+    toy_store: CohortStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full: list[int] = []
+    true = estimating._score_seconds
+
+    def slow_at_first(method: Any, *given: Any, quick: bool) -> float:
+        if method.settings.width == 40:
+            full.append(1) if not quick else None
+            return 1e6
+        return true(method, *given, quick=quick)
+
+    monkeypatch.setattr(estimating, "_score_seconds", slow_at_first)
+    row = ROW.model_copy(update={"preset": "tiny", "settings": {"width": 40}})
+    monkeypatch.setattr(method_type(row.method), "presets", classmethod(lambda cls: {"tiny": tiny(), "demo": tiny()}))
+    within = choose(row, ONE_THREAD, toy_store, ["test"], 40.0, small=None)
+    assert (within.preset, full) == ("demo", [])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_steps_are_counted_without_the_networks(name: str, toy_store: CohortStore) -> None:
+    import torch
+
+    from vesalius.infra.reproduce import budget
+    from vesalius.platform.training import Alone
+    from vesalius.platform.training.plan import Plan
+
+    row = Row(label=name, method=name, preset="tiny", source="none")
+    kind = method_type(name)
+    if "tiny" not in kind.presets():
+        row = row.model_copy(update={"preset": next(iter(kind.presets()))})
+    settings = paper_settings(row)
+    method = kind(settings, toy_store.facts())
+    true = Plan(method, toy_store, ONE_THREAD, Alone(), torch.device("cpu"))
+    counted = budget._plan(row, settings, toy_store, ONE_THREAD)
+    assert (counted.names, counted.steps) == (true.names, true.steps)
+
+
+@pytest.mark.parametrize(("scale", "small"), [("preset", "demo"), ("epochs", None)])
+def test_scale_says_what_a_budget_does(
+    scale: str, small: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vesalius.infra.reproduce as module
+
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "reproduce", lambda *_, **options: given.append(options))
+    done = call("reproduce", "anovaegan_2018", "--scale", scale, "--out", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert given[0]["small"] == small
 
 
 # ---- data
@@ -672,12 +745,22 @@ def test_a_choice_is_kept_for_as_long_as_what_it_was_made_from(
     for changes, num in (({}, 1), ({}, 1), ({"threads": 2}, 2), ({"num_workers": 2}, 3), ({}, 3)):
         running._choice(row, running.Conditions(**{**plain, **changes}))
         assert len(made) == num, changes
+    # Of kept networks the demo preset is taken where they cannot be kept.
+    kept = running.Conditions(**{**plain, "small": None})
+    running._choice(row, kept)
+    presets = method_type(row.method).presets()
+    with monkeypatch.context() as changed:
+        other = {**presets, "demo": override(presets["demo"], {"epochs": 3})}
+        changed.setattr(method_type(row.method), "presets", classmethod(lambda cls: other))
+        for num in (5, 5):
+            running._choice(row, kept)
+            assert len(made) == num
     # A later version's preset is another one, whatever it is called.
     kind = method_type(row.method)
     later = {name: override(preset, {"epochs": 3}) for name, preset in kind.presets().items()}
     monkeypatch.setattr(kind, "presets", classmethod(lambda cls: later))
     choice = running._choice(row, running.Conditions(**plain))
-    assert (len(made), choice.settings["epochs"]) == (4, 3)
+    assert (len(made), choice.settings["epochs"]) == (6, 3)
 
 
 def test_stopped_between_rows_it_goes_on(

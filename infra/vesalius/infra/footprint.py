@@ -1,13 +1,13 @@
 """How much memory a method takes to train: what can be counted is counted, what autograd keeps is measured.
 
 Parameters, buffers, gradients and optimiser state follow from the networks and their optimisers. What autograd keeps
-between forward and backward depends on the code, so each loss of a stage is run on the CPU on made-up data, and the
-bytes of the tensors it keeps are counted. Where batch statistics are taken over groups of items, the groups pass one
-after the other, and one group is what is run. Otherwise the whole batch passes at once, or as much of it as
-``training.micro_batch_size`` lets, and what it keeps is on the line through one and two items; that of many points
-is on the line through 256 and 512, so that what is kept once, such as normalised weights, counts once. With
-``training.checkpoint_activations`` it is what stays between forward and backward, and what backward computes again of
-the largest segment.
+between forward and backward depends on the code, so each loss of a stage is run on made-up data, on the CPU unless
+another device is named, and the bytes of the tensors it keeps are counted. Where batch statistics are taken over groups
+of items, the groups pass one after the other, and one group is what is run. Otherwise the whole batch passes at once,
+or as much of it as ``training.micro_batch_size`` lets, and what it keeps is on the line through one and two items; that
+of many points is on the line through 256 and 512, so that what is kept once, such as normalised weights, counts once.
+With ``training.checkpoint_activations`` it is what stays between forward and backward, and what backward computes again
+of the largest segment.
 
 It is what training needs on any device in float32, on one worker. Not counted: temporary tensors within an operation,
 the workspaces of libraries, cached volumes, and what scoring takes.
@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 DEFAULT_GRID = (64, 64, 64)
 NUM_SUBJECTS = 40
 _PROBE_POINTS = (256, 512)
-_PROBE_STEPS = 32
 """Points of an item that a loss is run on, where the stage takes more."""
+
+_PROBE_STEPS = 32
+"""Within which each optimiser of a stage steps once; the probe ends with the last one's."""
 
 
 class StageFootprint(Settings):
@@ -246,7 +248,7 @@ def _kept(method: Method, stage: Stage, batch: Batch, *, checkpoints: bool) -> i
     stage.begin()
     # An optimiser may step in every n-th step of its stage alone, and its update be the one that keeps most.
     for step in range(_PROBE_STEPS):
-        stage.step(replace(batch, step=step).to(next(method.parameters()).device), update)
+        stage.step(replace(batch, step=step, num_steps=_PROBE_STEPS).to(next(method.parameters()).device), update)
         if not update.waiting:
             break
     method.load_state_dict(before)

@@ -40,11 +40,17 @@ def reproduce(
         Literal["preset", "epochs"],
         typer.Option(
             help="What a budget does to a row that is too long: take the method's demo preset and as many epochs as "
-            "fit, or keep the paper's networks and cut the epochs alone (where scoring fits)."
+            "fit, or keep the paper's networks and cut the epochs alone (where memory and scoring allow; one volume "
+            "is scored with the paper's settings to find out, however long that takes)."
         ),
     ] = "preset",
     at_once: Annotated[
-        int, typer.Option(min=1, help="Rows side by side, each in a process of its own that shares the device.")
+        int,
+        typer.Option(
+            min=1,
+            help="Rows side by side, each in a process of its own that shares the device. Cores are shared out evenly, "
+            "and a run is of its number of threads: with another number, or other --row, rows begin anew.",
+        ),
     ] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Ray Train workers of a row; 0 trains without Ray.")] = 0,
     device: DeviceOption = "auto",
@@ -59,7 +65,9 @@ def reproduce(
     healthy training subjects and outlined lesions among the test subjects. A row that fails says why and the others go
     on; the exit code is then 1. Stopped, the same command goes on where it was.
     """
-    with Terminal(as_json, resume_hint="run the same command again: what is finished is kept") as terminal:
+    with Terminal(
+        as_json, resume_hint="run the same command again, all its options included: what is finished is kept"
+    ) as terminal:
         from vesalius.infra.reproduce import DataRequest
         from vesalius.infra.reproduce import reproduce as reproduce_table
 
@@ -80,5 +88,5 @@ def reproduce(
             at_once=at_once,
             num_workers=workers,
             device=device,
-            small="demo" if scale == "preset" else "paper",
+            small="demo" if scale == "preset" else None,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import statistics
 import time
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ from vesalius.platform.cluster import available_cores
 from vesalius.platform.config import Settings
 from vesalius.platform.loading import augmented
 from vesalius.platform.scoring import score_volume, volume_of
-from vesalius.platform.training import Alone, Updater, choose_device
+from vesalius.platform.training import Alone, Updater, choose_device, computing_as
 from vesalius.platform.training.memory import PeakMemory, lay_out
 from vesalius.platform.training.plan import Plan
 from vesalius.platform.training.selection import num_validations
@@ -95,14 +97,14 @@ def estimate(
     limit_seconds: float,
     *,
     num_volumes: int | None = None,
+    scoring_limit_seconds: float = math.inf,
 ) -> Estimate:
-    """Time a method with these settings; stop as soon as it is seen to take longer than the limit.
+    """Time a method with these settings; stop as soon as it is seen to take longer than a limit.
 
     The probe trains a method of its own, in this process alone (what several workers or other processes take is not in
-    it), and leaves nothing behind. Scoring comes last, with the
-    reduced settings and in full where those leave room: a restoration of hundreds of steps is not begun to find out
-    that training alone is too long. A stage over the validation split may itself restore at every step, so that the
-    reduced scoring comes before it.
+    it), and leaves nothing behind. Scoring comes last, with the reduced settings and in full where those leave room: a
+    restoration of hundreds of steps is not begun to find out that training alone is too long. A stage over the
+    validation split may itself restore at every step, so that the reduced scoring comes before it.
 
     Args:
         name: of the method.
@@ -112,15 +114,18 @@ def estimate(
         splits: those to be scored.
         limit_seconds: for training and scoring together.
         num_volumes: to be scored; all of the splits where None.
+        scoring_limit_seconds: for scoring alone; where the reduced settings pass it, the full ones are not tried.
 
     Raises:
         SettingError: the method does not fit the cohort.
         DivergenceError: it already failed in its first steps.
     """
-    with _undisturbed(training.threads or available_cores()):
+    device = choose_device(training.device)
+    limits = (limit_seconds, scoring_limit_seconds)
+    with _undisturbed(training.threads or available_cores(), device):
         kind = method_type(name)
         method = kind(settings, store.facts(any_grid=kind.any_grid))
-        return _probe(method, training, store, splits, limit_seconds, num_volumes)
+        return _probe(method, training, store, splits, limits, num_volumes, device)
 
 
 def _probe(
@@ -128,10 +133,11 @@ def _probe(
     training: TrainingSettings,
     store: CohortStore,
     splits: Sequence[str],
-    limit_seconds: float,
+    limits: tuple[float, float],
     num_volumes: int | None,
+    device: torch.device,
 ) -> Estimate:
-    device = choose_device(training.device)
+    limit_seconds, scoring_limit_seconds = limits
     peak = PeakMemory(device)
     lay_out(method, training, device)
     plan = Plan(method, store, training, Alone(), device)
@@ -156,43 +162,52 @@ def _probe(
     order: list[int | None] = list(range(len(plan.stages)))
     stage_splits = [stage.split for stage in plan.stages]
     order.insert(stage_splits.index("validation") if "validation" in stage_splits else len(stage_splits), None)
-    for index in order:
-        if index is None:
-            quick = _score_seconds(method, store, sample, device, quick=True)
-            found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
-        else:
-            stage = plan.stages[index]
-            peak.begin()
-            seconds = _stage_seconds(method, plan, index, training, device, limit_seconds)
-            found = found.model_copy(
-                update={
-                    "step_seconds": {**found.step_seconds, stage.name: seconds},
-                    "peak_bytes": {**found.peak_bytes, stage.name: peak.read()},
-                }
-            )
-        if found.total_seconds > limit_seconds:
-            return found
+    # Validation passes, too, compute as training does; what is scored after it does not.
+    with computing_as(training, device):
+        for index in order:
+            if index is None:
+                quick = _score_seconds(method, store, sample, device, quick=True)
+                found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
+            else:
+                stage = plan.stages[index]
+                peak.begin()
+                seconds = _stage_seconds(method, plan, index, training, device, limit_seconds)
+                found = found.model_copy(
+                    update={
+                        "step_seconds": {**found.step_seconds, stage.name: seconds},
+                        "peak_bytes": {**found.peak_bytes, stage.name: peak.read()},
+                    }
+                )
+            if found.total_seconds > limit_seconds or found.scoring_seconds > scoring_limit_seconds:
+                return found
     peak.begin()
     full = _score_seconds(method, store, sample, device, quick=False)
     return found.model_copy(update={"volume_seconds": full, "scoring_peak_bytes": peak.read(), "complete": True})
 
 
 class _Noting(Updater):
-    """An update that notes which optimisers have stepped: some do in every n-th step of their stage alone."""
+    """An update that notes which optimisers have stepped: some do in every n-th step of their stage alone.
+
+    Attributes:
+        waiting: those that have not yet.
+        stepped: those of the step in progress, in order.
+    """
 
     def __init__(self, stage: Stage, training: TrainingSettings, device: torch.device) -> None:
         super().__init__(stage, Alone(), training, device)
         self.waiting = set(stage.optimizers)
+        self.stepped: list[str] = []
 
     def __call__(self, optimizer: str, loss: Callable[[Batch], LossSum], batch: Batch) -> float:
         self.waiting.discard(optimizer)
+        self.stepped.append(optimizer)
         return super().__call__(optimizer, loss, batch)
 
 
 def _stage_seconds(
     method: Method, plan: Plan, index: int, training: TrainingSettings, device: torch.device, limit_seconds: float
 ) -> float:
-    """Return the seconds of a step, 0 where there is none; the first, which warms up, counts only where it is alone."""
+    """Return the seconds of a step, 0 where there is none."""
     stage = plan.stages[index]
     method.eval().requires_grad_(False)
     for module in stage.trains:
@@ -200,6 +215,8 @@ def _stage_seconds(
     update = _Noting(stage, training, device)
     stage.begin()
     spent: list[float] = []
+    kinds: list[tuple[str, ...]] = []
+    round_length = 1
     start = begun = time.perf_counter()
     # What is solved at the end of a stage over training subjects may need more than one batch: a deviation has none of
     # a single subject. A step of a stage over the validation split may be thousands of passes, and one has to do.
@@ -209,12 +226,16 @@ def _stage_seconds(
         # Broken off, its readers stop here and not when it is forgotten.
         stack.callback(getattr(batches, "close", lambda: None))
         for batch in batches:
+            waited, update.stepped = bool(update.waiting), []
             stage.step(augmented(batch.to(device)), update)
             stage.after_update()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             now = time.perf_counter()
             spent.append(now - start)
+            kinds.append(tuple(update.stepped))
+            if waited and not update.waiting:
+                round_length = len(spent)
             start = now
             # One optimiser's step may be the dear one; not waited for where it is too long without it already.
             known = not update.waiting or sum(spent) / len(spent) * plan.steps[index] > limit_seconds
@@ -225,12 +246,32 @@ def _stage_seconds(
         # An optional stage whose split holds no subject for it: in earnest, too, its end comes without a step.
         stage.finish(Alone())
         return 0.0
-    mean = sum(spent[1:]) / (len(spent) - 1) if len(spent) > 1 else spent[0]
+    mean = mean_step(spent, kinds, round_length)
     if stage.optimizers:
         return mean
     # What is fitted at the stage's end is fitted to a few steps here, and to all of them in earnest.
     stage.finish(Alone())
     return mean + (time.perf_counter() - start) / len(spent)
+
+
+def mean_step(spent: Sequence[float], kinds: Sequence[tuple[str, ...]], round_length: int) -> float:
+    """Return the mean seconds of a step, over whole rounds.
+
+    The first step warms up: its time stands for itself only where no other was of its kind.
+
+    Args:
+        spent: seconds of each step.
+        kinds: the optimisers that stepped in it.
+        round_length: steps until each optimiser has stepped once: one of the generator to five of the critic.
+    """
+    of_kind = {
+        kind: statistics.fmean(
+            [seconds for seconds, other in zip(spent[1:], kinds[1:], strict=True) if other == kind] or [spent[0]]
+        )
+        for kind in set(kinds)
+    }
+    whole = len(kinds) - len(kinds) % round_length
+    return statistics.fmean(of_kind[kind] for kind in kinds[-whole:])
 
 
 def _score_seconds(
@@ -242,8 +283,8 @@ def _score_seconds(
 
 
 @contextlib.contextmanager
-def _undisturbed(num_threads: int) -> Iterator[None]:
-    """Compute with as many threads as training will, and leave torch's generator and threads as they were.
+def _undisturbed(num_threads: int, device: torch.device) -> Iterator[None]:
+    """Compute with as many threads as training will, and leave torch's generators and threads as they were.
 
     What a stage would log of its result is held back: after a few steps it has none.
     """
@@ -251,7 +292,7 @@ def _undisturbed(num_threads: int) -> Iterator[None]:
     torch.set_num_threads(num_threads)
     logging.disable(logging.WARNING)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         logging.disable(silenced)

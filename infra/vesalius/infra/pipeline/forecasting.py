@@ -12,8 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vesalius.infra.footprint import Footprint, footprint_on
 from vesalius.infra.pipeline.estimating import Estimate, estimate
 from vesalius.infra.pipeline.training import choose_settings, method_type
@@ -22,6 +20,7 @@ from vesalius.platform.contracts import bfloat16_pays
 from vesalius.platform.errors import SettingError
 from vesalius.platform.store import CohortStore
 from vesalius.platform.training import choose_device, stage_subjects
+from vesalius.platform.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +28,11 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts import MethodSettings
     from vesalius.platform.store import Place
     from vesalius.platform.training import TrainingSettings
+
+_LESS = (
+    "set training.checkpoint_activations=true, a small training.micro_batch_size (or group_size, where the method has "
+    "batch statistics), or a smaller network"
+)
 
 
 class Forecast(Settings):
@@ -68,17 +72,21 @@ def forecast(name: str, store: Place, *, preset: str = "paper", assignments: Seq
         try:
             return pool.submit(_forecast, name, settings, training, store).result()
         except BrokenProcessPool:
-            raise SettingError(_not_enough(name)) from None
+            # The system ends a process without a word; so does a defect in a library.
+            raise SettingError(
+                f"the process that tried {name} out ended early, most likely for want of memory: {_LESS}"
+            ) from None
 
 
 def _forecast(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> Forecast:
     try:
         return _measured(name, settings, training, place)
     except (RuntimeError, MemoryError) as error:
-        # Of torch's errors CUDA's has a class of its own; that of the CPU is told by its words.
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        raise SettingError(_not_enough(name)) from None
+        raise SettingError(
+            f"training {name} with these settings takes more memory than there is here: {_LESS}"
+        ) from None
 
 
 def _measured(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> Forecast:
@@ -98,14 +106,6 @@ def _measured(name: str, settings: MethodSettings, training: TrainingSettings, p
         precision="bf16" if bf16 else "fp32",
         counted=counted,
         probed=probed,
-    )
-
-
-def _not_enough(name: str) -> str:
-    return (
-        f"training {name} with these settings takes more memory than there is here: set "
-        "training.checkpoint_activations=true, a small training.micro_batch_size (or group_size, where the method has "
-        "batch statistics), or a smaller network"
     )
 
 

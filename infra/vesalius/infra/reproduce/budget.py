@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vesalius.infra.pipeline import method_type
 from vesalius.infra.pipeline.estimating import estimate
@@ -12,10 +15,11 @@ from vesalius.infra.tables import as_time
 from vesalius.platform.config import Settings, flatten, override
 from vesalius.platform.errors import SettingError
 from vesalius.platform.training import Alone, choose_device
+from vesalius.platform.training.memory import is_out_of_memory
 from vesalius.platform.training.plan import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vesalius.infra.pipeline.estimating import Estimate
     from vesalius.infra.reproduce.protocol import Row
@@ -26,9 +30,6 @@ if TYPE_CHECKING:
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BUDGET = re.compile(r"(?:\d+(?:\.\d+)?(?:s|min|m|h|d))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(s|min|m|h|d)")
-KEEP = "paper"
-"""In place of the preset to be scaled: the row's own settings stay as far as they can, and epochs alone are cut."""
-
 _HEADROOM = 0.85
 """Of the budget that settings are scaled to: a machine is never as quiet as while it is probed."""
 
@@ -80,15 +81,15 @@ def paper_settings(row: Row) -> MethodSettings:
     return override(presets[row.preset], row.settings)
 
 
-def scaled_settings(row: Row, small: str = "demo") -> MethodSettings:
+def scaled_settings(row: Row, small: str | None = "demo") -> MethodSettings:
     """Return a row's settings scaled down: its method's ``demo`` preset, made this row's by ``scaled``.
 
-    ``small`` is another preset, or :data:`KEEP` for the row's own settings.
+    ``small`` is another preset, or None for the row's own settings, of which epochs alone are to be cut.
 
     Raises:
         SettingError: the method or a setting is not known here.
     """
-    if small == KEEP:
+    if small is None:
         return paper_settings(row)
     presets = method_type(row.method).presets()
     return override(presets.get(small, paper_settings(row)), row.scaled)
@@ -102,7 +103,7 @@ def choose(
     budget_seconds: float | None,
     *,
     num_volumes: int | None = None,
-    small: str = "demo",
+    small: str | None = "demo",
 ) -> Choice:
     """Return what a row is trained with.
 
@@ -113,45 +114,66 @@ def choose(
         splits: those to be scored.
         budget_seconds: for training and scoring; None takes the paper's settings as they stand.
         num_volumes: to be scored; all of the splits where None.
-        small: the preset of the methods that is scaled, or :data:`KEEP`; where that cannot be, ``demo``.
+        small: the preset of the methods that is scaled; None keeps the row's own settings and cuts the epochs alone,
+            and where that cannot be takes ``demo``.
 
     Raises:
         SettingError: not one step of each stage and the scoring fit; says what they take.
+        RuntimeError: what is to be scaled does not fit the memory either.
     """
     paper = paper_settings(row)
+    plan = _plan(row, paper, store, training)
     if budget_seconds is None:
-        return _as_they_stand(row, paper, _steps(row, paper, store, training))
+        return _as_they_stand(row, paper, plan.total)
     start = scaled_settings(row, small)
-    # What is to be scaled is probed to its end; else the probe stops as soon as the paper's settings do not fit.
-    limit = math.inf if start == paper else budget_seconds
-    whole = estimate(row.method, paper, training, store, splits, limit, num_volumes=num_volumes)
-    paper_steps = sum(whole.steps.values())
-    if whole.complete and whole.total_seconds <= budget_seconds:
-        return _as_they_stand(row, paper, paper_steps)
+
+    def probe(settings: MethodSettings, limit_seconds: float) -> Estimate:
+        return estimate(
+            row.method,
+            settings,
+            training,
+            store,
+            splits,
+            limit_seconds,
+            num_volumes=num_volumes,
+            scoring_limit_seconds=budget_seconds,
+        )
+
+    def not_kept(why: str) -> Choice:
+        instead = choose(row, training, store, splits, budget_seconds, num_volumes=num_volumes)
+        said = f"{instead.said}; --scale epochs was set aside: {why}"
+        return instead.model_copy(update={"said": said}) if instead.scaled else instead
+
+    # What is to be scaled is probed to its end, unless its scoring alone is too long; else the probe stops as soon as
+    # the paper's settings do not fit.
+    whole = _within_memory(lambda: probe(paper, math.inf if start == paper else budget_seconds))
+    if whole is not None and whole.complete and whole.total_seconds <= budget_seconds:
+        return _as_they_stand(row, paper, plan.total)
+    if whole is None and small is None:
+        return not_kept("the paper's networks do not fit this machine's memory")
     # The limit is for the stop of a hopeless probe alone: epochs can be cut, so that only a single step has to fit.
-    probed = whole
-    if start != paper:
-        probed = estimate(row.method, start, training, store, splits, math.inf, num_volumes=num_volumes)
+    probed = whole if whole is not None and start == paper else probe(start, math.inf)
+    learning_steps = sum(num for stage, num in zip(plan.stages, plan.steps, strict=True) if stage.optimizers)
     try:
-        settings = fit_epochs(start, paper, probed, budget_seconds, whole.learning_steps)
+        settings = fit_epochs(start, paper, probed, budget_seconds, learning_steps)
     except SettingError:
-        if small != KEEP:
+        if small is not None:
             raise
-        # The paper's scoring, or a stage that cannot be cut, is too long for any number of epochs.
-        return choose(row, training, store, splits, budget_seconds, num_volumes=num_volumes)
-    steps = _steps(row, settings, store, training)
-    at_least = "more than " if not whole.complete else ""
+        return not_kept("with the paper's networks scoring, or what cannot be cut, takes longer")
+    steps = _plan(row, settings, store, training).total
+    would = "do not fit this machine's memory"
+    if whole is not None:
+        would = f"would take {'' if whole.complete else 'more than '}{as_time(whole.total_seconds)} here"
     return Choice(
-        preset=small,
+        preset=row.preset if small is None else small,
         settings=settings.model_dump(mode="json"),
         scaled=True,
         steps=steps,
-        paper_steps=paper_steps,
-        fraction=steps / paper_steps,
+        paper_steps=plan.total,
+        fraction=steps / plan.total,
         said=f"scaled to {as_time(budget_seconds)}: "
-        + ("the paper's networks" if small == KEEP else f"preset {small}")
-        + f", {steps:,} steps; the paper's settings are {paper_steps:,} steps and would take "
-        f"{at_least}{as_time(whole.total_seconds)} here",
+        + ("the paper's networks" if small is None else f"preset {small}")
+        + f", {steps:,} steps; the paper's settings are {plan.total:,} steps and {would}",
     )
 
 
@@ -215,6 +237,21 @@ def _whole(epochs: float) -> float:
     return float(f"{math.floor(epochs / scale + 1e-9) * scale:.3g}")
 
 
-def _steps(row: Row, settings: MethodSettings, store: CohortStore, training: TrainingSettings) -> int:
-    method = method_type(row.method)(settings, store.facts())
-    return Plan(method, store, training, Alone(), choose_device(training.device)).total
+def _plan(row: Row, settings: MethodSettings, store: CohortStore, training: TrainingSettings) -> Plan:
+    # Shapes alone: networks that do not fit the memory have a number of steps, too.
+    with torch.device("meta"):
+        method = method_type(row.method)(settings, store.facts())
+        return Plan(method, store, training, Alone(), choose_device(training.device))
+
+
+def _within_memory(probe: Callable[[], Estimate]) -> Estimate | None:
+    """Return what is probed, or None where there is not memory enough for it."""
+    try:
+        return probe()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Here the error is gone, and with its frames whatever they held: the next probe has all of it.
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None

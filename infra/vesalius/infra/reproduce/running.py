@@ -16,6 +16,7 @@ from vesalius.platform.config import Settings, digest, validate
 from vesalius.platform.errors import DiskSpaceError, RunError, VesaliusError
 from vesalius.platform.runs import find_run
 from vesalius.platform.training import Checkpoints, TrainingSettings
+from vesalius.platform.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +49,8 @@ class Conditions:
         num_workers: Ray Train workers; 0 trains in this process.
         device: cpu, cuda or auto.
         threads: of CPU, of one worker; None shares out the machine's cores.
-        small: the preset that is scaled to the budget.
+        small: the preset that is scaled to the budget; None cuts the epochs of each row's own settings alone.
+        at_once: rows that share this machine.
     """
 
     protocol: Protocol
@@ -59,7 +61,8 @@ class Conditions:
     num_workers: int
     device: str
     threads: int | None
-    small: str
+    small: str | None
+    at_once: int = 1
 
     def store_of(self, row: Row) -> CohortStore:
         """Return the store that a row is trained on."""
@@ -155,9 +158,9 @@ def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
     except DiskSpaceError:
         raise
     except (VesaliusError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, VesaliusError) and not _is_out_of_memory(error):
+        if not isinstance(error, VesaliusError) and not is_out_of_memory(error):
             raise
-        said = _sentence(error)
+        said = _sentence(error, conditions)
         terminal.warn(f"{row.label}: {said}")
         return Judged(row=row, outcome=outcome.model_copy(update={"error": said}))
     minutes = training_seconds(run) / 60
@@ -165,16 +168,15 @@ def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
     return Judged(row=row, outcome=outcome, run=run, figures=figures, level=found)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch has a type for CUDA's memory alone; of the CPU's it says so in words.
-    words = ("can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, conditions: Conditions) -> str:
     if isinstance(error, VesaliusError):
         return " ".join(str(error).split())
-    return "this machine has not memory enough for it: give a budget, which scales it down, or coarser data"
+    ways = ["coarser data"]
+    if conditions.at_once > 1:
+        ways.insert(0, f"fewer than {conditions.at_once} rows at once")
+    if conditions.budget_seconds is None:
+        ways.insert(0, "a budget, which scales it down")
+    return f"this machine has not memory enough for it: give {' or '.join(ways)}"
 
 
 def training_seconds(run: RunFolder) -> float:
@@ -202,6 +204,8 @@ def _choice(row: Row, conditions: Conditions) -> Choice:
             conditions.small,
             paper_settings(row).model_dump(mode="json"),
             scaled_settings(row, conditions.small).model_dump(mode="json"),
+            # What is taken where the row's own settings cannot be kept.
+            *([scaled_settings(row).model_dump(mode="json")] if conditions.small is None else []),
         ]
     )
     path = conditions.out / "choices" / f"{conditions.protocol.name}-{slug(row.label)}-{key[:8]}.json"

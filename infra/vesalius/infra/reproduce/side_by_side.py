@@ -6,6 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
+import time
 import traceback
 from collections import deque
 from multiprocessing.connection import Connection, wait
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from vesalius.infra.console import Terminal
 from vesalius.infra.reproduce.running import Judged, Outcome, run_row, slug
 from vesalius.platform.errors import DiskSpaceError
+from vesalius.platform.loading import memory_shared_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,23 +26,26 @@ if TYPE_CHECKING:
     from vesalius.infra.reproduce.protocol import Row
     from vesalius.infra.reproduce.running import Conditions
 
+_SECONDS_TO_END = 5.0
+"""For the rows' processes after Ctrl-C, which has reached them too: each has an end to write."""
 
-def run_rows(terminal: Terminal, rows: Sequence[Row], conditions: Conditions, at_once: int) -> Iterator[Judged]:
-    """Yield the rows as they are done, ``at_once`` at a time; what each says on the way goes to ``OUT/logs/ROW.log``.
 
-    A row that fails, or whose process dies, is told as failed, and the others go on.
+def run_rows(terminal: Terminal, rows: Sequence[Row], conditions: Conditions) -> Iterator[Judged]:
+    """Yield the rows as they are done; what each says on the way goes to ``OUT/logs/ROW.log``.
+
+    A row that fails, or whose process dies, is told as failed, and the others go on. Where this process is killed, the
+    rows' end too.
 
     Args:
         terminal: where progress is shown.
         rows: to be run, in this order.
-        conditions: of all of them; ``threads`` is a row's.
-        at_once: processes.
+        conditions: of all of them; ``threads`` is a row's, and ``at_once`` says how many run side by side.
 
     Raises:
         DiskSpaceError: there is no room, for any row.
         KeyboardInterrupt: what is done is kept; the same call goes on.
     """
-    logs = conditions.out / "logs"
+    logs, at_once = conditions.out / "logs", conditions.at_once
     logs.mkdir(parents=True, exist_ok=True)
     waiting = deque(rows)
     running: dict[Connection, tuple[Row, Path, BaseProcess]] = {}
@@ -61,6 +67,11 @@ def run_rows(terminal: Terminal, rows: Sequence[Row], conditions: Conditions, at
                         terminal.warn(f"{row.label}: {judged.outcome.error}")
                     progress(len(rows) - len(waiting) - len(running), len(rows), row.label)
                     yield judged
+    except KeyboardInterrupt:
+        until = time.monotonic() + _SECONDS_TO_END
+        for *_, process in running.values():
+            process.join(max(0.0, until - time.monotonic()))
+        raise
     finally:
         # Interrupted, or given up by the caller: checkpoints are whole whenever a process is ended.
         for *_, process in running.values():
@@ -89,7 +100,7 @@ def _received(answer: Connection, row: Row, log: Path) -> Judged:
     with answer:
         try:
             said = answer.recv()
-        except EOFError:
+        except (EOFError, OSError):  # nothing, or a part of the message
             return Judged(
                 row=row, outcome=Outcome(error=f"its process ended early, for want of memory or by a defect: see {log}")
             )
@@ -101,7 +112,12 @@ def _received(answer: Connection, row: Row, log: Path) -> Judged:
 
 def _run_alone(row: Row, conditions: Conditions, log: Path, told: Connection) -> None:
     """Run a row in this process, all that it says going to its log, and tell what became of it."""
-    with log.open("a", encoding="utf-8") as file, _all_output_to(file.fileno()):
+    _end_with_parent()
+    with (
+        log.open("a", encoding="utf-8") as file,
+        _all_output_to(file.fileno()),
+        memory_shared_by(conditions.at_once),
+    ):
         try:
             told.send(run_row(Terminal(as_json=False), row, conditions))
         except DiskSpaceError as error:
@@ -111,6 +127,22 @@ def _run_alone(row: Row, conditions: Conditions, log: Path, told: Connection) ->
         except BaseException:
             traceback.print_exc()  # a defect: it belongs to the rest of what this row has said
             sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent is no more: killed, it cannot end its children by itself.
+
+    One left behind would hold the device's memory and its run's lock, and the same command could not go on.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return  # called in the first process of all
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), name="parent", daemon=True).start()
 
 
 @contextlib.contextmanager

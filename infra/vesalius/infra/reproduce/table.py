@@ -45,7 +45,7 @@ def reproduce(
     device: str = "auto",
     threads: int | None = None,
     phantom: CohortSettings | None = None,
-    small: str = "demo",
+    small: str | None = "demo",
 ) -> None:
     """Reproduce a paper's table below ``out``; what an earlier call finished is found and reused.
 
@@ -62,8 +62,8 @@ def reproduce(
         device: cpu, cuda or auto.
         threads: of CPU, of one worker; None shares out the machine's cores.
         phantom: other phantoms than the protocol's.
-        small: the preset that is scaled to the budget; ``paper`` keeps the paper's settings as far as
-            they can be kept and cuts the epochs alone.
+        small: the preset that is scaled to the budget; None keeps the paper's settings as far as they can be kept and
+            cuts the epochs alone.
 
     Raises:
         SettingError: an unknown paper or row, a budget that is none, data that are none.
@@ -79,6 +79,7 @@ def reproduce(
     choose_device(_checked(device), "--device")
     if out.exists() and not out.is_dir():
         raise SettingError(f"--out {out} is a file: give a folder")
+    at_once = min(at_once, len(rows))
     finer = next((row.finer for row in rows if row.finer is not None), None)
     num_tasks = min(4, cluster.available_cores()) if num_workers else 0
     with contextlib.ExitStack() as stack:
@@ -96,9 +97,10 @@ def reproduce(
             device=device,
             threads=threads or (max(1, cluster.available_cores() // at_once) if at_once > 1 else None),
             small=small,
+            at_once=at_once,
         )
         found = (
-            run_rows(terminal, rows, conditions, at_once)
+            run_rows(terminal, rows, conditions)
             if at_once > 1
             else (run_row(terminal, row, conditions) for row in rows)
         )

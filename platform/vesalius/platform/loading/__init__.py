@@ -9,7 +9,7 @@ holds.
 
 from vesalius.platform.loading.augmentation import augmented, draw
 from vesalius.platform.loading.batches import batches, load_batch, prefetch
-from vesalius.platform.loading.budget import available_bytes, budget_bytes
+from vesalius.platform.loading.budget import available_bytes, budget_bytes, memory_shared_by
 from vesalius.platform.loading.stream import items_per_epoch, num_items, num_steps, share
 from vesalius.platform.loading.volumes import VolumeCache
 from vesalius.platform.loading.voxels import VolumeReader
@@ -24,6 +24,7 @@ __all__ = [
     "draw",
     "items_per_epoch",
     "load_batch",
+    "memory_shared_by",
     "num_items",
     "num_steps",
     "prefetch",

@@ -16,7 +16,7 @@ Plain PyTorch; :mod:`vesalius.platform.cluster` runs it on Ray.
 
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State
 from vesalius.platform.training.collective import Alone, Distributed, backend_for, collective
-from vesalius.platform.training.devices import choose_device
+from vesalius.platform.training.devices import choose_device, computing_as
 from vesalius.platform.training.loop import TrainingResult, train
 from vesalius.platform.training.settings import TrainingSettings
 from vesalius.platform.training.subjects import stage_subjects
@@ -37,6 +37,7 @@ __all__ = [
     "backend_for",
     "choose_device",
     "collective",
+    "computing_as",
     "stage_subjects",
     "train",
 ]

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vesalius.platform.contracts import whole_float32
 from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vesalius.platform.contracts import Collective
+    from vesalius.platform.training.settings import TrainingSettings
 
 
 def choose_device(name: str, setting: str = "training.device") -> torch.device:
@@ -29,6 +31,13 @@ def choose_device(name: str, setting: str = "training.device") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def computing_as(settings: TrainingSettings, device: torch.device) -> Iterator[None]:
+    """Compute as exactly as training with these settings does: whatever times or measures it is to do so too."""
+    with determinism(settings.deterministic, device), whole_float32(settings.precision == "fp32"):
+        yield
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vesalius.platform.contracts import generator, whole_float32
+from vesalius.platform.contracts import generator
 from vesalius.platform.errors import DivergenceError, RunError
 from vesalius.platform.loading import augmented
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
-from vesalius.platform.training.devices import choose_device, determinism
+from vesalius.platform.training.devices import choose_device, computing_as
 from vesalius.platform.training.memory import lay_out
 from vesalius.platform.training.plan import Plan
 from vesalius.platform.training.selection import validate, validation_interval
@@ -78,7 +78,7 @@ def train(
     device = device or choose_device(settings.device)
     watcher = watcher or Unwatched()
     lay_out(method, settings, device)
-    with determinism(settings.deterministic, device), whole_float32(settings.precision == "fp32"):
+    with computing_as(settings, device):
         run = _Run(method, store, settings, Checkpoints(folder), collective, device, watcher)
         return run.to_the_end(start_from)
 

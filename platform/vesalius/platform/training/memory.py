@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from vesalius.platform.training.settings import TrainingSettings
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)
+"""How torch words it where it has no type for it: the CPU's allocator, CUDA's driver, and libraries without room for
+their workspace or for so much as their handle."""
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -53,6 +64,13 @@ def with_channels_last(batch: Batch, view: View) -> Batch:
 def _channels_last(value: Tensor) -> Tensor:
     layout = _FORMATS.get(value.ndim)
     return value if layout is None else value.contiguous(memory_format=layout)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is a want of memory, of the CPU's or of the device's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 class PeakMemory:

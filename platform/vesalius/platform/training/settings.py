@@ -16,7 +16,7 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="bf16 autocast of the forward pass; auto: where the device has units for it (CUDA, AMX, AVX-512); "
-        "fp32: float32 throughout, CUDA's TensorFloat-32 turned off too",
+        "fp32: training in float32 throughout, CUDA's TensorFloat-32 turned off too (scoring afterwards is not)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     micro_batch_size: int | None = Field(
