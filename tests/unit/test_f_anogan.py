@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vesalius.methods.blocks import Frame
+from vesalius.methods.blocks.frames import Frame
 from vesalius.methods.f_anogan import FAnoGAN, FAnoGANSettings
 from vesalius.methods.f_anogan.networks import Critic, Encoder, Generator, frame_of
 from vesalius.methods.f_anogan.objectives import critic_loss, distance, generator_loss, slopes

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from vesalius.infra.cli.app import app
 from vesalius.infra.footprint import _batch, _Kept, footprint, made_up_cohort
 from vesalius.methods import METHODS
-from vesalius.methods.f_anogan import FAnoGAN
+from vesalius.methods.f_anogan import FAnoGAN, FAnoGANSettings
 from vesalius.methods.healthy_atlas import HealthyAtlas, HealthyAtlasSettings
 from vesalius.methods.implicit_field import ImplicitField
 from vesalius.methods.implicit_field.settings import tiny
@@ -232,7 +232,9 @@ def test_the_update_that_keeps_most_is_found_in_whatever_step_it_comes() -> None
 
 
 def test_a_graph_of_gradients_is_let_go_before_the_next_update() -> None:
-    method = FAnoGAN(FAnoGAN.presets()["tiny"], made_up_cohort((16, 16, 16), 4))
+    settings = FAnoGAN.presets()["tiny"]
+    assert isinstance(settings, FAnoGANSettings)
+    method = FAnoGAN(settings, made_up_cohort((16, 16, 16), 4))
     (stage, *_) = method.stages()
     seen: list[weakref.ref[Tensor]] = []
 
