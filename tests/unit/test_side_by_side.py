@@ -57,6 +57,7 @@ def dies_by_its_label(row: Row, given: Conditions, log: Path, told: Connection) 
 
 
 def ends_when_it_is_ready(row: Row, given: Conditions, log: Path, told: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it from the start
     try:
         signal.raise_signal(signal.SIGINT)  # as Ctrl-C does, which reaches the whole group
     except KeyboardInterrupt:
@@ -88,7 +89,8 @@ def test_interrupted_rows_are_given_the_time_to_write_their_end(
     log = tmp_path / "logs" / "killed.log"
 
     def interrupted(*_: object) -> Any:
-        while not log.exists():
+        until = time.monotonic() + 60
+        while not log.exists() and time.monotonic() < until:
             time.sleep(0.01)
         raise KeyboardInterrupt
 
