@@ -124,7 +124,7 @@ def _run_alone(row: Row, conditions: Conditions, log: Path, told: Connection) ->
             told.send(error)
         except KeyboardInterrupt:
             sys.exit(1)  # the whole group was interrupted, and the parent says so
-        except BaseException:
+        except Exception:
             traceback.print_exc()  # a defect: it belongs to the rest of what this row has said
             sys.exit(1)
 

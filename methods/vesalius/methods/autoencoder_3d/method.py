@@ -8,7 +8,7 @@ import torch
 
 from vesalius.methods.autoencoder_3d.network import VolumeAutoencoder
 from vesalius.methods.autoencoder_3d.settings import Autoencoder3DSettings, demo, fracture, tiny
-from vesalius.methods.blocks import check_channels, check_grid, finish_map, image_score
+from vesalius.methods.blocks import finish_map, image_score, score_in_portions
 from vesalius.methods.blocks.variational import SELECTED
 from vesalius.platform.contracts import Deviation, Method, MethodSettings, Score, Stage, WholeVolumes
 
@@ -121,13 +121,7 @@ class Autoencoder3D(Method):
         Raises:
             VolumeError: a volume has other channels, or another grid, than the cohort.
         """
-        for volume in volumes:
-            check_channels(volume, self.cohort)
-            check_grid(volume, self.cohort)
-        scores: list[Score] = []
-        for first in range(0, len(volumes), self.settings.together):
-            scores += self._scored(volumes[first : first + self.settings.together])
-        return scores
+        return score_in_portions(volumes, self.cohort, self.settings.together, self._scored)
 
     def _scored(self, volumes: Sequence[Volume]) -> list[Score]:
         device, maps = next(self.parameters()).device, self.settings.map

@@ -14,6 +14,7 @@ from vesalius.methods.blocks.maps import (
     image_score,
     median_pool,
     min_pool,
+    score_in_portions,
     smooth,
 )
 from vesalius.methods.blocks.slices import (
@@ -70,6 +71,7 @@ __all__ = [
     "pad_plane",
     "padded_plane",
     "reconstruction_error",
+    "score_in_portions",
     "score_slices",
     "smooth",
     "take_all",

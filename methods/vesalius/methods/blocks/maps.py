@@ -19,9 +19,11 @@ from vesalius.platform.contracts import Choice, setting
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
-    from vesalius.platform.contracts import CohortFacts, Volume
+    from vesalius.platform.contracts import CohortFacts, Score, Volume
 
 
 def _odd(value: int) -> int:
@@ -249,6 +251,21 @@ def check_grid(volume: Volume, cohort: CohortFacts) -> None:
             f"{volume.subject_id}: it has {words[0]} but the model was trained on {words[1]}: "
             "prepare it with the recipe and grid of the model's cohort"
         )
+
+
+def score_in_portions(
+    volumes: Sequence[Volume], cohort: CohortFacts, together: int, scored: Callable[[Sequence[Volume]], Sequence[Score]]
+) -> list[Score]:
+    """Return ``scored`` of volumes of the cohort's grid, ``together`` at a time.
+
+    Raises:
+        VolumeError: a volume has other channels, or another grid, than the cohort; none has been scored by then.
+    """
+    for volume in volumes:
+        check_channels(volume, cohort)
+        check_grid(volume, cohort)
+    portions = (volumes[first : first + together] for first in range(0, len(volumes), together))
+    return [score for portion in portions for score in scored(portion)]
 
 
 def _line(axis: int, size: int) -> tuple[tuple[int, int, int], int, tuple[int, int, int]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from vesalius.methods.blocks import check_channels, check_grid, finish_map, image_score
+from vesalius.methods.blocks import finish_map, image_score, score_in_portions
 from vesalius.methods.f_anogan.deviations import DEVIATIONS
 from vesalius.methods.f_anogan.inversion import Inversion
 from vesalius.methods.f_anogan.settings import FAnoGANSettings, demo, tiny
@@ -49,13 +49,7 @@ class FAnoGAN(Inversion):
         Raises:
             VolumeError: a volume has other channels, or another grid, than the cohort.
         """
-        for volume in volumes:
-            check_channels(volume, self.cohort)
-            check_grid(volume, self.cohort)
-        scores: list[Score] = []
-        for first in range(0, len(volumes), self.settings.together):
-            scores += self._scored(volumes[first : first + self.settings.together])
-        return scores
+        return score_in_portions(volumes, self.cohort, self.settings.together, self._scored)
 
     def _scored(self, volumes: Sequence[Volume]) -> list[Score]:
         device, maps = next(self.parameters()).device, self.settings.map
