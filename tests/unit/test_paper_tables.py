@@ -31,6 +31,7 @@ def document_row(row: Row, keys: list[str]) -> dict[str, Any]:
         "error": None,
         "scale": None,
         "differs": [],
+        "same_run_as": None,
         "training_minutes": 1234.5,
         "judged": found,
         "figures": {"all": found | {"dice_std": 0.123}, "brain": found | {"dice_std": 0.123}},

@@ -763,6 +763,118 @@ def test_a_choice_is_kept_for_as_long_as_what_it_was_made_from(
     assert (len(made), choice.settings["epochs"]) == (6, 3)
 
 
+def test_rows_of_the_same_settings_are_one_run(
+    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ROW.model_copy(update={"preset": "tiny", "settings": {"epochs": 2}})
+    same = quick.model_copy(update={"label": "same", "published": None})
+    # Trained alike, but what is kept of the training hangs on the map.
+    other = quick.model_copy(update={"label": "other map", "settings": {"epochs": 2, "map.average_pool": 5}})
+    trained: list[str] = []
+    true = pipeline.train
+
+    def noted(run: Any, **options: Any) -> Any:
+        if run.state == "created":
+            trained.append(run.run_id)
+        return true(run, **options)
+
+    monkeypatch.setattr(pipeline, "train", noted)
+    out, request = tmp_path / "out", DataRequest(data=toy_store.path)
+    play(out, quick, same, other, request=request, labels=["same"])
+    document, code = play(out, quick, same, other, request=request)
+    assert code == 0
+    rows = {row["label"]: row for row in document["rows"]}
+    assert list(rows) == ["IF", "same", "other map", "intensity threshold", "healthy atlas"]
+    # Whichever was the first to be trained, the other takes it up.
+    assert rows["IF"]["run"] == rows["same"]["run"]
+    assert rows["IF"]["run"].startswith("same-")
+    assert rows["other map"]["run"] not in {rows["IF"]["run"], None}
+    assert len(trained) == len(set(trained)) == 4
+    assert {label: row["same_run_as"] for label, row in rows.items() if row["same_run_as"]} == {"same": "IF"}
+    for key in ("figures", "training_minutes"):
+        assert rows["IF"][key] == rows["same"][key] is not None
+    assert rows["IF"]["settings"] == rows["same"]["settings"] != rows["other map"]["settings"]
+    assert "- same: one run with IF, trained once: the settings are the same; " in (out / "toy.md").read_text()
+
+
+def test_rows_of_the_same_settings_on_other_data_are_two_runs(
+    toy_store: CohortStore, phantom_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vesalius.infra.reproduce import running
+    from vesalius.infra.reproduce.protocol import Finer
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    coarse = ROW.model_copy(update={"preset": "tiny"})
+    fine = coarse.model_copy(update={"label": "IF*", "finer": Finer(recipe="as_is", phantom_shape=(1, 1, 1))})
+
+    def given(finer: CohortStore | None) -> running.Conditions:
+        return running.Conditions(
+            protocol=protocol(coarse, fine),
+            cohorts=Cohorts(reference=toy_store, finer=finer, said="toy"),
+            home=tmp_path / str(finer is None),
+            out=tmp_path,
+            budget_seconds=None,
+            num_workers=0,
+            device="cpu",
+            threads=1,
+            small="tiny",
+        )
+
+    for finer, alike in ((phantom_store, False), (None, True)):
+        conditions = given(finer)
+        runs = [running._find_or_start(row, running._choice(row, conditions), conditions) for row in (coarse, fine)]
+        assert (runs[0].run_id == runs[1].run_id) == alike
+        assert running.may_be_one_run(coarse, fine, conditions) == alike
+
+
+def test_rows_that_are_scaled_to_the_same_settings_are_one_run(
+    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vesalius.infra.reproduce import running
+
+    probed: list[float] = []
+
+    def made_up(name: str, settings: Any, *_: Any, **limits: Any) -> Estimate:
+        # No two probes agree, and the paper's networks are always too slow.
+        probed.append(0.01 * 1.1 ** len(probed) * (1000 if settings.width > 50 else 1))
+        return measured(steps={"decoder": 1000}, step_seconds={"decoder": probed[-1]}, fixed=())
+
+    monkeypatch.setattr("vesalius.infra.reproduce.budget.estimate", made_up)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    first, second, wide, deeper = (
+        ROW.model_copy(update={"label": label, "preset": "tiny", "settings": settings, "scaled": scaled})
+        for label, settings, scaled in (
+            ("width=100", {"width": 100}, {}),
+            ("latent=64", {"width": 150, "latent_dim": 64}, {}),
+            ("width=200", {"width": 200}, {"width": 40}),
+            ("pool=5", {"width": 100}, {"map.average_pool": 5}),
+        )
+    )
+    rows = [first, second, wide, deeper]
+    conditions = running.Conditions(
+        protocol=protocol(*rows),
+        cohorts=Cohorts(reference=toy_store, finer=None, said="toy"),
+        home=tmp_path / "home",
+        out=tmp_path,
+        budget_seconds=20.0,
+        num_workers=0,
+        device="cpu",
+        threads=1,
+        small="tiny",
+    )
+    choices = [running._choice(row, conditions) for row in rows]
+    # Three papers' networks, since the last row's are the first one's, and three that stand for them.
+    assert len(probed) == 6
+    assert all(choice.scaled for choice in choices)
+    assert choices[0].settings == choices[1].settings
+    runs = [running._find_or_start(row, choice, conditions).run_id for row, choice in zip(rows, choices, strict=True)]
+    assert runs[0] == runs[1]
+    assert len(set(runs)) == 3
+    pairs = [(a.label, b.label) for a in rows for b in rows if a != b and running.may_be_one_run(a, b, conditions)]
+    alike = [("width=100", "latent=64"), ("width=100", "pool=5")]
+    assert sorted(pairs) == sorted([*alike, *((b, a) for a, b in alike)])
+
+
 def test_stopped_between_rows_it_goes_on(
     toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -814,6 +926,7 @@ def test_a_person_reads_the_papers_figures_beside_ours() -> None:
         "method": "m",
         "source": "Table 1",
         "run": "r",
+        "same_run_as": None,
         "error": None,
         "differs": ["the data"],
     }
@@ -822,6 +935,7 @@ def test_a_person_reads_the_papers_figures_beside_ours() -> None:
             **plain,
             "label": "one",
             "published": Published(dice_mean=0.605, dice_std=0.19277, seconds_per_slice=0.0154).model_dump(),
+            "same_run_as": "nought",
             "scale": {"said": "scaled to 20 min: preset demo"},
             "training_minutes": 2.0,
             "figures": {"all": figures},
@@ -853,6 +967,8 @@ def test_a_person_reads_the_papers_figures_beside_ours() -> None:
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert len(widths) == 1
     assert "- two: failed: no; the data" in lines
+    once = "one run with nought, trained once: the settings are the same"
+    assert f"- one: {once}; scaled to 20 min: preset demo; the data" in lines
     assert lines[4].startswith("| one | 64 | paper |")
     assert lines[5].startswith("|  | 8 x 8 x 16 | ours |")
     assert "s: seconds a volume, its map's median and other windows included" in lines[0]

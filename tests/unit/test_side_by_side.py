@@ -56,6 +56,17 @@ def dies_by_its_label(row: Row, given: Conditions, log: Path, told: Connection) 
     told.send(Judged(row=row, outcome=Outcome(run="done")))
 
 
+def waits_for_the_other(row: Row, given: Conditions, log: Path, told: Connection) -> None:
+    """Note what lies there at the start; the first row ends when the other one has begun."""
+    there = sorted(path.stem for path in given.out.glob("*.ended"))
+    (given.out / f"{row.label}.begun").touch()
+    until = time.monotonic() + 60
+    while row.label == "first" and not (given.out / "other.begun").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    (given.out / f"{row.label}.ended").touch()
+    told.send(Judged(row=row, outcome=Outcome(run=" ".join(there))))
+
+
 def ends_when_it_is_ready(row: Row, given: Conditions, log: Path, told: Connection) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it from the start
     try:
@@ -81,6 +92,22 @@ def test_a_row_whose_process_dies_is_told_and_the_others_go_on(
         assert outcomes[label] == Outcome(error=said)
         # It has died at its work, and not before it.
         assert log.read_text() == "at work"
+
+
+def test_rows_that_may_be_one_run_are_at_work_one_after_the_other(
+    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side, "_run_alone", waits_for_the_other)
+    rows = [ROWS[0].model_copy(update={"label": label}) for label in ("first", "twin")]
+    rows.append(BASELINES[0].model_copy(update={"label": "other"}))
+    rows.append(ROWS[0].model_copy(update={"label": "unknown", "method": "no_such_method"}))
+    with Terminal(False) as terminal:
+        found = list(side_by_side.run_rows(terminal, rows, conditions(toy_store, tmp_path, 2)))
+    ended = {one.row.label: (one.outcome.run or "").split() for one in found}
+    assert ended.keys() == {"first", "twin", "other", "unknown"}
+    assert "first" in ended["twin"]
+    # The row behind them does not wait for what it does not share.
+    assert "first" not in ended["other"]
 
 
 def test_interrupted_rows_are_given_the_time_to_write_their_end(

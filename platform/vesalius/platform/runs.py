@@ -257,15 +257,21 @@ def list_runs(home: Path) -> list[RunFolder]:
     return [RunFolder(folder / name) for _, name in sorted(found)]
 
 
+def begun_run(home: Path, run_id: str) -> RunFolder | None:
+    """Return the run of that id, or None where there is none."""
+    folder = RunFolder(home / "runs" / run_id)
+    return folder if _RUN_ID.fullmatch(run_id) and (folder.path / "run.json").is_file() else None
+
+
 def find_run(home: Path, run_id: str) -> RunFolder:
     """Return the run of that id.
 
     Raises:
         RunError: there is none; names the nearest one.
     """
-    folder = RunFolder(home / "runs" / run_id)
-    if _RUN_ID.fullmatch(run_id) and (folder.path / "run.json").is_file():
-        return folder
+    found = begun_run(home, run_id)
+    if found is not None:
+        return found
     names = [run.run_id for run in list_runs(home)]
     near = difflib.get_close_matches(run_id, names, n=1, cutoff=0.5)
     if near:

@@ -7,6 +7,7 @@
     cohort.py      phantoms, a prepared store, or raw scans
     budget.py      the settings that fit a time, by what pipeline/estimating.py foresees
     running.py     one row, from its settings to its figures
+    kept.py        files that a call writes and a later one finds
     side_by_side.py  rows at once, a process each
     levels.py      what a table is about, where it is not voxels
     images.py      whole images

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vesalius.infra.pipeline import method_type
-from vesalius.infra.pipeline.estimating import estimate
+from vesalius.infra.pipeline.estimating import Estimate, estimate
+from vesalius.infra.reproduce.kept import kept
 from vesalius.infra.tables import as_time
-from vesalius.platform.config import Settings, flatten, override
+from vesalius.platform.config import Settings, digest, flatten, override
 from vesalius.platform.errors import SettingError
 from vesalius.platform.training import Alone, choose_device
 from vesalius.platform.training.memory import is_out_of_memory
@@ -20,8 +21,8 @@ from vesalius.platform.training.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    from vesalius.infra.pipeline.estimating import Estimate
     from vesalius.infra.reproduce.protocol import Row
     from vesalius.platform.contracts import MethodSettings
     from vesalius.platform.store import CohortStore
@@ -104,6 +105,7 @@ def choose(
     *,
     num_volumes: int | None = None,
     small: str | None = "demo",
+    probes: Path | None = None,
 ) -> Choice:
     """Return what a row is trained with.
 
@@ -116,6 +118,8 @@ def choose(
         num_volumes: to be scored; all of the splits where None.
         small: the preset of the methods that is scaled; None keeps the row's own settings and cuts the epochs alone,
             and where that cannot be takes ``demo``.
+        probes: folder where what was probed is kept, and found again by a row of the same settings: two probes never
+            agree, and such rows are to be one run. None keeps nothing.
 
     Raises:
         SettingError: not one step of each stage and the scoring fit; says what they take.
@@ -128,19 +132,36 @@ def choose(
     start = scaled_settings(row, small)
 
     def probe(settings: MethodSettings, limit_seconds: float) -> Estimate:
-        return estimate(
-            row.method,
-            settings,
-            training,
-            store,
-            splits,
-            limit_seconds,
-            num_volumes=num_volumes,
-            scoring_limit_seconds=budget_seconds,
+        def make() -> Estimate:
+            return estimate(
+                row.method,
+                settings,
+                training,
+                store,
+                splits,
+                limit_seconds,
+                num_volumes=num_volumes,
+                scoring_limit_seconds=budget_seconds,
+            )
+
+        if probes is None:
+            return make()
+        key = digest(
+            [
+                row.method,
+                settings.model_dump(mode="json"),
+                training.model_dump(mode="json"),
+                store.digest,
+                list(splits),
+                num_volumes,
+                str(limit_seconds),
+                budget_seconds,
+            ]
         )
+        return kept(probes / f"probe-{row.method}-{key[:16]}.json", Estimate, make)
 
     def not_kept(why: str) -> Choice:
-        instead = choose(row, training, store, splits, budget_seconds, num_volumes=num_volumes)
+        instead = choose(row, training, store, splits, budget_seconds, num_volumes=num_volumes, probes=probes)
         said = f"{instead.said}; --scale epochs was set aside: {why}"
         return instead.model_copy(update={"said": said}) if instead.scaled else instead
 

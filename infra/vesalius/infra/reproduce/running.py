@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from vesalius.infra import pipeline
 from vesalius.infra.reproduce.budget import Choice, choose, paper_settings, scaled_settings
+from vesalius.infra.reproduce.kept import kept
 from vesalius.infra.reproduce.levels import level_of
 from vesalius.platform.config import Settings, digest, validate
-from vesalius.platform.errors import DiskSpaceError, RunError, VesaliusError
-from vesalius.platform.runs import find_run
+from vesalius.platform.errors import DiskSpaceError, SettingError, VesaliusError
+from vesalius.platform.runs import begun_run
 from vesalius.platform.training import Checkpoints, TrainingSettings
 from vesalius.platform.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from vesalius.infra.console import Terminal
@@ -208,22 +209,21 @@ def _choice(row: Row, conditions: Conditions) -> Choice:
             *([scaled_settings(row).model_dump(mode="json")] if conditions.small is None else []),
         ]
     )
-    path = conditions.out / "choices" / f"{conditions.protocol.name}-{slug(row.label)}-{key[:8]}.json"
-    try:
-        return Choice.model_validate_json(path.read_text())
-    except (OSError, ValueError):
-        pass
-    choice = choose(
-        row,
-        conditions.training(),
-        store,
-        conditions.splits(),
-        conditions.budget_seconds,
-        num_volumes=conditions.num_scored(store),
-        small=conditions.small,
+    folder = conditions.out / "choices"
+    return kept(
+        folder / f"{conditions.protocol.name}-{slug(row.label)}-{key[:8]}.json",
+        Choice,
+        lambda: choose(
+            row,
+            conditions.training(),
+            store,
+            conditions.splits(),
+            conditions.budget_seconds,
+            num_volumes=conditions.num_scored(store),
+            small=conditions.small,
+            probes=folder,
+        ),
     )
-    write_json(path, choice.model_dump(mode="json"))
-    return choice
 
 
 def _code_shape(row: Row, choice: Choice, conditions: Conditions) -> tuple[int, ...] | None:
@@ -235,40 +235,52 @@ def _code_shape(row: Row, choice: Choice, conditions: Conditions) -> tuple[int, 
 
 
 def _find_or_start(row: Row, choice: Choice, conditions: Conditions) -> RunFolder:
-    """Return the row's run; its name holds a digest of what decides its outcome."""
+    """Return the row's run, which may be another row's; its name holds a digest of all that decides its outcome.
+
+    The digest knows no label: two rows of one method, one store and the same settings, those of scoring among them,
+    have the same, and the run that either has begun is both rows'.
+    """
     store = conditions.store_of(row)
     training = conditions.training()
     key = digest([row.method, choice.settings, training.model_dump(mode="json"), store.digest, conditions.num_workers])
-    run_id = f"{slug(row.label)}-{key[:8]}"
-    try:
-        return find_run(conditions.home, run_id)
-    except RunError:
-        return pipeline.start_run(
-            row.method,
-            store.path,
-            home=conditions.home,
-            settings=choice.settings,
-            preset=choice.preset,
-            assignments=[f"training.device={training.device}", f"training.threads={json.dumps(training.threads)}"],
-            num_workers=conditions.num_workers,
-            name=run_id,
-            experiment=conditions.protocol.name,
-        )
+    protocol = conditions.protocol
+    for label in dict.fromkeys([*(one.label for one in (*protocol.rows, *protocol.trivial())), row.label]):
+        begun = begun_run(conditions.home, _run_id(label, key))
+        if begun is not None:
+            return begun
+    return pipeline.start_run(
+        row.method,
+        store.path,
+        home=conditions.home,
+        settings=choice.settings,
+        preset=choice.preset,
+        assignments=[f"training.device={training.device}", f"training.threads={json.dumps(training.threads)}"],
+        num_workers=conditions.num_workers,
+        name=_run_id(row.label, key),
+        experiment=protocol.name,
+    )
+
+
+def _run_id(label: str, key: str) -> str:
+    return f"{slug(label)}-{key[:8]}"
+
+
+def may_be_one_run(row: Row, other: Row, conditions: Conditions) -> bool:
+    """Say whether two rows may come to the same settings: then the second waits for what the first one finds.
+
+    They need not: of two rows that are scaled down alike, the paper's settings of one may fit the budget.
+    """
+    if row.method != other.method or conditions.store_of(row).digest != conditions.store_of(other).digest:
+        return False
+    # What is wrong with a row it says by itself.
+    with contextlib.suppress(SettingError):
+        if paper_settings(row) == paper_settings(other):
+            return True
+        small = conditions.small or "demo"
+        return conditions.budget_seconds is not None and scaled_settings(row, small) == scaled_settings(other, small)
+    return False
 
 
 def slug(label: str) -> str:
     """Return a label as a name of files and runs."""
     return label.replace("*", "-full").translate(_SPECIAL)
-
-
-def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Write JSON aside and rename it."""
-    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text aside and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

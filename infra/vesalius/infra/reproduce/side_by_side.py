@@ -9,17 +9,16 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, cast
 
 from vesalius.infra.console import Terminal
-from vesalius.infra.reproduce.running import Judged, Outcome, run_row, slug
+from vesalius.infra.reproduce.running import Judged, Outcome, may_be_one_run, run_row, slug
 from vesalius.platform.errors import DiskSpaceError
 from vesalius.platform.loading import memory_shared_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from multiprocessing.process import BaseProcess
     from pathlib import Path
 
@@ -34,11 +33,11 @@ def run_rows(terminal: Terminal, rows: Sequence[Row], conditions: Conditions) ->
     """Yield the rows as they are done; what each says on the way goes to ``OUT/logs/ROW.log``.
 
     A row that fails, or whose process dies, is told as failed, and the others go on. Where this process is killed, the
-    rows' end too.
+    rows' end too. Rows that may turn out to be one run are not at work together: the later one takes up what it finds.
 
     Args:
         terminal: where progress is shown.
-        rows: to be run, in this order.
+        rows: to be run, in this order as far as they may.
         conditions: of all of them; ``threads`` is a row's, and ``at_once`` says how many run side by side.
 
     Raises:
@@ -47,14 +46,14 @@ def run_rows(terminal: Terminal, rows: Sequence[Row], conditions: Conditions) ->
     """
     logs, at_once = conditions.out / "logs", conditions.at_once
     logs.mkdir(parents=True, exist_ok=True)
-    waiting = deque(rows)
+    waiting = list(rows)
     running: dict[Connection, tuple[Row, Path, BaseProcess]] = {}
     try:
         with terminal.progress(f"{at_once} rows at once") as progress:
             progress(0, len(rows), f"what they say is in {logs}")
             while waiting or running:
-                while waiting and len(running) < at_once:
-                    row = waiting.popleft()
+                while len(running) < at_once and (row := _next(waiting, running.values(), conditions)) is not None:
+                    waiting.remove(row)
                     log = logs / f"{slug(row.label)}.log"
                     answer, process = _start(row, conditions, log)
                     running[answer] = (row, log, process)
@@ -78,6 +77,14 @@ def run_rows(terminal: Terminal, rows: Sequence[Row], conditions: Conditions) ->
             process.terminate()
         for *_, process in running.values():
             process.join()
+
+
+def _next(
+    waiting: Sequence[Row], running: Collection[tuple[Row, Path, BaseProcess]], conditions: Conditions
+) -> Row | None:
+    """Return the first row that shares its run with none at work, or None where there is no such row."""
+    busy = [row for row, *_ in running]
+    return next((row for row in waiting if not any(may_be_one_run(row, one, conditions) for one in busy)), None)
 
 
 def _start(row: Row, conditions: Conditions, log: Path) -> tuple[Connection, BaseProcess]:

@@ -10,9 +10,10 @@ from vesalius.infra import tables
 from vesalius.infra.reproduce.budget import parse_budget
 from vesalius.infra.reproduce.cohort import check_request, facts_of, grid_of, make_cohorts
 from vesalius.infra.reproduce.gallery import draw_table
+from vesalius.infra.reproduce.kept import write_json, write_text
 from vesalius.infra.reproduce.levels import Drawn, level_of
 from vesalius.infra.reproduce.protocol import load_protocol
-from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row, write_json, write_text
+from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row
 from vesalius.infra.reproduce.side_by_side import run_rows
 from vesalius.infra.tables.reproduction import SECONDS, markdown
 from vesalius.platform import cluster
@@ -183,7 +184,7 @@ def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], co
         },
         "budget_seconds": conditions.budget_seconds,
         "home": str(conditions.home),
-        "rows": [_row(one, protocol, level) for one in judged],
+        "rows": [_row(one, protocol, level, _first_of_its_run(one, judged)) for one in judged],
     }
     if level is not None:
         document["evaluation"]["judged"] = level.said()
@@ -191,7 +192,14 @@ def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], co
     return document
 
 
-def _row(one: Judged, protocol: Protocol, level: Level | None) -> dict[str, Any]:
+def _first_of_its_run(one: Judged, judged: Sequence[Judged]) -> str | None:
+    """Return the label of the first row of the table that is the same run; None where that is the row itself."""
+    run = one.outcome.run
+    first = next((other.row.label for other in judged if run is not None and other.outcome.run == run), None)
+    return None if first == one.row.label else first
+
+
+def _row(one: Judged, protocol: Protocol, level: Level | None, same_run_as: str | None) -> dict[str, Any]:
     row, outcome = one.row, one.outcome
     choice = outcome.choice
     differs = [*row.differs, *(protocol.differs if row.published is not None else ())]
@@ -207,6 +215,7 @@ def _row(one: Judged, protocol: Protocol, level: Level | None) -> dict[str, Any]
         "published": None if row.published is None else row.published.model_dump(mode="json"),
         "differs": differs,
         "run": outcome.run,
+        "same_run_as": same_run_as,
         "error": outcome.error,
         "scale": None if choice is None else choice.model_dump(mode="json", exclude={"settings"}),
         "settings": None if choice is None else choice.settings,

@@ -111,8 +111,10 @@ def _is_cut(table: Table, console: Console, options: ConsoleOptions) -> bool:
 
 
 def row_notes(row: Mapping[str, Any]) -> list[str]:
-    """Return what is to be said of a row: why it failed, how it was scaled, what differs."""
+    """Return what is to be said of a row: why it failed, whose run it is, how it was scaled, what differs."""
     said = [f"failed: {row['error']}"] if row["error"] is not None else []
+    if row["same_run_as"] is not None:
+        said.append(f"one run with {row['same_run_as']}, trained once: the settings are the same")
     return [*said, *([row["scale"]["said"]] if row["scale"] else []), *row["differs"]]
 
 
