@@ -391,6 +391,16 @@ def test_forgetting_frees_the_id_and_nothing_else(store: CohortStore) -> None:
         store.image("sub-02")
 
 
+def test_a_file_that_goes_between_being_listed_and_being_read_is_missing(store: CohortStore) -> None:
+    add(store, [example_case(0, CHANNELS)])
+    chunk = store.path / "subjects" / "sub-00" / "labels" / "brain" / "0" / "c.0.0.0"
+    chunk.unlink()
+    chunk.symlink_to(store.path / "nowhere")  # there for whoever lists, and not for whoever reads
+    (sentence,) = store.check()
+    assert "subject sub-00: " in sentence
+    assert "is missing: 'vesalius check --repair' drops the subject" in sentence
+
+
 def test_uncommitted_subjects_are_offered_only_when_whole_and_of_this_recipe(
     store: CohortStore, tmp_path: Path
 ) -> None:

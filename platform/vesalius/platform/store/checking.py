@@ -81,13 +81,43 @@ def find_problems(path: Place | str, progress: Progress = silent) -> list[Proble
                 sentence=f"subject {subject_id}: {text}: 'vesalius check --repair' drops the subject, "
                 "and the same ingest takes it in again",
             )
-            for text in subject_problems(folder_of(path, subject_id, entry), entry)
+            for text in _lasting_problems(path, subject_id, entry)
         )
     progress(total, total, "")
-    # What a writer at work has not committed yet is no problem, and what it committed since we began is none either.
-    if not is_held(path / LOCK):
-        problems.extend(Problem(subject_id=None, sentence=text) for text in _leftovers(path, read_manifest(path)))
+    problems.extend(Problem(subject_id=None, sentence=text) for text in _lasting_leftovers(path))
     return problems
+
+
+def _lasting_problems(path: Place, subject_id: str, entry: Entry) -> list[str]:
+    """Return what is wrong with a subject for as long as it is committed: one that is forgotten goes file by file."""
+    current: Entry | None = entry
+    while current is not None:
+        try:
+            found = list(subject_problems(folder_of(path, subject_id, current), current))
+        except FileNotFoundError as error:  # between being listed and being read
+            found = [f"{error.filename or error} is missing"]
+        if not found:
+            break
+        looked_at, current = current, read_manifest(path).subjects.get(subject_id)
+        if current == looked_at:
+            return found
+    return []
+
+
+def _lasting_leftovers(path: Place) -> list[str]:
+    """Return what nobody has committed, seen while no writer was at work: theirs is no problem, nor is what they drop.
+
+    One may come and go while we look; the manifest tells.
+    """
+    while not is_held(path / LOCK):
+        manifest = read_manifest(path)
+        try:
+            found = list(_leftovers(path, manifest))
+        except FileNotFoundError:
+            continue
+        if not is_held(path / LOCK) and read_manifest(path) == manifest:
+            return found
+    return []
 
 
 def folder_of(path: Place, subject_id: str, entry: Entry) -> Place:

@@ -40,6 +40,10 @@ from vesalius.platform.testing.store_interruptions import (
     check_survives_a_kill_at_every_step,
     check_survives_a_power_cut_at_every_step,
 )
+from vesalius.platform.testing.store_meanwhile import (
+    check_what_is_forgotten_meanwhile_is_no_damage,
+    check_what_is_taken_in_anew_meanwhile_is_no_damage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,6 +246,8 @@ CHECKS_ANYWHERE: tuple[Callable[[StoreFactory, Place], None], ...] = (
     check_ids_cannot_leave_the_store,
     check_damage_is_named,
     check_repair_makes_way_for_the_same_ingest,
+    check_what_is_forgotten_meanwhile_is_no_damage,
+    check_what_is_taken_in_anew_meanwhile_is_no_damage,
 )
 """What every store must hold to, wherever it lies."""
 
