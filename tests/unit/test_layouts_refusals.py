@@ -119,6 +119,13 @@ def test_a_table_elsewhere_needs_to_be_told_where_the_scans_are(tmp_path: Path) 
     relative = manifest(tmp_path / "home/relative.csv", bare)
     done = call("ingest", "manifest", relative, tmp_path / "c", *COARSE, "--within", tmp_path / "archive")
     refused(done, "relative.csv line 2", "they start at the table and not at that folder")
+    # The same with the table beside the scans' folders and not above them: no path leads out, and none leads anywhere.
+    inner = manifest(tmp_path / "archive/tables/relative.csv", rows[:1] + bare[1:])
+    done = call("ingest", "manifest", inner, tmp_path / "d", *COARSE, "--within", tmp_path / "archive")
+    lost = tmp_path / "archive/tables/case1.nii"
+    where = f"relative.csv line 3: {lost}: there is no such file; where a table's paths are relative, they start at the"
+    refused(done, "2 of 3 subjects", where, f"table and not at {tmp_path / 'archive'}")
+    assert ids(tmp_path / "d") == ["case-0"]
     missing = call("ingest", "manifest", source, tmp_path / "b", *COARSE, "--within", tmp_path / "nowhere")
     refused(missing, "--within", "no such folder")
 

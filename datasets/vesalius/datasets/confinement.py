@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from vesalius.datasets.layouts.raw import RawSubject
 
 
-def confine(subjects: Sequence[RawSubject], within: Path) -> list[RawSubject]:
+_START = "where a table's paths are relative, they start at the table and not at"
+
+
+def confine(subjects: Sequence[RawSubject], within: Path, table: Path | None = None) -> list[RawSubject]:
     """Return the subjects, those with a problem that reach for a file outside a folder.
 
     Links are followed first, in the folder's own path as in the files': a link is what it leads to. So neither ``..``
@@ -24,14 +27,17 @@ def confine(subjects: Sequence[RawSubject], within: Path) -> list[RawSubject]:
     Args:
         subjects: as a layout found them.
         within: the folder that every file must lie in.
+        table: the folder of the table that names them, where one does. Where it is another, a file that is not there
+            is a problem, too: its path may have been written from ``within``.
     """
     inside = within.resolve()
+    elsewhere = table is not None and table.resolve() != inside
     folders: dict[Path, Path | None] = {}  # a DICOM series has hundreds of files in one folder
     answer = []
     for raw in subjects:
-        named = [Path(path) for path in raw.files().values()]
         # Of an Analyze pair either may be named, in capitals too: both are read.
-        paths = [part for path in named for part in (pair_of(path) if is_analyze(path) else (path,))]
+        named = [pair_of(path) if is_analyze(path) else (path,) for path in map(Path, raw.files().values())]
+        paths = [part for parts in named for part in parts]
         paths += [Path(file) for files in raw.series.values() for file in files]
         outside = next(((path, found) for path in paths if (found := _outside(path, inside, folders))), None)
         problem = None
@@ -39,8 +45,12 @@ def confine(subjects: Sequence[RawSubject], within: Path) -> list[RawSubject]:
             path, named_so = outside
             advice = f"lies outside {within}: copy it there, or name a folder that holds both with --within"
             if not os.path.lexists(path):
-                advice += "; where a table's paths are relative, they start at the table and not at that folder"
+                advice += f"; {_START} that folder"
             problem = f"{raw.origin or raw.subject_id}: {named_so} {advice}"
+        elif elsewhere:
+            lost = next((parts[0] for parts in named if not any(os.path.lexists(part) for part in parts)), None)
+            if lost is not None:
+                problem = f"{raw.origin or raw.subject_id}: {lost}: there is no such file; {_START} {within}"
         answer.append(raw if problem is None else raw.model_copy(update={"problem": problem}))
     return answer
 

@@ -103,7 +103,8 @@ def ingest(
         raise SettingError(f"--within {within}: there is no such folder")
     channels = choose_modalities(found.modalities(root), modalities, root)
     subjects = check_ids(found.discover(root, channels), root)
-    subjects = confine(subjects, within or (root if root.is_dir() else root.parent))
+    table = None if root.is_dir() else root.parent
+    subjects = confine(subjects, within or table or root, table)
     plain = chosen.model_dump(mode="json")
     # An existing store is opened first: that it is of another recipe should be said before an hour of hashing.
     is_new = holds_nothing(store_path)
