@@ -26,6 +26,7 @@ from vesalius.methods.context_autoencoder_gan import ContextAutoencoderGAN
 from vesalius.platform.config import flatten, override
 from vesalius.platform.contracts import Batch, CohortFacts, generator
 from vesalius.platform.errors import DivergenceError, SettingError
+from vesalius.platform.testing.made_up import made_up_batch, made_up_facts
 from vesalius.platform.training import TrainingSettings
 from vesalius.platform.training.collective import Alone
 from vesalius.platform.training.update import Updater
@@ -35,20 +36,11 @@ if TYPE_CHECKING:
 
     from vesalius.platform.contracts import Method, Stage
 
-EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 GRID = (18, 21, 5)
 
 
 def facts(grid: tuple[int, int, int] = GRID) -> CohortFacts:
-    return CohortFacts(
-        subjects=("a", "b"),
-        grid=grid,
-        spacing_mm=(1.0, 1.0, 1.0),
-        affine=EYE,
-        channels=("T1w",),
-        digest="0",
-        ceiling=1.0,
-    )
+    return made_up_facts(grid, ceiling=1.0)
 
 
 def batch(num: int = 8, step: int = 0) -> Batch:
@@ -58,18 +50,7 @@ def batch(num: int = 8, step: int = 0) -> Batch:
     row, column = torch.meshgrid(*(torch.arange(n) - n / 2.0 for n in GRID[:2]), indexing="ij")
     disc = (row - place[:, 0]) ** 2 + (column - place[:, 1]) ** 2 < size**2
     image = (disc * (0.4 + 0.5 * torch.rand(num, 1, 1, generator=draw)))[:, None]
-    return Batch(
-        stage="gan",
-        step=step,
-        num_steps=100,
-        seed=0,
-        items=torch.arange(num),
-        global_size=num,
-        subjects=torch.zeros(num, dtype=torch.int64),
-        image=image,
-        brain=disc,
-        position=torch.zeros(num, 1),
-    )
+    return made_up_batch(image, stage="gan", step=step, brain=disc)
 
 
 def build(method_type: type[Method], **changes: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,22 +14,16 @@ from vesalius.methods.anogan.search import mapping_loss, search_codes
 from vesalius.methods.blocks.autoencoders import DEMO
 from vesalius.methods.blocks.convolutional import TrunkSettings
 from vesalius.platform.config import override
-from vesalius.platform.contracts import CohortFacts, Volume
+from vesalius.platform.testing.made_up import made_up_facts, made_up_volume
 
-EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+if TYPE_CHECKING:
+    from vesalius.platform.contracts import CohortFacts
+
 GRID = (18, 21, 5)
 
 
 def facts(grid: tuple[int, int, int] = GRID) -> CohortFacts:
-    return CohortFacts(
-        subjects=("a", "b"),
-        grid=grid,
-        spacing_mm=(1.0, 1.0, 1.0),
-        affine=EYE,
-        channels=("T1w",),
-        digest="0",
-        ceiling=1.0,
-    )
+    return made_up_facts(grid, ceiling=1.0)
 
 
 def small(**changes: Any) -> AnoGAN:
@@ -122,7 +116,7 @@ def test_slices_of_all_volumes_share_the_passes_and_quick_takes_fewer() -> None:
     scans = []
     for seed in range(2):
         image = torch.rand((1, *GRID), generator=torch.Generator().manual_seed(seed))
-        scan = Volume(subject_id=f"v{seed}", image=image, brain=image[0] > 0.3, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+        scan = made_up_volume(image, image[0] > 0.3, f"v{seed}")
         scans.append(scan)
     sizes: list[int] = []
     handle = method.generator.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
@@ -151,7 +145,7 @@ def test_a_score_is_the_search_of_its_settings_from_the_volumes_own_start(change
     method = small(**{"slices.axis": 2, **raw, **changes})
     wanted = method.settings.search
     image = torch.rand((1, *GRID), generator=torch.Generator().manual_seed(7))
-    scan = Volume(subject_id="v", image=image, brain=image[0] > 0.3, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+    scan = made_up_volume(image, image[0] > 0.3)
     (score,) = method.score([scan])
     axis = method.settings.slices.axis
     slices = image.movedim(axis + 1, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,43 +14,25 @@ from vesalius.methods.context_autoencoder_gan import (
     MaskingSettings,
 )
 from vesalius.platform.config import override
-from vesalius.platform.contracts import Batch, CohortFacts
 from vesalius.platform.errors import SettingError
+from vesalius.platform.testing.made_up import made_up_batch, made_up_facts
 
-EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+if TYPE_CHECKING:
+    from vesalius.platform.contracts import Batch
+
 GRID = (18, 21, 5)
 
 
 def batch(num: int = 8, step: int = 0) -> Batch:
     image = torch.rand((num, 1, *GRID[:2]), generator=torch.Generator().manual_seed(step))
-    return Batch(
-        stage="context_autoencoder",
-        step=step,
-        num_steps=100,
-        seed=0,
-        items=torch.arange(num),
-        global_size=num,
-        subjects=torch.zeros(num, dtype=torch.int64),
-        image=image,
-        brain=image[:, 0] > 0.3,
-        position=torch.zeros(num, 1),
-    )
+    return made_up_batch(image, stage="context_autoencoder", step=step, brain=image[:, 0] > 0.3)
 
 
 def build(background: float = 0.0, **changes: Any) -> ContextAutoencoderGAN:
     torch.manual_seed(0)
     settings = ContextAutoencoderGAN.presets()["tiny"]
     assert isinstance(settings, ContextAutoencoderGANSettings)
-    facts = CohortFacts(
-        subjects=("a", "b"),
-        grid=GRID,
-        spacing_mm=(1.0, 1.0, 1.0),
-        affine=EYE,
-        channels=("T1w",),
-        digest="0",
-        background=background,
-    )
-    return ContextAutoencoderGAN(override(settings, changes), facts)
+    return ContextAutoencoderGAN(override(settings, changes), made_up_facts(GRID, background=background))
 
 
 def test_what_is_blanked_belongs_to_the_item() -> None:

@@ -17,8 +17,8 @@ from vesalius.methods.f_anogan.networks import Critic, Encoder, Generator, frame
 from vesalius.methods.f_anogan.objectives import critic_loss, distance, generator_loss, slopes
 from vesalius.methods.f_anogan.settings import NetworkSettings
 from vesalius.platform.config import override
-from vesalius.platform.contracts import Batch, CohortFacts, Volume
 from vesalius.platform.errors import SettingError, VolumeError
+from vesalius.platform.testing.made_up import made_up_batch, made_up_facts, made_up_volume
 from vesalius.platform.testing.training_runs import training_settings
 from vesalius.platform.training import Alone, Checkpoints, train
 from vesalius.platform.training.update import Updater
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from vesalius.platform.contracts import Batch, CohortFacts, Volume
     from vesalius.platform.store import CohortStore
 
-EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 GRID = (9, 10, 7)
 CPU = torch.device("cpu")
 
 
 def facts(grid: tuple[int, int, int] = GRID, **changes: Any) -> CohortFacts:
-    values = {"channels": ("CT",), "background": -1.0, "ceiling": 1.0, **changes}
-    return CohortFacts(subjects=("a", "b"), grid=grid, spacing_mm=(1.0, 1.0, 1.0), affine=EYE, digest="0", **values)
+    return made_up_facts(grid, **{"channels": ("CT",), "background": -1.0, "ceiling": 1.0, **changes})
 
 
 def small(cohort: CohortFacts | None = None, /, **changes: Any) -> FAnoGAN:
@@ -50,25 +49,9 @@ def images(num: int, shape: tuple[int, ...] = GRID, seed: int = 0) -> Tensor:
     return 2 * torch.rand((num, 1, *shape), generator=torch.Generator().manual_seed(seed)) - 1
 
 
-def batch_of(image: Tensor, step: int = 0) -> Batch:
-    num = len(image)
-    return Batch(
-        stage="gan",
-        step=step,
-        num_steps=100,
-        seed=0,
-        items=torch.arange(num),
-        global_size=num,
-        subjects=torch.zeros(num, dtype=torch.int64),
-        image=image,
-        brain=torch.ones(num, *image.shape[2:], dtype=torch.bool),
-        position=torch.zeros(num, 0),
-    )
-
-
 def volume(seed: int = 0, shape: tuple[int, int, int] = GRID) -> Volume:
     image = images(1, shape, seed)[0]
-    return Volume(subject_id=f"v{seed}", image=image, brain=image[0] > -0.5, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+    return made_up_volume(image, image[0] > -0.5, f"v{seed}")
 
 
 def count(module: nn.Module) -> int:
@@ -243,7 +226,7 @@ def test_the_losses_are_numpys() -> None:
 
 def test_an_items_draws_are_its_own_so_that_shares_add_up_to_the_batch() -> None:
     method = small().requires_grad_(True)
-    batch = batch_of(images(4))
+    batch = made_up_batch(images(4))
     whole, num, observed = method.critic_loss(batch)
     parts = [method.critic_loss(batch.select(start, start + 2)) for start in (0, 2)]
     assert num == sum(part[1] for part in parts) == 4
@@ -257,7 +240,7 @@ def test_an_items_draws_are_its_own_so_that_shares_add_up_to_the_batch() -> None
 
 def test_the_critics_loss_is_eq_2_of_its_own_networks() -> None:
     method = small(**{"game.penalty_weight": 3.0}).requires_grad_(True)
-    batch = batch_of(images(4))
+    batch = made_up_batch(images(4))
     loss, _, observed = method.critic_loss(batch)
     fake = method.generator(batch.normal("critic", (8,))).detach()
     slope = slopes(method.critic, batch.image, fake, batch.uniform("mix", (1,)))
@@ -277,7 +260,7 @@ def test_the_generator_is_updated_in_every_nth_step() -> None:
             called.append((batch.step, optimizer))
             return 0.0
 
-    metrics = [method.stages()[0].step(batch_of(images(2), step), Noted()) for step in range(12)]
+    metrics = [method.stages()[0].step(made_up_batch(images(2), step=step), Noted()) for step in range(12)]
     assert [name for _, name in called].count("critic") == 12
     assert [step for step, name in called if name == "generator"] == [4, 9]
     assert [step for step, logged in enumerate(metrics) if "generator_loss" in logged] == [4, 9]
@@ -293,7 +276,7 @@ def test_an_update_of_the_one_player_leaves_the_other_alone() -> None:
     players = {"critic": (method.critic, method.critic_loss), "generator": (method.generator, method.generator_loss)}
     for name, (module, loss) in players.items():
         before = {player: [p.clone() for p in of.parameters()] for player, (of, _) in players.items()}
-        update(name, loss, batch_of(images(4)))  # type: ignore[arg-type]  # two losses of one make
+        update(name, loss, made_up_batch(images(4)))  # type: ignore[arg-type]  # two losses of one make
         for player, (of, _) in players.items():
             same = [torch.equal(old, new) for old, new in zip(before[player], of.parameters(), strict=True)]
             assert not any(same) if of is module else all(same), (name, player)
@@ -328,7 +311,7 @@ def test_an_encoder_that_inverts_the_generator_stays_and_another_comes_nearer(st
         for module in learning.trains:
             module.train().requires_grad_(True)
         update = Updater(learning, Alone(), training_settings(), CPU)
-        return [float(learning.step(batch_of(image, step), update)["loss"]) for step in range(steps)]
+        return [float(learning.step(made_up_batch(image, step=step), update)["loss"]) for step in range(steps)]
 
     inverse = matrix.T / 4
     assert run(inverse.clone(), 3) == [0.0, 0.0, 0.0]
@@ -399,7 +382,7 @@ def test_scores_do_not_depend_on_company_and_may_be_taken_from_the_map() -> None
 def test_of_several_channels_the_largest_difference_counts() -> None:
     method = small(facts(channels=("T1w", "T2w")))
     image = torch.cat([volume(1).image, volume(2).image])
-    scan = Volume(subject_id="v", image=image, brain=image[0] > 0, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+    scan = made_up_volume(image, image[0] > 0)
     (score,) = method.score([scan])
     assert score.restoration is not None
     torch.testing.assert_close(score.map, (image - score.restoration).abs().amax(0))

@@ -12,22 +12,13 @@ from vesalius.methods.f_anogan_2d import FAnoGAN2D, FAnoGAN2DSettings
 from vesalius.platform.config import override
 from vesalius.platform.contracts import CohortFacts, Slices, Volume
 from vesalius.platform.errors import VolumeError
+from vesalius.platform.testing.made_up import made_up_facts, made_up_volume
 
-EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 GRID = (9, 10, 8)
 
 
 def facts(grid: tuple[int, int, int] = GRID) -> CohortFacts:
-    return CohortFacts(
-        subjects=("a", "b"),
-        grid=grid,
-        spacing_mm=(1.0, 1.0, 1.0),
-        affine=EYE,
-        channels=("CT",),
-        digest="0",
-        background=-1.0,
-        ceiling=1.0,
-    )
+    return made_up_facts(grid, channels=("CT",), background=-1.0, ceiling=1.0)
 
 
 def small(**changes: Any) -> FAnoGAN2D:
@@ -39,7 +30,7 @@ def small(**changes: Any) -> FAnoGAN2D:
 
 def volume(seed: int = 0, shape: tuple[int, int, int] = GRID) -> Volume:
     image = 2 * torch.rand((1, *shape), generator=torch.Generator().manual_seed(seed)) - 1
-    return Volume(subject_id=f"v{seed}", image=image, brain=image[0] > -0.5, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+    return made_up_volume(image, image[0] > -0.5, f"v{seed}")
 
 
 def test_the_networks_are_the_volumes_with_one_axis_less() -> None:
@@ -82,7 +73,7 @@ def test_of_several_channels_the_largest_difference_counts() -> None:
     assert isinstance(settings, FAnoGAN2DSettings)
     method = FAnoGAN2D(settings, facts().model_copy(update={"channels": ("T1w", "T2w")})).eval()
     image = torch.cat([volume(1).image, volume(2).image])
-    scan = Volume(subject_id="v", image=image, brain=image[0] > -2, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+    scan = made_up_volume(image, image[0] > -2)
     (score,) = method.score([scan])
     assert score.restoration is not None
     torch.testing.assert_close(score.map, (image - score.restoration).abs().amax(0))

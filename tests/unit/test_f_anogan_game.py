@@ -14,8 +14,8 @@ from vesalius.methods.f_anogan.objectives import slopes
 from vesalius.methods.f_anogan.settings import CriticWatchSettings
 from vesalius.methods.f_anogan.watch import CriticWatch
 from vesalius.platform.config import override
-from vesalius.platform.contracts import Batch, CohortFacts
 from vesalius.platform.errors import DivergenceError, SettingError
+from vesalius.platform.testing.made_up import made_up_batch, made_up_facts
 from vesalius.platform.testing.training_runs import training_settings
 from vesalius.platform.training import Alone
 from vesalius.platform.training.update import Updater
@@ -23,7 +23,8 @@ from vesalius.platform.training.update import Updater
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    from vesalius.platform.contracts import Batch
+
 GRID = (9, 10, 7)
 NUM = 4
 PLAIN = {"network.output": "linear", "batch_size": NUM, "group_size": NUM}
@@ -33,10 +34,7 @@ def small(**changes: Any) -> FAnoGAN:
     torch.manual_seed(0)
     settings = FAnoGAN.presets()["tiny"]
     assert isinstance(settings, FAnoGANSettings)
-    cohort = CohortFacts(
-        subjects=("a", "b"), grid=GRID, spacing_mm=(1.0, 1.0, 1.0), affine=EYE, digest="0", channels=("CT",),
-        background=-1.0, ceiling=1.0,
-    )  # fmt: skip
+    cohort = made_up_facts(GRID, channels=("CT",), background=-1.0, ceiling=1.0)
     return FAnoGAN(override(settings, {**PLAIN, **changes}), cohort).eval()
 
 
@@ -45,19 +43,7 @@ def images(seed: int = 0, num: int = NUM) -> Tensor:
 
 
 def batch_of(image: Tensor, step: int = 0) -> Batch:
-    num = len(image)
-    return Batch(
-        stage="gan",
-        step=step,
-        num_steps=1_000,
-        seed=0,
-        items=torch.arange(num),
-        global_size=num,
-        subjects=torch.zeros(num, dtype=torch.int64),
-        image=image,
-        brain=torch.ones(num, *image.shape[2:], dtype=torch.bool),
-        position=torch.zeros(num, 0),
-    )
+    return made_up_batch(image, stage="gan", step=step, num_steps=1_000)
 
 
 class Shifted(nn.Module):

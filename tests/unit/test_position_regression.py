@@ -29,6 +29,7 @@ from vesalius.platform.contracts import Batch, CohortFacts, Volume
 from vesalius.platform.errors import CohortError, SettingError, VolumeError
 from vesalius.platform.scoring.volumes import volume_of
 from vesalius.platform.store import CohortStore, SubjectArrays, SubjectRecord
+from vesalius.platform.testing.made_up import made_up_batch
 from vesalius.platform.testing.methods import build, trained
 from vesalius.platform.training import Alone, TrainingSettings, Updater
 from vesalius.platform.training.plan import Plan
@@ -200,19 +201,8 @@ def test_trained_convolutions_have_norm_one(phantom_store: CohortStore) -> None:
 
 
 def batch_of(position: torch.Tensor, patch_size: int = 19) -> Batch:
-    num = len(position)
-    return Batch(
-        stage="regression",
-        step=0,
-        num_steps=1,
-        seed=0,
-        items=torch.arange(num),
-        global_size=num,
-        subjects=torch.zeros(num, dtype=torch.int64),
-        image=torch.randn(num, 1, *(patch_size,) * 3),
-        brain=torch.ones(num, *(patch_size,) * 3, dtype=torch.bool),
-        position=position,
-    )
+    image = torch.randn(len(position), 1, *(patch_size,) * 3)
+    return made_up_batch(image, stage="regression", num_steps=1, position=position)
 
 
 def test_the_loss_is_the_distance_and_not_its_square() -> None:

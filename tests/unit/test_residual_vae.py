@@ -16,7 +16,6 @@ from vesalius.methods.vae_restoration import VaeRestorationSettings
 from vesalius.platform.config import override
 from vesalius.platform.contracts import (
     Augmentation,
-    Batch,
     CohortFacts,
     Slices,
     Stage,
@@ -26,6 +25,7 @@ from vesalius.platform.contracts import (
     vae_baselines_2021,
 )
 from vesalius.platform.errors import CohortError, SettingError, VolumeError
+from vesalius.platform.testing.made_up import made_up_batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,22 +67,6 @@ class Alone:
         return [value]
 
 
-def batch_of(image: Tensor, brain: Tensor, position: Tensor) -> Batch:
-    num = len(image)
-    return Batch(
-        stage="s",
-        step=0,
-        num_steps=1,
-        seed=0,
-        items=torch.arange(num),
-        global_size=num,
-        subjects=torch.zeros(num, dtype=torch.int64),
-        image=image,
-        brain=brain,
-        position=position,
-    )
-
-
 def fit_moments(stage: Stage, volumes: Sequence[Volume]) -> None:
     def refuse(*_: Any) -> float:
         raise AssertionError("this stage has no optimiser")
@@ -90,7 +74,7 @@ def fit_moments(stage: Stage, volumes: Sequence[Volume]) -> None:
     no_update: Any = refuse
     stage.begin()
     for one in volumes:
-        stage.step(batch_of(one.image[None], one.brain[None], torch.zeros(1, 0)), no_update)
+        stage.step(made_up_batch(one.image[None], brain=one.brain[None]), no_update)
     stage.finish(Alone())
 
 
@@ -278,7 +262,7 @@ def test_the_loss_is_the_negative_elbo_a_pixel_of_z_scored_slices() -> None:
     method.vae.mean.fill_(0.4)
     method.vae.deviation.fill_(0.1)
     image = volume(3).image.movedim(-1, 0)
-    batch = batch_of(image, torch.ones(len(image), 10, 13, dtype=torch.bool), torch.zeros(len(image), 1))
+    batch = made_up_batch(image)
     total, count = method.vae.loss(batch)
     assert count == len(image) * 12 * 16
     standard = method.vae.standardised(image)

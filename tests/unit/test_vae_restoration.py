@@ -17,6 +17,7 @@ from vesalius.platform.config import override
 from vesalius.platform.contracts import Batch, CohortFacts, Slices, Stage, Volume, generator
 from vesalius.platform.errors import SettingError
 from vesalius.platform.testing import methods as contract
+from vesalius.platform.testing.made_up import made_up_batch
 from vesalius.platform.training import train
 
 if TYPE_CHECKING:
@@ -70,19 +71,7 @@ class Ranks:
 def batch_of(volumes: Sequence[Volume], first: int = 0) -> Batch:
     image = torch.cat([one.image.movedim(-1, 0) for one in volumes])
     brain = torch.cat([one.brain.movedim(-1, 0) for one in volumes])
-    num = len(image)
-    return Batch(
-        stage="rho",
-        step=0,
-        num_steps=1,
-        seed=0,
-        items=torch.arange(first, first + num),
-        global_size=num,
-        subjects=torch.zeros(num, dtype=torch.int64),
-        image=image,
-        brain=brain,
-        position=torch.zeros(num, 1),
-    )
+    return made_up_batch(image, stage="rho", num_steps=1, items=torch.arange(first, first + len(image)), brain=brain)
 
 
 def quadratic(target: Tensor) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,32 +15,21 @@ from vesalius.methods.blocks.autoencoders import draw_code, restore_by_posterior
 from vesalius.methods.blocks.variational import gaussian_divergence
 from vesalius.methods.variational_autoencoder import VariationalAutoencoder, VariationalAutoencoderSettings
 from vesalius.platform.config import override
-from vesalius.platform.contracts import Batch, CohortFacts, Volume
+from vesalius.platform.testing.made_up import made_up_batch, made_up_facts, made_up_volume
 
-EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+if TYPE_CHECKING:
+    from vesalius.platform.contracts import Batch, CohortFacts
+
 GRID = (18, 21, 5)
 
 
 def facts() -> CohortFacts:
-    return CohortFacts(
-        subjects=("a", "b"), grid=GRID, spacing_mm=(1.0, 1.0, 1.0), affine=EYE, channels=("T1w",), digest="0"
-    )
+    return made_up_facts(GRID)
 
 
 def batch(num: int = 4, step: int = 0) -> Batch:
     image = torch.rand((num, 1, *GRID[:2]), generator=torch.Generator().manual_seed(step))
-    return Batch(
-        stage="autoencoder",
-        step=step,
-        num_steps=10,
-        seed=0,
-        items=torch.arange(num),
-        global_size=num,
-        subjects=torch.zeros(num, dtype=torch.int64),
-        image=image,
-        brain=image[:, 0] > 0.3,
-        position=torch.zeros(num, 1),
-    )
+    return made_up_batch(image, stage="autoencoder", step=step, num_steps=10, brain=image[:, 0] > 0.3)
 
 
 def small(**changes: Any) -> VariationalAutoencoder:
@@ -148,7 +137,7 @@ def test_a_restoration_from_draws_is_their_mean_and_gives_their_deviation() -> N
 def test_the_quick_effort_takes_the_mean() -> None:
     method = small(samples=3, **{"slices.every": 1}).eval()
     image = torch.rand((1, *GRID), generator=torch.Generator().manual_seed(0))
-    scan = Volume(subject_id="v", image=image, brain=image[0] > 0.3, spacing_mm=(1.0, 1.0, 1.0), affine=EYE)
+    scan = made_up_volume(image, image[0] > 0.3)
     (full,), (quick,) = method.score([scan]), method.score([scan], effort="quick")
     assert full.extras["spread"].shape == GRID
     assert float(full.extras["spread"].min()) > 0

@@ -20,6 +20,7 @@ from vesalius.methods.vq_vae.settings import PriorSettings, tiny
 from vesalius.platform.config import override
 from vesalius.platform.contracts import Batch, CohortFacts, Volume, generator
 from vesalius.platform.errors import SettingError
+from vesalius.platform.testing.made_up import made_up_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -434,18 +435,7 @@ def test_the_stages_train_at_the_rates_and_as_long_as_set() -> None:
 
 def batch_of(scan: Volume) -> Batch:
     image, position = slices_of(scan)
-    return Batch(
-        stage="s",
-        step=0,
-        num_steps=1,
-        seed=0,
-        items=torch.arange(len(image)),
-        global_size=len(image),
-        subjects=torch.zeros(len(image), dtype=torch.int64),
-        image=image,
-        brain=scan.brain.movedim(-1, 0),
-        position=2 * position[:, None],
-    )
+    return made_up_batch(image, num_steps=1, brain=scan.brain.movedim(-1, 0), position=2 * position[:, None])
 
 
 def test_losses_are_means_over_slices_and_over_codes() -> None:
