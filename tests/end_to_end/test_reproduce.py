@@ -23,6 +23,7 @@ from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HEADS = CohortSettings(
@@ -42,31 +43,14 @@ SMALL = CohortSettings(
 ROWS = ("IF 3D", "IF 3D*")
 
 
-def play(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
-    with Terminal(True) as terminal:
-        reproduce(
-            terminal,
-            load_protocol("implicit_field_2021"),
-            out,
-            DataRequest(),
-            labels=ROWS,
-            budget="40s",
-            threads=1,
-            phantom=SMALL,
-            small="tiny",
-        )
-    said = capsys.readouterr()
-    return json.loads(said.out), said.err
-
-
-def test_a_row_of_2018_is_judged_by_its_papers_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_of_2018_is_judged_by_its_papers_rule(
+    tmp_path: Path, reproduced: Callable[..., tuple[dict[str, Any], str]]
+) -> None:
     baur = load_protocol("anovaegan_2018")
     settings = {"epochs": 4, "slices.every": 1, "learning_rate": 1e-2, "map.erosion": 0}
     rows = [row.model_copy(update={"preset": "tiny", "settings": settings}) for row in baur.choose(["sAE16"])]
     chosen = baur.model_copy(update={"rows": tuple(rows)})
-    with Terminal(True) as terminal:
-        reproduce(terminal, chosen, tmp_path, DataRequest(), threads=1, phantom=HEADS, small="tiny")
-    document = json.loads(capsys.readouterr().out)
+    document, _ = reproduced(chosen, tmp_path, phantom=HEADS)
     assert document["evaluation"]["voxel_set"] == "brain"
     assert document["data"]["reference_grid"]["ours"] == "20 x 20 x 20 voxels of 9.6 x 9.6 x 9.6 mm"
     found = {row["label"]: row for row in document["rows"]}
@@ -112,8 +96,11 @@ def test_a_row_of_2018_is_judged_by_its_papers_rule(tmp_path: Path, capsys: pyte
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_two_rows_beside_what_the_paper_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document, _ = play(tmp_path, capsys)
+def test_two_rows_beside_what_the_paper_printed(
+    tmp_path: Path, reproduced: Callable[..., tuple[dict[str, Any], str]]
+) -> None:
+    paper = load_protocol("implicit_field_2021")
+    document, _ = reproduced(paper, tmp_path, labels=ROWS, budget="40s", phantom=SMALL)
     rows = {row["label"]: row for row in document["rows"]}
     assert list(rows) == [*ROWS, "intensity threshold", "healthy atlas"]
     for row in rows.values():
@@ -134,7 +121,7 @@ def test_two_rows_beside_what_the_paper_printed(tmp_path: Path, capsys: pytest.C
     assert imread(document["picture"]).shape[0] > 900
     assert "| IF 3D | 256 | paper | 0.681 |" in (tmp_path / "implicit_field_2021.md").read_text()
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("weights.safetensors")}
-    again, said = play(tmp_path, capsys)
+    again, said = reproduced(paper, tmp_path, labels=ROWS, budget="40s", phantom=SMALL)
     assert again["rows"] == document["rows"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("weights.safetensors")} == weights
     assert "decoder" not in said
@@ -147,7 +134,8 @@ def test_rows_at_once_are_the_rows_one_by_one_and_one_that_fails_is_told(
     base = paper.rows[-2].model_copy(update={"preset": "tiny"})
     # A network of a petabyte: the allocator refuses it, and the others go on.
     huge = base.model_copy(update={"label": "huge", "settings": {"width": 8_000_000}})
-    chosen = paper.model_copy(update={"rows": (base, huge)})
+    twin = base.model_copy(update={"label": "twin", "published": None})
+    chosen = paper.model_copy(update={"rows": (base, twin, huge)})
 
     def told(out: Path, at_once: int) -> dict[str, Any]:
         with pytest.raises(typer.Exit), Terminal(True) as terminal:
@@ -160,10 +148,13 @@ def test_rows_at_once_are_the_rows_one_by_one_and_one_that_fails_is_told(
     # Tracked in one SQLite file, which the first of the processes makes.
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     beside = told(tmp_path / "beside", 3)
-    assert list(alone) == list(beside) == [base.label, "huge", "intensity threshold", "healthy atlas"]
+    assert list(alone) == list(beside) == [base.label, "twin", "huge", "intensity threshold", "healthy atlas"]
     no_memory = "this machine has not memory enough for it: give a budget, which scales it down or"
     assert alone["huge"]["error"] == f"{no_memory} coarser data"
     assert beside["huge"]["error"] == f"{no_memory} fewer than 3 rows at once or coarser data"
+    for rows in (alone, beside):
+        assert (rows["twin"]["run"], rows["twin"]["same_run_as"]) == (rows[base.label]["run"], base.label)
+        assert rows["twin"]["figures"] == rows[base.label]["figures"]
     for label in (base.label, "healthy atlas"):
         for voxels, figures in alone[label]["figures"].items():
             same = {key: value for key, value in figures.items() if key != "seconds_per_volume"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,13 +10,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vesalius.datasets.phantom import CohortSettings, Finding, PhantomSettings
 from vesalius.infra.console import Terminal
-from vesalius.infra.reproduce import DataRequest, load_protocol, reproduce
+from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol
 from vesalius.infra.reproduce.cohort import make_cohorts
 from vesalius.platform.errors import CohortError
 from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 KINDS: tuple[Finding, ...] = ("epidural", "subdural", "noise", "wrong_orientation")
@@ -32,32 +32,21 @@ HEADS = CohortSettings(
 LABELS = ("3D f-AnoGAN", "3D without fine-tuning", "2D f-AnoGAN")
 
 
-def play(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def quick() -> Protocol:
+    """Return the paper's protocol with other networks."""
     paper = load_protocol("f_anogan_3d_2020")
     # The paper's networks take gigabytes, which no test should; these take as long as theirs would.
     rows = tuple(
         row.model_copy(update={"preset": "tiny", "settings": {**row.settings, "game.epochs": 100_000}})
         for row in paper.rows
     )
-    with Terminal(True) as terminal:
-        reproduce(
-            terminal,
-            paper.model_copy(update={"rows": rows}),
-            out,
-            DataRequest(),
-            budget="25s",
-            threads=1,
-            phantom=HEADS,
-            small="tiny",
-        )
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return paper.model_copy(update={"rows": rows})
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_the_table_of_the_3d_f_anogan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = play(tmp_path, capsys)
+def test_the_table_of_the_3d_f_anogan(tmp_path: Path, reproduced: Callable[..., tuple[dict[str, Any], str]]) -> None:
+    document, _ = reproduced(quick(), tmp_path, budget="25s", phantom=HEADS)
     rows = {row["label"]: row for row in document["rows"]}
     assert list(rows) == [*LABELS, "intensity threshold", "healthy atlas"]
     store = CohortStore.open(document["data"]["store"])
@@ -99,7 +88,7 @@ def test_the_table_of_the_3d_f_anogan(tmp_path: Path, capsys: pytest.CaptureFixt
         "Average precision by kind of lesion, against all healthy images:",
         "AUROC of quality control, against all healthy images:",
     ]
-    again = play(tmp_path, capsys)
+    again, _ = reproduced(quick(), tmp_path, budget="25s", phantom=HEADS)
     assert again["rows"] == document["rows"]
 
 

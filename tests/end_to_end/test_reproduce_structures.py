@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from vesalius.datasets.phantom import CohortSettings, PhantomSettings
 from vesalius.infra.console import Terminal
-from vesalius.infra.reproduce import DataRequest, load_protocol, reproduce
+from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol
 from vesalius.infra.reproduce.cohort import make_cohorts
 from vesalius.methods import METHODS
 from vesalius.platform.config import flatten, validate
@@ -22,6 +21,7 @@ from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HEADS = CohortSettings(
@@ -43,7 +43,8 @@ TASKS = {
 }
 
 
-def play(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def quick() -> Protocol:
+    """Return the paper's protocol with some of its rows, of other networks."""
     paper = load_protocol("position_regression_2022")
     # The paper's networks would be probed for minutes; these take as long as theirs would.
     rows = tuple(
@@ -51,19 +52,7 @@ def play(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         for row in paper.rows
         if row.label in LABELS
     )
-    with Terminal(True) as terminal:
-        reproduce(
-            terminal,
-            paper.model_copy(update={"rows": rows}),
-            out,
-            DataRequest(),
-            budget="10s",
-            threads=1,
-            phantom=HEADS,
-            small="tiny",
-        )
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return paper.model_copy(update={"rows": rows})
 
 
 def by_hand(scores: ScoreStore, store: CohortStore, task: str) -> float:
@@ -82,8 +71,10 @@ def by_hand(scores: ScoreStore, store: CohortStore, task: str) -> float:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_figures_of_position_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = play(tmp_path, capsys)
+def test_the_figures_of_position_regression(
+    tmp_path: Path, reproduced: Callable[..., tuple[dict[str, Any], str]]
+) -> None:
+    document, _ = reproduced(quick(), tmp_path, budget="10s", phantom=HEADS)
     rows = {row["label"]: row for row in document["rows"]}
     assert list(rows) == [*LABELS, "intensity threshold", "healthy atlas"]
     store = CohortStore.open(document["data"]["store"])
@@ -106,7 +97,7 @@ def test_the_figures_of_position_regression(tmp_path: Path, capsys: pytest.Captu
         assert imread(path).shape[0] > 300
     text = (tmp_path / "position_regression_2022.md").read_text()
     assert "AUROC of structures, by the highest value within each:" in text
-    again = play(tmp_path, capsys)
+    again, _ = reproduced(quick(), tmp_path, budget="10s", phantom=HEADS)
     assert again["rows"] == document["rows"]
 
 
