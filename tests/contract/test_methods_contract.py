@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from vesalius.methods import METHODS
+from vesalius.platform.config import override
 from vesalius.platform.contracts import Method
 from vesalius.platform.tables import lookup
 from vesalius.platform.testing import methods as contract
@@ -65,6 +66,13 @@ def test_exact_resume(method_type: type[Method], settings: MethodSettings, phant
 
 def test_two_workers_equal_one(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
     contract.assert_two_workers_equal_one(method_type, settings, phantom_store)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_two_workers_equal_one_with_other_statistics_in_the_critic(norm: str, phantom_store: CohortStore) -> None:
+    kind: type[Method] = lookup(METHODS, "f_anogan", "method")
+    settings = override(kind.presets()["tiny"], {"network.critic_norm": norm})
+    contract.assert_two_workers_equal_one(kind, settings, phantom_store)
 
 
 def test_loss_falls(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
