@@ -26,7 +26,7 @@ from vesalius.infra.pipeline import ThresholdRule, estimating, method_type
 from vesalius.infra.pipeline.estimating import Estimate, estimate
 from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol, protocol_names, reproduce
 from vesalius.infra.reproduce.budget import choose, fit_epochs, paper_settings, parse_budget, scaled_settings
-from vesalius.infra.reproduce.cohort import Cohorts, check_request, make_cohorts
+from vesalius.infra.reproduce.cohort import check_request, make_cohorts
 from vesalius.infra.reproduce.levels import level_of
 from vesalius.infra.reproduce.protocol import BASELINES, PreparedBy, Published, Row
 from vesalius.infra.reproduce.running import slug
@@ -718,51 +718,6 @@ def test_rows_are_reproduced_reused_and_one_failure_stays_its_own(
     assert after == kept
 
 
-def test_a_choice_is_kept_for_as_long_as_what_it_was_made_from(
-    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vesalius.infra.reproduce import running
-
-    made: list[Any] = []
-
-    def counted(row: Row, *arguments: Any, **options: Any) -> Any:
-        made.append(row)
-        return choose(row, *arguments, **options)
-
-    monkeypatch.setattr(running, "choose", counted)
-    row = ROW.model_copy(update={"preset": "tiny"})
-    plain: dict[str, Any] = {
-        "protocol": protocol(row),
-        "cohorts": Cohorts(reference=toy_store, finer=None, said="toy"),
-        "home": tmp_path / "home",
-        "out": tmp_path,
-        "budget_seconds": None,
-        "num_workers": 0,
-        "device": "cpu",
-        "threads": 1,
-        "small": "tiny",
-    }
-    for changes, num in (({}, 1), ({}, 1), ({"threads": 2}, 2), ({"num_workers": 2}, 3), ({}, 3)):
-        running._choice(row, running.Conditions(**{**plain, **changes}))
-        assert len(made) == num, changes
-    # Of kept networks the demo preset is taken where they cannot be kept.
-    kept = running.Conditions(**{**plain, "small": None})
-    running._choice(row, kept)
-    presets = method_type(row.method).presets()
-    with monkeypatch.context() as changed:
-        other = {**presets, "demo": override(presets["demo"], {"epochs": 3})}
-        changed.setattr(method_type(row.method), "presets", classmethod(lambda cls: other))
-        for num in (5, 5):
-            running._choice(row, kept)
-            assert len(made) == num
-    # A later version's preset is another one, whatever it is called.
-    kind = method_type(row.method)
-    later = {name: override(preset, {"epochs": 3}) for name, preset in kind.presets().items()}
-    monkeypatch.setattr(kind, "presets", classmethod(lambda cls: later))
-    choice = running._choice(row, running.Conditions(**plain))
-    assert (len(made), choice.settings["epochs"]) == (6, 3)
-
-
 def test_rows_of_the_same_settings_are_one_run(
     toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -795,84 +750,6 @@ def test_rows_of_the_same_settings_are_one_run(
         assert rows["IF"][key] == rows["same"][key] is not None
     assert rows["IF"]["settings"] == rows["same"]["settings"] != rows["other map"]["settings"]
     assert "- same: one run with IF, trained once: the settings are the same; " in (out / "toy.md").read_text()
-
-
-def test_rows_of_the_same_settings_on_other_data_are_two_runs(
-    toy_store: CohortStore, phantom_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vesalius.infra.reproduce import running
-    from vesalius.infra.reproduce.protocol import Finer
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
-    coarse = ROW.model_copy(update={"preset": "tiny"})
-    fine = coarse.model_copy(update={"label": "IF*", "finer": Finer(recipe="as_is", phantom_shape=(1, 1, 1))})
-
-    def given(finer: CohortStore | None) -> running.Conditions:
-        return running.Conditions(
-            protocol=protocol(coarse, fine),
-            cohorts=Cohorts(reference=toy_store, finer=finer, said="toy"),
-            home=tmp_path / str(finer is None),
-            out=tmp_path,
-            budget_seconds=None,
-            num_workers=0,
-            device="cpu",
-            threads=1,
-            small="tiny",
-        )
-
-    for finer, alike in ((phantom_store, False), (None, True)):
-        conditions = given(finer)
-        runs = [running._find_or_start(row, running._choice(row, conditions), conditions) for row in (coarse, fine)]
-        assert (runs[0].run_id == runs[1].run_id) == alike
-        assert running.may_be_one_run(coarse, fine, conditions) == alike
-
-
-def test_rows_that_are_scaled_to_the_same_settings_are_one_run(
-    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vesalius.infra.reproduce import running
-
-    probed: list[float] = []
-
-    def made_up(name: str, settings: Any, *_: Any, **limits: Any) -> Estimate:
-        # No two probes agree, and the paper's networks are always too slow.
-        probed.append(0.01 * 1.1 ** len(probed) * (1000 if settings.width > 50 else 1))
-        return measured(steps={"decoder": 1000}, step_seconds={"decoder": probed[-1]}, fixed=())
-
-    monkeypatch.setattr("vesalius.infra.reproduce.budget.estimate", made_up)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
-    first, second, wide, deeper = (
-        ROW.model_copy(update={"label": label, "preset": "tiny", "settings": settings, "scaled": scaled})
-        for label, settings, scaled in (
-            ("width=100", {"width": 100}, {}),
-            ("latent=64", {"width": 150, "latent_dim": 64}, {}),
-            ("width=200", {"width": 200}, {"width": 40}),
-            ("pool=5", {"width": 100}, {"map.average_pool": 5}),
-        )
-    )
-    rows = [first, second, wide, deeper]
-    conditions = running.Conditions(
-        protocol=protocol(*rows),
-        cohorts=Cohorts(reference=toy_store, finer=None, said="toy"),
-        home=tmp_path / "home",
-        out=tmp_path,
-        budget_seconds=20.0,
-        num_workers=0,
-        device="cpu",
-        threads=1,
-        small="tiny",
-    )
-    choices = [running._choice(row, conditions) for row in rows]
-    # Three papers' networks, since the last row's are the first one's, and three that stand for them.
-    assert len(probed) == 6
-    assert all(choice.scaled for choice in choices)
-    assert choices[0].settings == choices[1].settings
-    runs = [running._find_or_start(row, choice, conditions).run_id for row, choice in zip(rows, choices, strict=True)]
-    assert runs[0] == runs[1]
-    assert len(set(runs)) == 3
-    pairs = [(a.label, b.label) for a in rows for b in rows if a != b and running.may_be_one_run(a, b, conditions)]
-    alike = [("width=100", "latent=64"), ("width=100", "pool=5")]
-    assert sorted(pairs) == sorted([*alike, *((b, a) for a, b in alike)])
 
 
 def test_stopped_between_rows_it_goes_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,7 +13,7 @@ from vesalius.infra import pipeline
 from vesalius.infra.reproduce.budget import Choice, choose, paper_settings, scaled_settings
 from vesalius.infra.reproduce.kept import kept
 from vesalius.infra.reproduce.levels import level_of
-from vesalius.platform.config import Settings, digest, validate
+from vesalius.platform.config import Settings, digest, flatten, validate
 from vesalius.platform.errors import DiskSpaceError, SettingError, VesaliusError
 from vesalius.platform.runs import begun_run
 from vesalius.platform.training import Checkpoints, TrainingSettings
@@ -266,7 +266,7 @@ def _run_id(label: str, key: str) -> str:
 
 
 def may_be_one_run(row: Row, other: Row, conditions: Conditions) -> bool:
-    """Say whether two rows may come to the same settings: then the second waits for what the first one finds.
+    """Say whether two rows may come to the same settings: then the second waits for what the first one begins.
 
     They need not: of two rows that are scaled down alike, the paper's settings of one may fit the budget.
     """
@@ -274,11 +274,19 @@ def may_be_one_run(row: Row, other: Row, conditions: Conditions) -> bool:
         return False
     # What is wrong with a row it says by itself.
     with contextlib.suppress(SettingError):
-        if paper_settings(row) == paper_settings(other):
-            return True
-        small = conditions.small or "demo"
-        return conditions.budget_seconds is not None and scaled_settings(row, small) == scaled_settings(other, small)
+        return any(one in _ends(other, conditions) for one in _ends(row, conditions))
     return False
+
+
+def _ends(row: Row, conditions: Conditions) -> list[dict[str, Any]]:
+    """Return the settings that a row may come to, by dotted key; a budget cuts epochs to whatever there is time for."""
+    paper = flatten(paper_settings(row))
+    if conditions.budget_seconds is None:
+        return [paper]
+    return [
+        {key: value > 0 if key.rpartition(".")[2] == "epochs" else value for key, value in one.items()}
+        for one in (paper, flatten(scaled_settings(row, conditions.small or "demo")))
+    ]
 
 
 def slug(label: str) -> str:
