@@ -2,13 +2,16 @@
 
 Anatomy and noise of a phantom do not depend on what is set into it, so that the difference of the two maps is the
 lesion's alone. Printed: the mean error of the brain, that of the lesion's voxels in the healthy twin and in the head
-itself, the AUROC of the lesion's voxels among the brain's, and that of the hemispheres' maxima, healthy twins and the
-other side being the negatives; the last two also of the calibrated score. Decision 18 has its figures.
+itself, the AUROC of the lesion's voxels among the brain's, and that of the maxima of the hemispheres (or halves of the
+skull), healthy twins and the other side being the negatives; the last two also of the calibrated score. Decision 18
+has its figures.
 
-    python tests/benchmarks/benchmark_position_detection.py [--case ct|t1w] [--uncentred] [--per-step 64]
-        [--learning-rate 1e-3] [--steps 2000] [--width 8] [--patch-size 19] [--edge 64] [--train 40] [--pairs 8]
+    python tests/benchmarks/benchmark_position_detection.py [--case ct|t1w|fracture] [--uncentred] [--per-step 64]
+        [--learning-rate 1e-3] [--steps 2000] [--width 8] [--patch-size 19] [--edge 64] [--voxel-mm 3] [--train 40]
+        [--pairs 8]
 
-``ct``: heads with their skull, equalised, with bleeds; ``t1w``: brains without it, with lesions 40 % darker.
+``ct``: heads with their skull, equalised, with bleeds; ``t1w``: brains without it, with lesions 40 % darker;
+``fracture``: what of the vault EDGE voxels of that size hold, with gaps in the bone, judged in the halves of the skull.
 """
 
 from __future__ import annotations
@@ -20,16 +23,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from vesalius.datasets.foreground.structures import CT_STRUCTURES
 from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.phantom import PhantomLayout, write_cohort
-from vesalius.datasets.phantom import CohortSettings, LesionSettings, PhantomSettings
+from vesalius.datasets.phantom import CohortSettings, FindingSettings, LesionSettings, PhantomSettings
 from vesalius.datasets.prepare import prepare
 from vesalius.datasets.recipes import Recipe, recipe_named
 from vesalius.methods.position_regression import PositionRegression
@@ -54,9 +58,16 @@ class Uncentred(PositionRegression):
         return image
 
 
-def heads(case: str, edge: int, num_train: int) -> tuple[CohortSettings, Recipe]:
-    ct = case == "ct"
-    settings = PhantomSettings(shape=(edge,) * 3, modalities=("CT",) if ct else ("T1w",), skull_stripped=not ct)
+def heads(case: str, edge: int, voxel_mm: float, num_train: int) -> tuple[CohortSettings, Recipe]:
+    ct = case != "t1w"
+    settings = PhantomSettings(
+        shape=(edge,) * 3,
+        box_mm=(edge * voxel_mm,) * 3,
+        # Findings of the vault lie above the base; a small box is laid there, a large one holds the whole head.
+        center_mm=(0.0, -18.0, 8.0 if edge * voxel_mm > 180 else 104.0 - edge * voxel_mm / 2),
+        modalities=("CT",) if ct else ("T1w",),
+        skull_stripped=not ct,
+    )
     cohort = CohortSettings(num_train=num_train, num_validation=0, num_gate=0, num_test=0, phantom=settings)
     changes: dict[str, Any] = {"scale": "percentile"}
     return cohort, override(recipe_named("position_regression_2022"), CT) if ct else override(
@@ -67,13 +78,19 @@ def heads(case: str, edge: int, num_train: int) -> tuple[CohortSettings, Recipe]
 def twins(cohort: CohortSettings, recipe: Recipe, case: str, number: int) -> tuple[Any, Any, str]:
     """Return a head prepared without and with its lesion, and the lesion's side."""
     rng = np.random.default_rng(number)
-    side = ("left", "right")[number % 2]
-    lesion = LesionSettings(
-        size_mm=float(rng.uniform(*BLEED_MM)),
-        contrast=BLEED_CONTRAST if case == "ct" else DARK_CONTRAST,
-        softness_mm=2.0,
-        hemisphere="left" if side == "left" else "right",
-    )
+    side: Literal["left", "right"] = "right" if number % 2 else "left"
+    planted: dict[str, Any]
+    if case == "fracture":
+        finding = FindingSettings(kind="fracture", hemisphere=side, severity=float(rng.random()))
+        planted = {"finding": finding.model_dump(mode="json")}
+    else:
+        lesion = LesionSettings(
+            size_mm=float(rng.uniform(*BLEED_MM)),
+            contrast=BLEED_CONTRAST if case == "ct" else DARK_CONTRAST,
+            softness_mm=2.0,
+            hemisphere=side,
+        )
+        planted = {"lesions": [lesion.model_dump(mode="json")]}
     with tempfile.TemporaryDirectory() as folder:
         root = write_cohort(
             Path(folder), cohort.model_copy(update={"num_train": 0, "num_test": 1, "seed": 1000 + number})
@@ -81,11 +98,11 @@ def twins(cohort: CohortSettings, recipe: Recipe, case: str, number: int) -> tup
         (raw,) = PhantomLayout().discover(root, cohort.phantom.modalities)
     pair = [
         prepare(
-            raw.model_copy(update={"parameters": {**raw.parameters, "lesions": planted}}),
+            raw.model_copy(update={"parameters": {**raw.parameters, **changes}}),
             recipe,
             cohort.phantom.modalities,
         )
-        for planted in ([], [lesion.model_dump(mode="json")])
+        for changes in ({}, planted)
     ]
     return pair[0], pair[1], side
 
@@ -101,25 +118,31 @@ def volume_of(record: Any, arrays: Any) -> Volume:
     )
 
 
-def hemispheres(record: Any, brain: np.ndarray) -> np.ndarray:
-    """Return labels 1 and 2 of the brain left and right of x = 0."""
-    x = record.affine[0][3] + record.affine[0][0] * np.arange(brain.shape[0])
-    return np.where(brain, 1 + (x > 0)[:, None, None], 0).astype(np.uint8)
+def judged(case: str, arrays: Any) -> np.ndarray:
+    """Return where a lesion is looked for: the brain, or the skull of the healthy twin and of the head itself."""
+    return np.asarray(arrays.structures == CT_STRUCTURES["skull"] if case == "fracture" else arrays.brain)
+
+
+def halves(record: Any, where: np.ndarray) -> np.ndarray:
+    """Return labels 1 and 2 of what lies left and right of x = 0."""
+    x = record.affine[0][3] + record.affine[0][0] * np.arange(where.shape[0])
+    return np.where(where, 1 + (x > 0)[:, None, None], 0).astype(np.uint8)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    cohort, recipe = heads(arguments.case, arguments.edge, arguments.train)
+    cohort, recipe = heads(arguments.case, arguments.edge, arguments.voxel_mm, arguments.train)
     kind = Uncentred if arguments.uncentred else PositionRegression
     settings = override(
         demo(),
         {
-            "patches.foreground": "head" if arguments.case == "ct" else "brain",
+            "patches.foreground": "brain" if arguments.case == "t1w" else "head",
             "patches.per_step": arguments.per_step,
             "learning_rate": arguments.learning_rate,
             "network.width": arguments.width,
             "network.patch_size": arguments.patch_size,
             "epochs": arguments.steps / arguments.train,
             "scoring.calibrate": True,
+            "map.voxels": "all" if arguments.case == "fracture" else "brain",
         },
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -134,13 +157,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     maxima: dict[str, list[tuple[float, bool]]] = {"": [], "_calibrated": []}
     for number in range(arguments.pairs):
         *pair, side = twins(cohort, recipe, arguments.case, number)
-        brain, lesion = pair[1][1].brain, pair[1][1].lesion & pair[1][1].brain
+        brain = judged(arguments.case, pair[1][1])
+        lesion = pair[1][1].lesion & brain
         row: dict[str, float] = {}
         for name in maxima:
             method.calibration = calibration if name else None
             errors = [score_volume(method, volume_of(*one))[0].map.numpy() for one in pair]
             for bad, (error, (record, arrays)) in enumerate(zip(errors, pair, strict=True)):
-                found = structure_maxima(error, hemispheres(record, arrays.brain), {"left": 1, "right": 2})
+                found = structure_maxima(error, halves(record, judged(arguments.case, arrays)), {"left": 1, "right": 2})
                 maxima[name] += [(value, bool(bad) and which == side) for which, value in found.items()]
             row[f"voxel_auroc{name}"] = float(roc_auc_score(lesion[brain], errors[1][brain]))
             if not name:
@@ -167,7 +191,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--case", choices=("ct", "t1w"), default="ct")
+    made.add_argument("--case", choices=("ct", "t1w", "fracture"), default="ct")
     made.add_argument("--uncentred", action="store_true")
     made.add_argument("--per-step", type=int, default=64)
     made.add_argument("--learning-rate", type=float, default=1e-3)
@@ -175,6 +199,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--width", type=int, default=8)
     made.add_argument("--patch-size", type=int, default=19)
     made.add_argument("--edge", type=int, default=64)
+    made.add_argument("--voxel-mm", type=float, default=3.0)
     made.add_argument("--train", type=int, default=40)
     made.add_argument("--pairs", type=int, default=8)
     made.add_argument("--out", type=Path, default=None, help="write the JSON here as well")

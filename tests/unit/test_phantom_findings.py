@@ -250,10 +250,10 @@ def test_every_kind_has_labels_that_data_sets_share() -> None:
 
 
 def test_a_cohort_without_findings_is_what_it_was(tmp_path: Path) -> None:
-    # Tissues of findings stand last, so that nobody else's intensities are drawn anew.
+    # Tissues of findings and of what is bright in healthy heads stand last, so that nobody else's intensities are drawn anew.
     names = [name for name, *_ in TISSUES]
     assert names.index("air") == 12
-    assert names[13:] == ["blood", "catheter"]
+    assert names[13:] == ["blood", "catheter", "calcium", "venous_blood"]
     settings = CohortSettings(num_train=1, num_validation=2, num_gate=0, num_test=0)
     found = PhantomLayout().discover(write_cohort(tmp_path / "raw", settings), ("T1w",))
     assert all(set(raw.parameters) == {"seed", "settings", "lesions"} for raw in found)

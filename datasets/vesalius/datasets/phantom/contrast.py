@@ -32,6 +32,9 @@ TISSUES: Final = (
     # Only in findings; at the end, so that what is drawn for the others stays. Blood is fresh.
     ("blood", 0.75, 0.60, 0.85, 66.0),
     ("catheter", 0.30, 0.30, 0.30, 500.0),
+    # Only in healthy heads with what is dense in them. Venous blood flows: it gives no signal in spin echoes.
+    ("calcium", 0.35, 0.20, 0.30, 300.0),
+    ("venous_blood", 0.30, 0.15, 0.20, 58.0),
 )
 
 INTENSITIES: Final[Mapping[Modality, Mapping[str, float]]] = {

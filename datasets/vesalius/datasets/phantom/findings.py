@@ -16,7 +16,7 @@ from vesalius.datasets.phantom.lattice import stream
 from vesalius.datasets.phantom.planting import LesionBody
 from vesalius.datasets.phantom.settings import LesionSettings
 from vesalius.datasets.phantom.shapes import capsule
-from vesalius.datasets.phantom.tissues import BLUR_MM, SKULL_MM, inside
+from vesalius.datasets.phantom.tissues import BLUR_MM, SKULL_MM, inside, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -101,19 +101,6 @@ def set_in(scene: Scene) -> tuple[Tissues, NDArray[np.bool_]]:
     return change(scene)
 
 
-def _replaced(tissues: Tissues, share: Array, by: str, brain: NDArray[np.bool_] | None = None) -> Tissues:
-    """Give ``share`` of each voxel to one tissue; the others keep their proportions."""
-    left = 1 - share
-    shares: Mapping[str, Array] = {name: old * left for name, old in tissues.shares.items()}
-    given = share + shares[by] if by in shares else share
-    return replace(
-        tissues,
-        shares={**shares, by: given},
-        brain=tissues.brain if brain is None else tissues.brain | brain,
-        head=tissues.head if brain is None else tissues.head | brain,
-    )
-
-
 def _intraparenchymal(scene: Scene) -> tuple[Tissues, NDArray[np.bool_]]:
     lesion = LesionSettings(
         size_mm=float(scene.scaled(18, 45)), softness_mm=2.0, irregularity=0.3, hemisphere=scene.finding.hemisphere
@@ -125,14 +112,14 @@ def _intraparenchymal(scene: Scene) -> tuple[Tissues, NDArray[np.bool_]]:
     # It keeps to its hemisphere, which is what its label says.
     x = scene.axes[0][:, None, None] * scene.side
     share *= scene.tissues.brain * inside(np.asarray(x - scene.width / 2, np.float32), scene.width)
-    return _replaced(scene.tissues, share, "blood"), share >= 0.5
+    return replaced(scene.tissues, share, "blood"), share >= 0.5
 
 
 def _bleed_outside_the_brain(scene: Scene, depth: Array) -> tuple[Tissues, NDArray[np.bool_]]:
     """Fill a body between brain and skull with blood; what a stripping leaves of such a head holds it."""
     share = inside(np.minimum(depth, scene.cavity), scene.width)
     mask = share >= 0.5
-    return _replaced(scene.tissues, share * inside(scene.cavity, scene.width), "blood", mask), mask
+    return replaced(scene.tissues, share * inside(scene.cavity, scene.width), "blood", mask), mask
 
 
 def _subdural(scene: Scene) -> tuple[Tissues, NDArray[np.bool_]]:
@@ -199,7 +186,7 @@ def _craniectomy(scene: Scene) -> tuple[Tissues, NDArray[np.bool_]]:
     depth = np.minimum(hole, scene.cavity + np.float32(SKULL_MM))
     share = inside(np.asarray(depth, np.float32), scene.width) * ~scene.tissues.brain
     mask = share >= 0.5
-    return _replaced(scene.tissues, share, "grey", mask), mask
+    return replaced(scene.tissues, share, "grey", mask), mask
 
 
 def _shunt(scene: Scene) -> tuple[Tissues, NDArray[np.bool_]]:
@@ -214,7 +201,7 @@ def _shunt(scene: Scene) -> tuple[Tissues, NDArray[np.bool_]]:
     depth = np.minimum(depth, scene.cavity + np.float32(SKULL_MM))
     share = inside(depth, scene.width, thick=2 * radius)
     mask = depth >= radius - max(radius, float(np.max(scene.spacing_mm)) / 2)
-    return _replaced(scene.tissues, share, "catheter"), mask & (scene.tissues.brain | (share > 0))
+    return replaced(scene.tissues, share, "catheter"), mask & (scene.tissues.brain | (share > 0))
 
 
 _CHANGES: Final[Mapping[str, Callable[[Scene], tuple[Tissues, NDArray[np.bool_]]]]] = {

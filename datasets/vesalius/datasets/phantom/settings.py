@@ -123,6 +123,8 @@ class PhantomSettings(Settings):
         center_mm: centre of the grid in RAS+ millimetres; the brain lies as in MNI space.
         modalities: contrasts to make, in the order of the channel axis.
         skull_stripped: leave out everything outside the brain (0, or -1000 HU in CT).
+        hyperdense: put in what is bright in the CT of a healthy head: calcifications, venous sinuses, bone that rises
+            into the brain's outline (:mod:`vesalius.datasets.phantom.hyperdense`).
         variability: how much healthy subjects differ.
     """
 
@@ -131,6 +133,8 @@ class PhantomSettings(Settings):
     center_mm: Triple = (0.0, -18.0, 8.0)
     modalities: tuple[Modality, ...] = Field(("T1w",), min_length=1)
     skull_stripped: bool = True
+    # Left out of what is written where it is off: phantoms without it keep the digest they had before there was any.
+    hyperdense: bool = Field(False, exclude_if=lambda on: not on)
     variability: VariabilitySettings = VariabilitySettings()
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from vesalius.datasets.phantom.artefacts import mover, spoilt
 from vesalius.datasets.phantom.contrast import INTENSITIES, draw_image
 from vesalius.datasets.phantom.findings import Scene, set_in, wide_ventricles
+from vesalius.datasets.phantom.hyperdense import with_hyperdense
 from vesalius.datasets.phantom.planting import PlantedLesion, plant
 from vesalius.datasets.phantom.settings import NEED_SKULL, PhantomSettings
 from vesalius.datasets.phantom.tissues import STRUCTURES, read_tissues
@@ -98,6 +99,8 @@ def make_phantom(
     anatomy = wide_ventricles(seed, settings.variability, finding)
     axes = _axes(settings)
     tissues = read_tissues(anatomy, axes, settings.spacing_mm, skull_stripped=settings.skull_stripped)
+    if settings.hyperdense:
+        tissues = with_hyperdense(seed, anatomy, tissues, axes, settings.spacing_mm)
     change, lesion, planted = plant(seed, anatomy, lesions, axes, settings.spacing_mm, tissues.brain)
     if finding is not None:
         scene = Scene(

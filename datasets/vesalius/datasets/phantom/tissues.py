@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -177,3 +177,16 @@ def _beyond(distance: Array, half: Array | float, width: float) -> Array:
     upper = np.clip(distance + np.float32(width / 2), -half, half)
     lower = np.clip(distance - np.float32(width / 2), -half, half)
     return np.asarray(1 - (upper - lower) * np.float32(1 / width))
+
+
+def replaced(tissues: Tissues, share: Array, by: str, brain: NDArray[np.bool_] | None = None) -> Tissues:
+    """Give ``share`` of each voxel to one tissue; the others keep their proportions."""
+    left = 1 - share
+    shares: Mapping[str, Array] = {name: old * left for name, old in tissues.shares.items()}
+    given = share + shares[by] if by in shares else share
+    return replace(
+        tissues,
+        shares={**shares, by: given},
+        brain=tissues.brain if brain is None else tissues.brain | brain,
+        head=tissues.head if brain is None else tissues.head | brain,
+    )

@@ -1,0 +1,140 @@
+"""What is bright in the CT of a healthy head: calcifications, venous sinuses, bone within the brain's outline.
+
+Fresh blood has some 66 HU. Were it the brightest thing in a stripped head, a plain threshold would find every bleed,
+which no reader's experience bears out. Places, sizes and frequencies are textbook values for adults, not measured ones
+(docs/decisions/0003-phantom.md). All is drawn from (seed, its name) in millimetres: it is the same on every grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from vesalius.datasets.phantom.anatomy import BRAIN, DEEP, HEAD
+from vesalius.datasets.phantom.lattice import stream
+from vesalius.datasets.phantom.shapes import capsule, ellipsoid, intersection
+from vesalius.datasets.phantom.tissues import BLUR_MM, inside, replaced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vesalius.datasets.phantom.anatomy import Anatomy
+    from vesalius.datasets.phantom.lattice import Array, Axes, Triple
+    from vesalius.datasets.phantom.shapes import Point
+    from vesalius.datasets.phantom.tissues import Tissues
+
+FREQUENCY: Final[Mapping[str, float]] = {"choroid": 0.7, "pineal": 0.7, "pallidum": 0.15, "falx": 0.1}
+"""Share of heads in which a place is calcified; where choroid plexus or pallidum are, nearly always on both sides."""
+
+RADIUS_MM: Final[Mapping[str, tuple[float, float]]] = {
+    "choroid": (2.5, 6.0),
+    "pineal": (1.5, 4.0),
+    "pallidum": (3.0, 5.0),
+}
+DENSITY: Final = (0.3, 1.0)
+"""Share of a calcified body that is calcium; the rest is what it lies in."""
+
+_BOTH_SIDES: Final = 0.9
+_RIDGES: Final[tuple[tuple[Point, Point, tuple[float, float]], ...]] = (
+    ((14, -24, -37), (60, -32, -37), (5.0, 9.0)),  # petrous bone, between temporal lobe and cerebellum
+    ((14, 8, -24), (62, 16, -19), (3.0, 5.0)),  # wing of the sphenoid, between frontal and temporal lobe
+)
+"""Of the right side: from, to, radii in mm."""
+
+
+def with_hyperdense(seed: int, anatomy: Anatomy, tissues: Tissues, axes: Axes, spacing_mm: Triple) -> Tissues:
+    """Return the tissues with what is bright in a healthy head's CT.
+
+    What is bone to one half and more no longer belongs to the brain, as a stripping by thresholds leaves it; the rim
+    beside it does.
+
+    Args:
+        seed: the subject.
+        anatomy: it in millimetres.
+        tissues: it on the grid.
+        axes: of the grid, in mm.
+        spacing_mm: of the grid.
+    """
+    width = float(np.hypot(np.mean(spacing_mm), BLUR_MM))
+    at: Axes = tuple(np.meshgrid(*axes, indexing="ij", sparse=True))  # type: ignore[assignment]  # three axes
+    cavity = HEAD.read(anatomy.head["cavity"], axes)
+    for depth, thick in _sinuses(anatomy, at, axes, cavity):
+        tissues = replaced(tissues, inside(np.minimum(depth, cavity), width, thick=thick), "venous_blood")
+    for depth, thick, density in _calcifications(seed, anatomy, at, axes, cavity):
+        tissues = replaced(tissues, np.float32(density) * inside(depth, width, thick=thick), "calcium")
+    bone = np.zeros(tissues.brain.shape, np.float32)
+    for depth, thick in _ridges(seed, at, cavity):
+        np.maximum(bone, inside(depth, width, thick=thick), out=bone)
+    tissues = replaced(tissues, bone, "bone")
+    brain = tissues.brain & (bone < 0.5)
+    return replace(tissues, brain=brain, structures=np.where(brain, tissues.structures, np.uint8(0)))
+
+
+def _sinuses(anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array) -> Iterator[tuple[Array, float]]:
+    """Yield depth inside each venous sinus and its thickness, in mm: superior sagittal, transverse, straight."""
+    x, y, z = at
+    middle = np.abs(BRAIN.read(anatomy.fields["x"], axes))
+    # A wedge on the inner table, from the forehead over the vertex to the occiput.
+    yield np.minimum(np.float32(4) - middle, np.minimum(np.float32(7) - cavity, z + np.float32(2))), 8.0
+    roof = np.float32(-12) - np.float32(0.32) * np.abs(x) - np.float32(0.2) * (y + np.float32(55))
+    transverse = np.minimum(np.float32(4) - np.abs(z - roof), np.float32(7) - cavity)
+    yield np.minimum(transverse, np.float32(-40) - y), 8.0
+    yield capsule(at, (0, -46, 6), (0, -84, -6), (2.5, 3.0)), 5.0
+
+
+def _calcifications(
+    seed: int, anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array
+) -> Iterator[tuple[Array, float, float]]:
+    """Yield depth inside each calcified body, its thickness in mm and its density."""
+    for name, place in (("choroid", (25.0, -42.0, 11.0)), ("pallidum", (19.0, -3.0, 0.0))):
+        rng = stream(seed, f"calcified {name}")
+        present, both = rng.random() < FREQUENCY[name], rng.random() < _BOTH_SIDES
+        only = int(rng.integers(2))
+        for number, side in enumerate((-1.0, 1.0)):
+            radius, density, moved = rng.uniform(*RADIUS_MM[name]), rng.uniform(*DENSITY), rng.normal(0, 1.5, 3)
+            if present and (both or number == only):
+                wanted = np.array([side * place[0], place[1], place[2]]) + moved
+                within = "ventricle" if name == "choroid" else "lentiform"
+                x, y, z = _deepest(anatomy.deep[within], wanted)
+                # Longer than wide along the structure that it lies in, and not beyond it by more than a millimetre.
+                body = ellipsoid(at, (x, y, z), (radius * 0.8, radius * 1.4, radius * 0.9))
+                depth = DEEP.read(anatomy.deep[within], axes)
+                yield np.minimum(body, depth + np.float32(1)), float(1.6 * radius), float(density)
+    rng = stream(seed, "calcified pineal")
+    radius, density = rng.uniform(*RADIUS_MM["pineal"]), rng.uniform(*DENSITY)
+    y, z = rng.normal((-29.0, 3.0), 1.0)
+    if rng.random() < FREQUENCY["pineal"]:
+        yield ellipsoid(at, (0.0, float(y), float(z)), (radius,) * 3), float(2 * radius), float(density)
+    rng = stream(seed, "calcified falx")
+    angle, length, thick, density = rng.uniform(20, 160), rng.uniform(8, 25), rng.uniform(1.5, 4), rng.uniform(*DENSITY)
+    if rng.random() < FREQUENCY["falx"]:
+        way = np.deg2rad(angle)
+        body = ellipsoid(at, (0.0, float(-18 + 70 * np.cos(way)), float(8 + 52 * np.sin(way))), (40.0, length, length))
+        sheet = np.float32(thick / 2) - np.abs(BRAIN.read(anatomy.fields["x"], axes))
+        yield np.minimum(np.minimum(body, sheet), cavity - np.float32(2)), float(thick), float(density)
+
+
+def _ridges(seed: int, at: Axes, cavity: Array) -> Iterator[tuple[Array, float]]:
+    """Yield depth inside each ridge of the skull's base within the brain's outline, and its thickness, in mm."""
+    for number, (start, end, radii) in enumerate(_RIDGES):
+        rng = stream(seed, f"ridge {number}")
+        for side in (-1.0, 1.0):
+            size = float(np.exp(0.15 * rng.standard_normal()))
+            moved = rng.normal(0, 1.5, 3)
+            first, second = (
+                (side * point[0] + moved[0], point[1] + moved[1], point[2] + moved[2]) for point in (start, end)
+            )
+            thin, wide = radii[0] * size, radii[1] * size
+            # Beyond the inner table there is bone or air as it is.
+            yield intersection(capsule(at, first, second, (thin, wide)), cavity + np.float32(2), 2), 2 * thin
+
+
+def _deepest(depth: Array, near: np.ndarray) -> Point:
+    """Return the point within 8 mm of ``near`` (RAS+ mm) that lies deepest in a structure of :data:`DEEP`."""
+    points = np.meshgrid(*DEEP.axes, indexing="ij", sparse=True)
+    away = sum(np.square(axis - np.float32(value)) for axis, value in zip(points, near, strict=True))
+    best = np.unravel_index(int(np.argmax(np.where(away <= 64, depth, -np.inf))), depth.shape)
+    x, y, z = (float(axis[index]) for axis, index in zip(DEEP.axes, best, strict=True))
+    return (x, y, z)
