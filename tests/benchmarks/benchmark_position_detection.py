@@ -11,7 +11,7 @@ has its figures.
         [--pairs 8]
 
 ``ct``: heads with their skull, equalised, with bleeds; ``t1w``: brains without it, with lesions 40 % darker;
-``fracture``: what of the vault EDGE voxels of that size hold, with gaps in the bone, judged in the halves of the skull.
+``fracture``: the vault alone, whatever EDGE, with gaps in its bone, judged in the halves of the skull.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from vesalius.platform.testing.methods import trained
 CT = {"registration": "none", "spacing_mm": None, "grid": None}
 BLEED_MM, BLEED_CONTRAST = (30.0, 50.0), 1.2  # 36 HU above what it lies in
 DARK_CONTRAST = -0.4
+VAULT_MM, VAULT_CENTER_MM = (168.0, 208.0, 130.0), (0.0, -18.0, 43.0)
 
 
 class Uncentred(PositionRegression):
@@ -60,11 +61,14 @@ class Uncentred(PositionRegression):
 
 def heads(case: str, edge: int, voxel_mm: float, num_train: int) -> tuple[CohortSettings, Recipe]:
     ct = case != "t1w"
+    shape, center_mm = (edge,) * 3, (0.0, -18.0, 8.0)
+    if case == "fracture":
+        x, y, z = (round(length / voxel_mm) for length in VAULT_MM)
+        shape, center_mm = (x, y, z), VAULT_CENTER_MM
     settings = PhantomSettings(
-        shape=(edge,) * 3,
-        box_mm=(edge * voxel_mm,) * 3,
-        # Findings of the vault lie above the base; a small box is laid there, a large one holds the whole head.
-        center_mm=(0.0, -18.0, 8.0 if edge * voxel_mm > 180 else 104.0 - edge * voxel_mm / 2),
+        shape=shape,
+        box_mm=tuple(num * voxel_mm for num in shape),
+        center_mm=center_mm,
         modalities=("CT",) if ct else ("T1w",),
         skull_stripped=not ct,
     )

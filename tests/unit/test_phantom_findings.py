@@ -250,7 +250,7 @@ def test_every_kind_has_labels_that_data_sets_share() -> None:
 
 
 def test_a_cohort_without_findings_is_what_it_was(tmp_path: Path) -> None:
-    # Tissues of findings and of what is bright in healthy heads stand last, so that nobody else's intensities are drawn anew.
+    # Tissues that only some heads have stand last, so that nobody else's intensities are drawn anew.
     names = [name for name, *_ in TISSUES]
     assert names.index("air") == 12
     assert names[13:] == ["blood", "catheter", "calcium", "venous_blood"]
