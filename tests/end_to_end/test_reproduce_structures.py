@@ -87,11 +87,13 @@ def test_the_figures_of_position_regression(
         settings = validate(lookup(METHODS, row["method"], "method").settings_type, row["settings"], "row")
         network = lookup(METHODS, row["method"], "method")(settings, store.facts())
         assert row["judged"]["parameters"] == sum(one.numel() for one in network.parameters())
+        # Nothing is learnt by gradients without holding some.
+        assert (row["judged"]["memory_mib"] is None) == (row["method"] in {"intensity_threshold", "healthy_atlas"})
         # The skull lies outside the brain: a map that is kept inside it would say nothing of fractures.
         assert flatten(settings)["map.voxels"] == "all"
     assert rows["PPR s_p=23"]["settings"]["network"]["patch_size"] == 23
     assert rows["PPR m=2"]["settings"]["patches"]["foreground"] == "head"
-    expected = {f"roc of {task}" for task in TASKS} | {"parameters", "patch size", "surface of the skull"}
+    expected = {f"roc of {task}" for task in TASKS} | {"parameters", "memory", "patch size", "surface of the skull"}
     assert expected | {"roc", "lesions", "quality"} == set(document["pictures"])
     for path in (*document["pictures"].values(), document["picture"]):
         assert imread(path).shape[0] > 300

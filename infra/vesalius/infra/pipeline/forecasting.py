@@ -65,6 +65,11 @@ def forecast(name: str, store: Place, *, preset: str = "paper", assignments: Seq
         DivergenceError: training already failed in its first steps.
     """
     settings, training = choose_settings(name, preset, assignments)
+    return forecast_settings(name, settings, training, store)
+
+
+def forecast_settings(name: str, settings: MethodSettings, training: TrainingSettings, store: Place) -> Forecast:
+    """Return what training a method with these very settings would take, as :func:`forecast` does."""
     choose_device(training.device)
     # Spawned, not forked: a forked child would begin with this process's memory and threads.
     apart = multiprocessing.get_context("spawn")

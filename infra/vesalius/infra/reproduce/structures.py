@@ -23,9 +23,12 @@ from vesalius.infra.figures import (
     draw_surfaces,
 )
 from vesalius.infra.pipeline import method_type, score_run
+from vesalius.infra.pipeline.forecasting import forecast_settings
 from vesalius.infra.reproduce.images import SPLIT, ImageLevel
 from vesalius.infra.reproduce.levels import Drawn, Level, Section
+from vesalius.infra.reproduce.running import write_text
 from vesalius.platform.config import Settings, flatten, validate
+from vesalius.platform.errors import SettingError
 from vesalius.platform.evaluation import (
     ImageFigures,
     StructureFigures,
@@ -37,13 +40,14 @@ from vesalius.platform.evaluation import (
     whole,
 )
 from vesalius.platform.scoring import ScoreStore
-from vesalius.platform.store import CohortStore
+from vesalius.platform.store import CohortStore, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vesalius.infra.reproduce.cohort import Cohorts
     from vesalius.infra.reproduce.protocol import Protocol
+    from vesalius.platform.contracts import MethodSettings
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.store import SubjectRecord
@@ -57,14 +61,27 @@ class Size(Settings):
     Attributes:
         kind: method and what is done to its map, a line of a curve.
         parameters: trainable numbers.
+        memory_bytes: the most that its training held here, see :func:`_training_memory`; None where nothing was learnt
+            by gradients, or where it could not be measured.
         width: m; None where the method has none.
         patch_size: s_p in voxels; None where it has none.
     """
 
     kind: str
     parameters: int
+    memory_bytes: int | None = None
     width: int | None = None
     patch_size: int | None = None
+
+
+class Memory(Settings):
+    """What ``training_memory.json`` of a run holds.
+
+    Attributes:
+        peak_bytes: of any stage.
+    """
+
+    peak_bytes: int
 
 
 class StructureFindings(Settings):
@@ -147,14 +164,19 @@ class StructureLevel(Level):
             numbers[f"structure/{name}"] = figures.auroc
             if figures.interval is not None:
                 numbers["intervals"][f"structure/{name}"] = figures.interval
-        return {**numbers, "parameters": findings.size.parameters}
+        memory = findings.size.memory_bytes
+        return {
+            **numbers,
+            "parameters": findings.size.parameters,
+            "memory_mib": None if memory is None else round(memory / 2**20),
+        }
 
     def sections(self) -> list[Section]:
         """Return the structures, then the tables of whole images."""
         columns = tuple((f"structure/{task.name}", task.name, ".3f") for task in self.protocol.tasks)
         own = Section(
             title="AUROC of structures, by the highest value within each",
-            columns=(*columns, ("parameters", "parameters", ",")),
+            columns=(*columns, ("parameters", "parameters", ","), ("memory_mib", "training MiB", ",")),
         )
         return [own, *self._images.sections()]
 
@@ -164,7 +186,7 @@ class StructureLevel(Level):
         return "" if first.auroc is None else f"AUROC {first.auroc:.2f} ({first.task})"
 
     def draw(self, rows: Sequence[Drawn], out: Path) -> dict[str, Path]:
-        """Draw ROC curves by task, AUROC against parameters and against patch size, surfaces, and whole images."""
+        """Draw ROC curves by task, AUROC against parameters, memory and patch size, surfaces, and whole images."""
         name, title = self.protocol.name, self.protocol.title.partition(",")[0]
         drawn: dict[str, Path] = {}
         for task in self.protocol.tasks:
@@ -180,25 +202,29 @@ class StructureLevel(Level):
         return {**drawn, **self._images.draw(of_images, out)}
 
     def _curves(self, rows: Sequence[Drawn], out: Path) -> dict[str, Path]:
-        """Draw the paper's figures 3 and 7: over widths at the patch size of most rows, and the other way round."""
+        """Draw the paper's figures 3 and 7: over widths at the patch size of most rows, and the other way round.
+
+        Over widths twice: against parameters, as figure 3, and against the memory that training took.
+        """
         name, title = self.protocol.name, self.protocol.title.partition(",")[0]
         sizes = [row.found.size for row in rows]
         drawn: dict[str, Path] = {}
         patch_size, width = _commonest(sizes, "patch_size"), _commonest(sizes, "width", patched=True)
         over_width = [row for row in rows if row.found.size.width and row.found.size.patch_size in (None, patch_size)]
-        if len({row.found.size.width for row in over_width}) > 1:
-            drawn["parameters"] = draw_curves(
-                [
-                    CurvePanel(title=task.name, curves=_by_kind(over_width, task.name))
-                    for task in self.protocol.tasks
-                    if len(task.structures) > 1 or not self._is_part(task.name)
-                ],
-                out / f"{name}-parameters.png",
-                title=f"{title}: AUROC against parameters, {SPLIT} split",
-                caption=f"A point a model, m = {_span(row.found.size.width for row in over_width)}"
-                + ("." if patch_size is None else f"; patches of {patch_size} voxels.")
-                + " Bars: 95 %, bootstrap over subjects. Dotted: chance.",
-                across="parameters",
+        panels = [task.name for task in self.protocol.tasks if len(task.structures) > 1 or not self._is_part(task.name)]
+        widths = f"m = {_span(row.found.size.width for row in over_width)}"
+        of_patches = "" if patch_size is None else f"; patches of {patch_size} voxels"
+        for across, axis in (("parameters", "parameters"), ("memory_bytes", "peak memory of training in MiB")):
+            fit = [row for row in over_width if getattr(row.found.size, across)]
+            if len({row.found.size.width for row in fit}) < 2:
+                continue
+            word = across.partition("_")[0]
+            drawn[word] = draw_curves(
+                [CurvePanel(title=name, curves=_by_kind(fit, across, name)) for name in panels],
+                out / f"{name}-{word}.png",
+                title=f"{title}: AUROC against {axis}, {SPLIT} split",
+                caption=f"A point a model, {widths}{of_patches}. Bars: 95 %, bootstrap over subjects. Dotted: chance.",
+                across=axis,
                 logarithmic=True,
             )
         over_patches = [row for row in rows if row.found.size.patch_size and row.found.size.width == width]
@@ -283,9 +309,31 @@ def _size(run: RunFolder) -> Size:
     return Size(
         kind=", ".join([spec.method.replace("_", " "), *filters]),
         parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+        memory_bytes=_training_memory(run, settings) if any(stage.optimizers for stage in network.stages()) else None,
         width=flat.get("network.width"),
         patch_size=flat.get("network.patch_size"),
     )
+
+
+def _training_memory(run: RunFolder, settings: MethodSettings) -> int | None:
+    """Return the bytes that some steps of a run's training hold at most, in a process of its own.
+
+    As trained: with its batches, precision and micro-batches. On CUDA what the allocator gave out, on a CPU the growth
+    of the resident memory, of which libraries' workspaces and cached volumes are a part. Measured once and kept with
+    the run.
+    """
+    path = run.path / "training_memory.json"
+    try:
+        return Memory.model_validate_json(path.read_text()).peak_bytes
+    except (OSError, ValueError):
+        pass
+    try:
+        found = forecast_settings(run.spec.method, settings, run.spec.training, place_of(run.spec.store))
+    except SettingError:  # it was trained, but there is less memory now
+        return None
+    peak = max(found.probed.peak_bytes.values())
+    write_text(path, Memory(peak_bytes=peak).model_dump_json() + "\n")
+    return peak
 
 
 def _commonest(sizes: Sequence[Size], key: str, *, patched: bool = False) -> Any:
@@ -304,17 +352,19 @@ def _points(rows: Sequence[Drawn], across: str, task: str) -> tuple[CurvePoint, 
     points: dict[float, CurvePoint] = {}
     for row in rows:
         figures, x = row.found.tasks[task], getattr(row.found.size, across)
+        if across == "memory_bytes":
+            x = x / 2**20
         if figures.auroc is not None:
             points.setdefault(x, CurvePoint(x=x, y=figures.auroc, interval=figures.interval))
     return tuple(points.values())
 
 
-def _by_kind(rows: Sequence[Drawn], task: str) -> tuple[Curve, ...]:
+def _by_kind(rows: Sequence[Drawn], across: str, task: str) -> tuple[Curve, ...]:
     kinds = dict.fromkeys(row.found.size.kind for row in rows)
     curves = []
     for kind in kinds:
         of_kind = [row for row in rows if row.found.size.kind == kind]
-        curves.append(Curve(name=kind, points=_points(of_kind, "parameters", task)))
+        curves.append(Curve(name=kind, points=_points(of_kind, across, task)))
     return tuple(curves)
 
 
