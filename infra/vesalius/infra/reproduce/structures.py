@@ -25,8 +25,8 @@ from vesalius.infra.figures import (
 from vesalius.infra.pipeline import method_type, score_run
 from vesalius.infra.pipeline.forecasting import forecast_settings
 from vesalius.infra.reproduce.images import SPLIT, ImageLevel
+from vesalius.infra.reproduce.kept import kept
 from vesalius.infra.reproduce.levels import Drawn, Level, Section
-from vesalius.infra.reproduce.running import write_text
 from vesalius.platform.config import Settings, flatten, validate
 from vesalius.platform.errors import SettingError
 from vesalius.platform.evaluation import (
@@ -322,18 +322,16 @@ def _training_memory(run: RunFolder, settings: MethodSettings) -> int | None:
     of the resident memory, of which libraries' workspaces and cached volumes are a part. Measured once and kept with
     the run.
     """
-    path = run.path / "training_memory.json"
+
+    def measure() -> Memory:
+        spec = run.spec
+        found = forecast_settings(spec.method, settings, spec.training, place_of(spec.store))
+        return Memory(peak_bytes=max(found.probed.peak_bytes.values()))
+
     try:
-        return Memory.model_validate_json(path.read_text()).peak_bytes
-    except (OSError, ValueError):
-        pass
-    try:
-        found = forecast_settings(run.spec.method, settings, run.spec.training, place_of(run.spec.store))
+        return kept(run.path / "training_memory.json", Memory, measure).peak_bytes
     except SettingError:  # it was trained, but there is less memory now
         return None
-    peak = max(found.probed.peak_bytes.values())
-    write_text(path, Memory(peak_bytes=peak).model_dump_json() + "\n")
-    return peak
 
 
 def _commonest(sizes: Sequence[Size], key: str, *, patched: bool = False) -> Any:
