@@ -40,7 +40,8 @@ class Anatomy:
     """One subject, before any grid.
 
     Attributes:
-        fields: smooth functions on :data:`BRAIN`, in millimetres (depths are positive inside).
+        fields: smooth functions on :data:`BRAIN`, in millimetres (depths are positive inside); with ``ridge`` where
+            bone rises into the brain's outline.
         deep: depths inside ventricles and nuclei, on :data:`DEEP`.
         head: depths inside the head and the cavity of the skull, on :data:`HEAD`.
         sulcus_mm: half the width of a sulcus.

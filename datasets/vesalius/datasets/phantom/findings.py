@@ -16,7 +16,7 @@ from vesalius.datasets.phantom.lattice import stream
 from vesalius.datasets.phantom.planting import LesionBody
 from vesalius.datasets.phantom.settings import LesionSettings
 from vesalius.datasets.phantom.shapes import capsule
-from vesalius.datasets.phantom.tissues import BLUR_MM, SKULL_MM, inside, replaced
+from vesalius.datasets.phantom.tissues import SKULL_MM, inside, replaced, seen_mm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,7 +67,7 @@ class Scene:
     @property
     def width(self) -> float:
         """Millimetres that a voxel sees: its own edge and the image's blur."""
-        return float(np.hypot(np.mean(self.spacing_mm), BLUR_MM))
+        return seen_mm(self.spacing_mm)
 
     @property
     def cavity(self) -> Array:
@@ -86,7 +86,10 @@ class Scene:
 
 
 def wide_ventricles(seed: int, variability: VariabilitySettings, finding: FindingSettings | None) -> Anatomy:
-    """Return the subject's anatomy; that of a hydrocephalus has wider ventricles and is else the same."""
+    """Return the subject's anatomy; that of a hydrocephalus has wider ventricles and is else the same.
+
+    What is calcified in a ventricle lies where it is deepest, and so elsewhere in a wider one.
+    """
     if finding is None or finding.kind != "hydrocephalus":
         return draw_anatomy(seed, variability)
     least, greatest = VENTRICLE_FACTOR

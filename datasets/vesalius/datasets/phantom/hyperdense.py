@@ -3,6 +3,8 @@
 Fresh blood has some 66 HU. Were it the brightest thing in a stripped head, a plain threshold would find every bleed,
 which no reader's experience bears out. Places, sizes and frequencies are textbook values for adults, not measured ones
 (docs/decisions/0003-phantom.md). All is drawn from (seed, its name) in millimetres: it is the same on every grid.
+Choroid plexus, pallidum, falx and superior sagittal sinus follow the subject's own shape; the rest lies in MNI space,
+which is the same to some millimetres unless subjects are turned by many degrees.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from vesalius.datasets.phantom.anatomy import BRAIN, DEEP, HEAD
 from vesalius.datasets.phantom.lattice import stream
 from vesalius.datasets.phantom.shapes import capsule, ellipsoid, intersection
-from vesalius.datasets.phantom.tissues import BLUR_MM, inside, replaced
+from vesalius.datasets.phantom.tissues import inside, replaced, seen_mm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +35,8 @@ RADIUS_MM: Final[Mapping[str, tuple[float, float]]] = {
     "pineal": (1.5, 4.0),
     "pallidum": (3.0, 5.0),
 }
+"""Of the ball with a nodule's volume, least and greatest."""
+
 DENSITY: Final = (0.3, 1.0)
 """Share of a calcified body that is calcium; the rest is what it lies in."""
 
@@ -44,11 +48,20 @@ _RIDGES: Final[tuple[tuple[Point, Point, tuple[float, float]], ...]] = (
 """Of the right side: from, to, radii in mm."""
 
 
-def with_hyperdense(seed: int, anatomy: Anatomy, tissues: Tissues, axes: Axes, spacing_mm: Triple) -> Tissues:
-    """Return the tissues with what is bright in a healthy head's CT.
+def with_ridges(seed: int, anatomy: Anatomy) -> Anatomy:
+    """Return the anatomy with ``ridge`` among its fields: depth inside the bone that rises into the brain's outline.
 
-    What is bone to one half and more no longer belongs to the brain, as a stripping by thresholds leaves it; the rim
-    beside it does.
+    Lesions keep out of it, as they keep out of ventricles.
+    """
+    at: Axes = tuple(np.meshgrid(*BRAIN.axes, indexing="ij", sparse=True))  # type: ignore[assignment]  # three axes
+    # Beyond the inner table there is bone or air as it is.
+    inner = HEAD.read(anatomy.head["cavity"], BRAIN.axes) + np.float32(2)
+    depths = [intersection(capsule(at, *ridge), inner, 2) for ridge in _ridges(seed)]
+    return replace(anatomy, fields={**anatomy.fields, "ridge": np.max(depths, axis=0)})
+
+
+def with_bright(seed: int, anatomy: Anatomy, tissues: Tissues, axes: Axes, spacing_mm: Triple) -> Tissues:
+    """Return the tissues with venous blood and calcifications in them.
 
     Args:
         seed: the subject.
@@ -57,19 +70,40 @@ def with_hyperdense(seed: int, anatomy: Anatomy, tissues: Tissues, axes: Axes, s
         axes: of the grid, in mm.
         spacing_mm: of the grid.
     """
-    width = float(np.hypot(np.mean(spacing_mm), BLUR_MM))
+    width = seen_mm(spacing_mm)
     at: Axes = tuple(np.meshgrid(*axes, indexing="ij", sparse=True))  # type: ignore[assignment]  # three axes
     cavity = HEAD.read(anatomy.head["cavity"], axes)
     for depth, thick in _sinuses(anatomy, at, axes, cavity):
         tissues = replaced(tissues, inside(np.minimum(depth, cavity), width, thick=thick), "venous_blood")
-    for depth, thick, density in _calcifications(seed, anatomy, at, axes, cavity):
+    for depth, radius, density in _nodules(seed, anatomy, at, axes):
+        tissues = replaced(tissues, np.float32(density * _thinned(radius, width)) * inside(depth, width), "calcium")
+    plate = _falx(seed, anatomy, at, axes, cavity)
+    if plate is not None:
+        depth, thick, density = plate
         tissues = replaced(tissues, np.float32(density) * inside(depth, width, thick=thick), "calcium")
-    bone = np.zeros(tissues.brain.shape, np.float32)
-    for depth, thick in _ridges(seed, at, cavity):
-        np.maximum(bone, inside(depth, width, thick=thick), out=bone)
-    tissues = replaced(tissues, bone, "bone")
+    return tissues
+
+
+def with_base(anatomy: Anatomy, tissues: Tissues, axes: Axes, spacing_mm: Triple) -> Tissues:
+    """Return the tissues with the ridges of :func:`with_ridges`, whatever lay there before.
+
+    What is bone to one half and more no longer belongs to the brain, as a stripping by thresholds leaves it; the rim
+    beside it does.
+    """
+    bone = inside(BRAIN.read(anatomy.fields["ridge"], axes), seen_mm(spacing_mm))
     brain = tissues.brain & (bone < 0.5)
+    tissues = replaced(tissues, bone, "bone")
     return replace(tissues, brain=brain, structures=np.where(brain, tissues.structures, np.uint8(0)))
+
+
+def _thinned(radius: float, width: float) -> float:
+    """Return by how much a ball's shares are to be taken down, so that together they are its volume.
+
+    :func:`inside` rises from nothing to one over ``width`` about a surface. About a ball's that is the mean of balls
+    with radii from radius - width / 2 to radius + width / 2, which is more than the ball, the smaller the more.
+    """
+    low, high = max(radius - width / 2, 0.0), radius + width / 2
+    return radius**3 / ((high**4 - low**4) / (4 * width))
 
 
 def _sinuses(anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array) -> Iterator[tuple[Array, float]]:
@@ -84,10 +118,8 @@ def _sinuses(anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array) -> Iterator[
     yield capsule(at, (0, -46, 6), (0, -84, -6), (2.5, 3.0)), 5.0
 
 
-def _calcifications(
-    seed: int, anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array
-) -> Iterator[tuple[Array, float, float]]:
-    """Yield depth inside each calcified body, its thickness in mm and its density."""
+def _nodules(seed: int, anatomy: Anatomy, at: Axes, axes: Axes) -> Iterator[tuple[Array, float, float]]:
+    """Yield depth inside each calcified nodule, the radius in mm of the ball of its volume, and its density."""
     for name, place in (("choroid", (25.0, -42.0, 11.0)), ("pallidum", (19.0, -3.0, 0.0))):
         rng = stream(seed, f"calcified {name}")
         present, both = rng.random() < FREQUENCY[name], rng.random() < _BOTH_SIDES
@@ -99,36 +131,36 @@ def _calcifications(
                 within = "ventricle" if name == "choroid" else "lentiform"
                 x, y, z = _deepest(anatomy.deep[within], wanted)
                 # Longer than wide along the structure that it lies in, and not beyond it by more than a millimetre.
-                body = ellipsoid(at, (x, y, z), (radius * 0.8, radius * 1.4, radius * 0.9))
-                depth = DEEP.read(anatomy.deep[within], axes)
-                yield np.minimum(body, depth + np.float32(1)), float(1.6 * radius), float(density)
+                body = ellipsoid(at, (x, y, z), (radius * 0.8, radius * 1.4, radius / 1.12))
+                yield np.minimum(body, DEEP.read(anatomy.deep[within], axes) + np.float32(1)), radius, density
     rng = stream(seed, "calcified pineal")
     radius, density = rng.uniform(*RADIUS_MM["pineal"]), rng.uniform(*DENSITY)
     y, z = rng.normal((-29.0, 3.0), 1.0)
     if rng.random() < FREQUENCY["pineal"]:
-        yield ellipsoid(at, (0.0, float(y), float(z)), (radius,) * 3), float(2 * radius), float(density)
+        yield ellipsoid(at, (0.0, float(y), float(z)), (radius,) * 3), radius, density
+
+
+def _falx(seed: int, anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array) -> tuple[Array, float, float] | None:
+    """Return depth inside a calcified plate of the falx, its thickness in mm, its density; None where there is none."""
     rng = stream(seed, "calcified falx")
-    angle, length, thick, density = rng.uniform(20, 160), rng.uniform(8, 25), rng.uniform(1.5, 4), rng.uniform(*DENSITY)
-    if rng.random() < FREQUENCY["falx"]:
-        way = np.deg2rad(angle)
-        body = ellipsoid(at, (0.0, float(-18 + 70 * np.cos(way)), float(8 + 52 * np.sin(way))), (40.0, length, length))
-        sheet = np.float32(thick / 2) - np.abs(BRAIN.read(anatomy.fields["x"], axes))
-        yield np.minimum(np.minimum(body, sheet), cavity - np.float32(2)), float(thick), float(density)
+    angle, half, thick, density = rng.uniform(20, 160), rng.uniform(4, 12), rng.uniform(1.5, 4), rng.uniform(*DENSITY)
+    if rng.random() >= FREQUENCY["falx"]:
+        return None
+    way = np.deg2rad(angle)
+    body = ellipsoid(at, (0.0, float(-18 + 70 * np.cos(way)), float(8 + 52 * np.sin(way))), (40.0, half, half))
+    sheet = np.float32(thick / 2) - np.abs(BRAIN.read(anatomy.fields["x"], axes))
+    return np.minimum(np.minimum(body, sheet), cavity - np.float32(2)), thick, density
 
 
-def _ridges(seed: int, at: Axes, cavity: Array) -> Iterator[tuple[Array, float]]:
-    """Yield depth inside each ridge of the skull's base within the brain's outline, and its thickness, in mm."""
+def _ridges(seed: int) -> Iterator[tuple[Point, Point, tuple[float, float]]]:
+    """Yield from where to where each ridge runs and its radii, in mm."""
     for number, (start, end, radii) in enumerate(_RIDGES):
         rng = stream(seed, f"ridge {number}")
         for side in (-1.0, 1.0):
             size = float(np.exp(0.15 * rng.standard_normal()))
-            moved = rng.normal(0, 1.5, 3)
-            first, second = (
-                (side * point[0] + moved[0], point[1] + moved[1], point[2] + moved[2]) for point in (start, end)
-            )
-            thin, wide = radii[0] * size, radii[1] * size
-            # Beyond the inner table there is bone or air as it is.
-            yield intersection(capsule(at, first, second, (thin, wide)), cavity + np.float32(2), 2), 2 * thin
+            x, y, z = (float(value) for value in rng.normal(0, 1.5, 3))
+            first, second = ((side * point[0] + x, point[1] + y, point[2] + z) for point in (start, end))
+            yield first, second, (radii[0] * size, radii[1] * size)
 
 
 def _deepest(depth: Array, near: np.ndarray) -> Point:

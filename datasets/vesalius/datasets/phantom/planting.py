@@ -49,9 +49,9 @@ def plant(
 ) -> tuple[Array | None, NDArray[np.bool_], tuple[PlantedLesion, ...]]:
     """Plant lesions into a subject.
 
-    A lesion is a wavy ellipsoid without the ventricles, cut at the brain's outline, of the volume asked for. Its
-    change rises over ``softness_mm`` around its surface; the mask is where it is at least half, so the change reaches
-    half the softness beyond the mask and is exactly 0 from there on.
+    A lesion is a wavy ellipsoid without ventricles and ridges of bone, cut at the brain's outline, of the volume asked
+    for. Its change rises over ``softness_mm`` around its surface; the mask is where it is at least half, so the change
+    reaches half the softness beyond the mask and is exactly 0 from there on.
 
     Args:
         seed: the subject; lesion number n of it is a function of (seed, n, its settings).
@@ -148,8 +148,11 @@ class LesionBody:
         return np.asarray(np.float32(self.radius) - distance + wave, np.float32)
 
     def _solid(self, axes: Axes) -> Array:
-        """Distance to the nearest ventricle, positive outside."""
-        return -np.maximum(*(DEEP.read(self.anatomy.deep[name], axes) for name in ("ventricle", "midline_ventricle")))
+        """Distance to the nearest ventricle or ridge of bone, positive outside."""
+        depth = np.maximum(*(DEEP.read(self.anatomy.deep[name], axes) for name in ("ventricle", "midline_ventricle")))
+        if "ridge" in self.anatomy.fields:
+            np.maximum(depth, BRAIN.read(self.anatomy.fields["ridge"], axes), out=depth)
+        return -depth
 
     def _fitted_offset(self) -> np.float32:
         """Depth to add so that the volume within the brain is the one asked for."""
@@ -166,13 +169,15 @@ class LesionBody:
 
 
 def _center(pick: float, anatomy: Anatomy, lesion: LesionSettings) -> Triple:
-    """Choose a point of the cerebrum outside the ventricles; ``pick`` in [0, 1) says which."""
+    """Choose a point of the cerebrum outside ventricles and ridges of bone; ``pick`` in [0, 1) says which."""
     if lesion.center_mm is not None:
         return lesion.center_mm
     axes = BRAIN.axes
     candidate = anatomy.fields["cerebrum"] > min(lesion.size_mm / 4, 12.0)
     for name in ("ventricle", "midline_ventricle"):
         candidate &= DEEP.read(anatomy.deep[name], axes) < -4
+    if "ridge" in anatomy.fields:
+        candidate &= anatomy.fields["ridge"] < -4
     if lesion.hemisphere is not None:
         x = axes[0][:, None, None]
         candidate &= (x < -6) if lesion.hemisphere == "left" else (x > 6)

@@ -10,7 +10,7 @@ import numpy as np
 from vesalius.datasets.phantom.artefacts import mover, spoilt
 from vesalius.datasets.phantom.contrast import INTENSITIES, draw_image
 from vesalius.datasets.phantom.findings import Scene, set_in, wide_ventricles
-from vesalius.datasets.phantom.hyperdense import with_hyperdense
+from vesalius.datasets.phantom.hyperdense import with_base, with_bright, with_ridges
 from vesalius.datasets.phantom.planting import PlantedLesion, plant
 from vesalius.datasets.phantom.settings import NEED_SKULL, PhantomSettings
 from vesalius.datasets.phantom.tissues import STRUCTURES, read_tissues
@@ -97,10 +97,12 @@ def make_phantom(
     if finding is not None and finding.kind in NEED_SKULL and settings.skull_stripped:
         raise SettingError(f"a {finding.kind} lies in the skull: set skull_stripped to false")
     anatomy = wide_ventricles(seed, settings.variability, finding)
+    if settings.hyperdense:
+        anatomy = with_ridges(seed, anatomy)
     axes = _axes(settings)
     tissues = read_tissues(anatomy, axes, settings.spacing_mm, skull_stripped=settings.skull_stripped)
     if settings.hyperdense:
-        tissues = with_hyperdense(seed, anatomy, tissues, axes, settings.spacing_mm)
+        tissues = with_bright(seed, anatomy, tissues, axes, settings.spacing_mm)
     change, lesion, planted = plant(seed, anatomy, lesions, axes, settings.spacing_mm, tissues.brain)
     if finding is not None:
         scene = Scene(
@@ -115,6 +117,10 @@ def make_phantom(
         tissues, found = set_in(scene)
         # A catheter runs through the skull; of a stripped head the image shows its part in the brain alone.
         lesion |= found & tissues.brain if settings.skull_stripped else found
+    if settings.hyperdense:
+        # After the findings: what is laid against the brain's outline does not see the ridges within it.
+        outline, tissues = tissues.brain, with_base(anatomy, tissues, axes, settings.spacing_mm)
+        lesion &= tissues.brain | ~outline
     image = np.empty((len(settings.modalities), *settings.shape), np.float32)
     for channel, modality in enumerate(settings.modalities):
         image[channel] = draw_image(seed, settings, modality, tissues.shares, change, axes)

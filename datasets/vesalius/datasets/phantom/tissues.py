@@ -66,8 +66,7 @@ def read_tissues(anatomy: Anatomy, axes: Axes, spacing_mm: Triple, *, skull_stri
     """Read a subject on a grid; without ``skull_stripped`` with skull and scalp, and then the brain in them."""
     at = {name: BRAIN.read(values, axes) for name, values in anatomy.fields.items()}
     at |= {name: DEEP.read(values, axes) for name, values in anatomy.deep.items()}
-    # A voxel sees what lies within its own size and the image's own blur.
-    width = float(np.hypot(np.mean(spacing_mm), BLUR_MM))
+    width = seen_mm(spacing_mm)
     brain = brain_mask(at, axes)
     pial, white = _cortex(at, anatomy, width)
     stem = inside(at["stem"], width)
@@ -160,6 +159,11 @@ def _with_skull(shares: Mapping[str, Array], cavity: Array, outside: Array, widt
         "muscle": (1 - fat) * skin,
         "air": (1 - bone) * (1 - skin),
     }
+
+
+def seen_mm(spacing_mm: Triple) -> float:
+    """Return the millimetres that a voxel sees: its own edge and the image's blur."""
+    return float(np.hypot(np.mean(spacing_mm), BLUR_MM))
 
 
 def inside(depth: Array, width: float, *, thick: float = np.inf) -> Array:
