@@ -98,6 +98,7 @@ def estimate(
     *,
     num_volumes: int | None = None,
     scoring_limit_seconds: float = math.inf,
+    training_alone: bool = False,
 ) -> Estimate:
     """Time a method with these settings; stop as soon as it is seen to take longer than a limit.
 
@@ -115,6 +116,7 @@ def estimate(
         limit_seconds: for training and scoring together.
         num_volumes: to be scored; all of the splits where None.
         scoring_limit_seconds: for scoring alone; where the reduced settings pass it, the full ones are not tried.
+        training_alone: score nothing; the estimate is then not complete.
 
     Raises:
         SettingError: the method does not fit the cohort.
@@ -125,7 +127,7 @@ def estimate(
     with _undisturbed(training.threads or available_cores(), device):
         kind = method_type(name)
         method = kind(settings, store.facts(any_grid=kind.any_grid))
-        return _probe(method, training, store, splits, limits, num_volumes, device)
+        return _probe(method, training, store, splits, limits, num_volumes, device, training_alone=training_alone)
 
 
 def _probe(
@@ -136,6 +138,8 @@ def _probe(
     limits: tuple[float, float],
     num_volumes: int | None,
     device: torch.device,
+    *,
+    training_alone: bool,
 ) -> Estimate:
     limit_seconds, scoring_limit_seconds = limits
     peak = PeakMemory(device)
@@ -165,6 +169,8 @@ def _probe(
     # Validation passes, too, compute as training does; what is scored after it does not.
     with computing_as(training, device):
         for index in order:
+            if index is None and training_alone:
+                continue
             if index is None:
                 quick = _score_seconds(method, store, sample, device, quick=True)
                 found = found.model_copy(update={"quick_seconds": quick, "volume_seconds": quick})
@@ -180,6 +186,8 @@ def _probe(
                 )
             if found.total_seconds > limit_seconds or found.scoring_seconds > scoring_limit_seconds:
                 return found
+    if training_alone:
+        return found
     peak.begin()
     full = _score_seconds(method, store, sample, device, quick=False)
     return found.model_copy(update={"volume_seconds": full, "scoring_peak_bytes": peak.read(), "complete": True})

@@ -10,7 +10,7 @@ import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vesalius.infra.footprint import Footprint, footprint_on
 from vesalius.infra.pipeline.estimating import Estimate, estimate
@@ -23,11 +23,13 @@ from vesalius.platform.training import choose_device, stage_subjects
 from vesalius.platform.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vesalius.platform.contracts import MethodSettings
     from vesalius.platform.store import Place
     from vesalius.platform.training import TrainingSettings
+
+ResultT = TypeVar("ResultT")
 
 _LESS = (
     "set training.checkpoint_activations=true, a small training.micro_batch_size (or group_size, where the method has "
@@ -65,17 +67,36 @@ def forecast(name: str, store: Place, *, preset: str = "paper", assignments: Seq
         DivergenceError: training already failed in its first steps.
     """
     settings, training = choose_settings(name, preset, assignments)
-    return forecast_settings(name, settings, training, store)
-
-
-def forecast_settings(name: str, settings: MethodSettings, training: TrainingSettings, store: Place) -> Forecast:
-    """Return what training a method with these very settings would take, as :func:`forecast` does."""
     choose_device(training.device)
+    return _apart(_forecast, name, settings, training, store)
+
+
+def training_memory(name: str, settings: MethodSettings, training: TrainingSettings, store: Place) -> int:
+    """Return the bytes that some steps of each stage hold at most, in a process of its own; nothing is scored.
+
+    On CUDA what the allocator gave out, on a CPU the growth of the resident memory, of which libraries' workspaces and
+    cached volumes are a part.
+
+    Raises:
+        SettingError, StoreError, CohortError, DivergenceError: as :func:`forecast`.
+    """
+    choose_device(training.device)
+    return _apart(_training_peak, name, settings, training, store)
+
+
+def _apart(
+    function: Callable[[str, MethodSettings, TrainingSettings, Place], ResultT],
+    name: str,
+    settings: MethodSettings,
+    training: TrainingSettings,
+    store: Place,
+) -> ResultT:
+    """Call a function in a process of its own, whose end for want of memory is told and not shared."""
     # Spawned, not forked: a forked child would begin with this process's memory and threads.
     apart = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=apart) as pool:
         try:
-            return pool.submit(_forecast, name, settings, training, store).result()
+            return pool.submit(_within_memory, function, name, settings, training, store).result()
         except BrokenProcessPool:
             # The system ends a process without a word; so does a defect in a library.
             raise SettingError(
@@ -83,9 +104,15 @@ def forecast_settings(name: str, settings: MethodSettings, training: TrainingSet
             ) from None
 
 
-def _forecast(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> Forecast:
+def _within_memory(
+    function: Callable[[str, MethodSettings, TrainingSettings, Place], ResultT],
+    name: str,
+    settings: MethodSettings,
+    training: TrainingSettings,
+    place: Place,
+) -> ResultT:
     try:
-        return _measured(name, settings, training, place)
+        return function(name, settings, training, place)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -94,7 +121,12 @@ def _forecast(name: str, settings: MethodSettings, training: TrainingSettings, p
         ) from None
 
 
-def _measured(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> Forecast:
+def _training_peak(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> int:
+    store = CohortStore.open(place)
+    return max(estimate(name, settings, training, store, [], math.inf, training_alone=True).peak_bytes.values())
+
+
+def _forecast(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> Forecast:
     store, kind = CohortStore.open(place), method_type(name)
     facts = store.facts(any_grid=kind.any_grid)
     for stage in kind(settings, facts).stages():

@@ -10,10 +10,11 @@
     kept.py        files that a call writes and a later one finds
     side_by_side.py  rows at once, a process each
     levels.py      what a table is about, where it is not voxels
-    images.py      whole images
-    structures.py  structures of the head
-    gallery.py     restorations and maps on one sheet
-    table.py       all of it
+    images.py      whole images, as what is judged
+    structures.py  structures of the head, as what is judged
+    sizes.py       parameters and memory of a row's model, for curves over models
+    gallery.py     restorations and maps of all rows on one sheet
+    table.py       the call: rows one after the other or at once, the document, what is printed and drawn
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 from vesalius.infra.figures import GalleryCase, GalleryRow, draw_gallery, style
 from vesalius.infra.pictures import choose_cases
 from vesalius.infra.pipeline import scores_folder
-from vesalius.infra.reproduce.running import SPLIT
+from vesalius.infra.reproduce.levels import SPLIT
 from vesalius.platform.evaluation import resampled_onto
 from vesalius.platform.scoring import ScoreStore
 from vesalius.platform.store import CohortStore

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.figures import KindCurve, KindScores, RocRow, draw_kinds, draw_precision_recall, draw_roc
 from vesalius.infra.pipeline import score_run
-from vesalius.infra.reproduce.levels import Drawn, Level, Section
+from vesalius.infra.reproduce.levels import SPLIT, Drawn, Level, Section
 from vesalius.platform.evaluation import ImageFigures, evaluate_images, whole
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.store import CohortStore
 
-SPLIT = "test"
 _SCREENING = (
     ("auroc", "AUROC", ".3f"),
     ("map_auroc", "AUROC map", ".3f"),

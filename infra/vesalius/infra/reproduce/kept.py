@@ -31,6 +31,6 @@ def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text aside and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two calls may write the same
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.store import CohortStore
 
+SPLIT = "test"
+"""That every table is about."""
+
 
 class Section(Settings):
     """One table of a document.

@@ -12,7 +12,7 @@ import torch
 from vesalius.infra import pipeline
 from vesalius.infra.reproduce.budget import Choice, choose, paper_settings, scaled_settings
 from vesalius.infra.reproduce.kept import kept
-from vesalius.infra.reproduce.levels import level_of
+from vesalius.infra.reproduce.levels import SPLIT, level_of
 from vesalius.platform.config import Settings, digest, flatten, validate
 from vesalius.platform.errors import DiskSpaceError, SettingError, VesaliusError
 from vesalius.platform.runs import begun_run
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.store import CohortStore
 
-SPLIT = "test"
 THRESHOLD_SUBJECTS = 8
 """Of the training split, that a threshold on it is chosen on where there is a budget."""
 _SPECIAL = str.maketrans(dict.fromkeys(" ()/*=", "-"))
@@ -45,7 +44,7 @@ class Conditions:
         protocol: the paper's.
         cohorts: what is learnt from and judged on.
         home: of the runs.
-        out: where choices of settings are kept.
+        out: where choices of settings, and what they were chosen by, are kept.
         budget_seconds: a row's, or None for the paper's settings.
         num_workers: Ray Train workers; 0 trains in this process.
         device: cpu, cuda or auto.

@@ -92,7 +92,8 @@ def _start(row: Row, conditions: Conditions, log: Path) -> tuple[Connection, Bas
     # use neither CUDA nor the threads that a library has started here.
     context = multiprocessing.get_context("spawn")
     answer, told = context.Pipe(duplex=False)
-    process = context.Process(target=_run_alone, args=(row, conditions, log, told), daemon=True)
+    # No daemon: those may have no processes of their own, and memory is measured in one. Whoever waits ends it.
+    process = context.Process(target=_run_alone, args=(row, conditions, log, told))
     process.start()
     told.close()  # the child's end: closed here, its death is an end of file there
     return answer, process

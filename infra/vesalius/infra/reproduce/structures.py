@@ -10,8 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vesalius.infra.figures import (
     Curve,
     CurvePanel,
@@ -22,13 +20,11 @@ from vesalius.infra.figures import (
     draw_roc,
     draw_surfaces,
 )
-from vesalius.infra.pipeline import method_type, score_run
-from vesalius.infra.pipeline.forecasting import forecast_settings
-from vesalius.infra.reproduce.images import SPLIT, ImageLevel
-from vesalius.infra.reproduce.kept import kept
-from vesalius.infra.reproduce.levels import Drawn, Level, Section
-from vesalius.platform.config import Settings, flatten, validate
-from vesalius.platform.errors import SettingError
+from vesalius.infra.pipeline import score_run
+from vesalius.infra.reproduce.images import ImageLevel
+from vesalius.infra.reproduce.levels import SPLIT, Drawn, Level, Section
+from vesalius.infra.reproduce.sizes import Size, size_of
+from vesalius.platform.config import Settings
 from vesalius.platform.evaluation import (
     ImageFigures,
     StructureFigures,
@@ -40,48 +36,18 @@ from vesalius.platform.evaluation import (
     whole,
 )
 from vesalius.platform.scoring import ScoreStore
-from vesalius.platform.store import CohortStore, place_of
+from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vesalius.infra.reproduce.cohort import Cohorts
     from vesalius.infra.reproduce.protocol import Protocol
-    from vesalius.platform.contracts import MethodSettings
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.store import SubjectRecord
 
 _NUM_SURFACES = 2
-
-
-class Size(Settings):
-    """What a row's model is, for curves over models.
-
-    Attributes:
-        kind: method and what is done to its map, a line of a curve.
-        parameters: trainable numbers.
-        memory_bytes: the most that its training held here, see :func:`_training_memory`; None where nothing was learnt
-            by gradients, or where it could not be measured.
-        width: m; None where the method has none.
-        patch_size: s_p in voxels; None where it has none.
-    """
-
-    kind: str
-    parameters: int
-    memory_bytes: int | None = None
-    width: int | None = None
-    patch_size: int | None = None
-
-
-class Memory(Settings):
-    """What ``training_memory.json`` of a run holds.
-
-    Attributes:
-        peak_bytes: of any stage.
-    """
-
-    peak_bytes: int
 
 
 class StructureFindings(Settings):
@@ -144,7 +110,7 @@ class StructureLevel(Level):
         scores = score_run(run, SPLIT, device=device, progress=progress)
         judged = [record.subject_id for record in self._whole(cohorts.reference)]
         return StructureFindings(
-            size=_size(run),
+            size=size_of(run),
             tasks=evaluate_structures(
                 scores, cohorts.reference, self.protocol.tasks, subjects=judged, progress=progress
             ),
@@ -293,47 +259,6 @@ class StructureLevel(Level):
         return {f"surface of the {wanted}": path}
 
 
-def _size(run: RunFolder) -> Size:
-    """Return what a run's model is; no weight is drawn for it."""
-    spec = run.spec
-    kind = method_type(spec.method)
-    settings = validate(kind.settings_type, spec.settings, spec.method)
-    with torch.device("meta"):
-        network = kind(settings, CohortStore.open(spec.store).facts())
-    flat = flatten(settings)
-    filters = [
-        word for key, word in (("min_pool", "erosion"), ("median_pool", "median")) if flat.get(f"map.{key}", 1) > 1
-    ]
-    if flat.get("scoring.calibrate"):
-        filters.append("calibrated")
-    return Size(
-        kind=", ".join([spec.method.replace("_", " "), *filters]),
-        parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
-        memory_bytes=_training_memory(run, settings) if any(stage.optimizers for stage in network.stages()) else None,
-        width=flat.get("network.width"),
-        patch_size=flat.get("network.patch_size"),
-    )
-
-
-def _training_memory(run: RunFolder, settings: MethodSettings) -> int | None:
-    """Return the bytes that some steps of a run's training hold at most, in a process of its own.
-
-    As trained: with its batches, precision and micro-batches. On CUDA what the allocator gave out, on a CPU the growth
-    of the resident memory, of which libraries' workspaces and cached volumes are a part. Measured once and kept with
-    the run.
-    """
-
-    def measure() -> Memory:
-        spec = run.spec
-        found = forecast_settings(spec.method, settings, spec.training, place_of(spec.store))
-        return Memory(peak_bytes=max(found.probed.peak_bytes.values()))
-
-    try:
-        return kept(run.path / "training_memory.json", Memory, measure).peak_bytes
-    except SettingError:  # it was trained, but there is less memory now
-        return None
-
-
 def _commonest(sizes: Sequence[Size], key: str, *, patched: bool = False) -> Any:
     """Return the value that most models have; None where none has one. With ``patched``, of those that take patches."""
     counted = [size for size in sizes if not patched or size.patch_size is not None]
@@ -347,13 +272,15 @@ def _span(values: Any) -> str:
 
 def _points(rows: Sequence[Drawn], across: str, task: str) -> tuple[CurvePoint, ...]:
     """Return a point for each value across; of rows that are one model by two names the first is drawn."""
-    points: dict[float, CurvePoint] = {}
+    points: dict[tuple[float, int], CurvePoint] = {}
     for row in rows:
         figures, x = row.found.tasks[task], getattr(row.found.size, across)
         if across == "memory_bytes":
             x = x / 2**20
         if figures.auroc is not None:
-            points.setdefault(x, CurvePoint(x=x, y=figures.auroc, interval=figures.interval))
+            points.setdefault(
+                (x, row.found.size.parameters), CurvePoint(x=x, y=figures.auroc, interval=figures.interval)
+            )
     return tuple(points.values())
 
 

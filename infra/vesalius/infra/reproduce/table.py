@@ -11,9 +11,9 @@ from vesalius.infra.reproduce.budget import parse_budget
 from vesalius.infra.reproduce.cohort import check_request, facts_of, grid_of, make_cohorts
 from vesalius.infra.reproduce.gallery import draw_table
 from vesalius.infra.reproduce.kept import write_json, write_text
-from vesalius.infra.reproduce.levels import Drawn, level_of
+from vesalius.infra.reproduce.levels import SPLIT, Drawn, level_of
 from vesalius.infra.reproduce.protocol import load_protocol
-from vesalius.infra.reproduce.running import SPLIT, Conditions, Judged, Outcome, run_row
+from vesalius.infra.reproduce.running import Conditions, Judged, Outcome, run_row
 from vesalius.infra.reproduce.side_by_side import run_rows
 from vesalius.infra.tables.reproduction import SECONDS, markdown
 from vesalius.platform import cluster

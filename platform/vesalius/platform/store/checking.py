@@ -89,8 +89,12 @@ def find_problems(path: Place | str, progress: Progress = silent) -> list[Proble
 
 
 def _lasting_problems(path: Place, subject_id: str, entry: Entry) -> list[str]:
-    """Return what is wrong with a subject for as long as it is committed: one that is forgotten goes file by file."""
+    """Return what is wrong with a subject for as long as it is committed: one that is forgotten goes file by file.
+
+    It may have been forgotten and taken in again with the same content, so that what is wrong has to be seen twice.
+    """
     current: Entry | None = entry
+    before: tuple[Entry, list[str]] | None = None
     while current is not None:
         try:
             found = list(subject_problems(folder_of(path, subject_id, current), current))
@@ -98,26 +102,28 @@ def _lasting_problems(path: Place, subject_id: str, entry: Entry) -> list[str]:
             found = [f"{error.filename or error} is missing"]
         if not found:
             break
-        looked_at, current = current, read_manifest(path).subjects.get(subject_id)
-        if current == looked_at:
+        if before == (current, found):
             return found
+        before, current = (current, found), read_manifest(path).subjects.get(subject_id)
     return []
 
 
 def _lasting_leftovers(path: Place) -> list[str]:
     """Return what nobody has committed, seen while no writer was at work: theirs is no problem, nor is what they drop.
 
-    One may come and go while we look; the manifest tells.
+    One may come and go while we look. The manifest tells, and is read first: whoever commits before the lock is looked
+    at then shows.
     """
-    while not is_held(path / LOCK):
+    while True:
         manifest = read_manifest(path)
+        if is_held(path / LOCK):
+            return []
         try:
             found = list(_leftovers(path, manifest))
         except FileNotFoundError:
-            continue
+            continue  # a writer is at work: the lock will say so
         if not is_held(path / LOCK) and read_manifest(path) == manifest:
             return found
-    return []
 
 
 def folder_of(path: Place, subject_id: str, entry: Entry) -> Place:
