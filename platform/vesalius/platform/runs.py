@@ -9,6 +9,7 @@
       checkpoints/      see vesalius.platform.training.checkpoint
       model/            the trained model, written last
       scores/<split>/   anomaly maps
+      training_memory.json  what some steps held at most, where a table asked for it
       figures/          pictures
 """
 
