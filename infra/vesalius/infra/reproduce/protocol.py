@@ -119,6 +119,8 @@ class Protocol(Settings):
         tasks: of structures: what is asked of them.
         surface: of structures: the one whose surface is drawn.
         baselines: changes to the settings of the trivial methods, where the table is not about the brain alone.
+        trivial_rows: trivial methods below the usual ones: with the windows of the paper's own maps, since a window that
+            suits the lesions lifts every map.
         voxel_set: the voxels that the paper judges.
         rule: how the paper chooses thresholds.
         rule_source: where it says so.
@@ -142,6 +144,7 @@ class Protocol(Settings):
     tasks: tuple[StructureTask, ...] = ()
     surface: str | None = None
     baselines: dict[str, Any] = Field(default_factory=dict)
+    trivial_rows: tuple[Row, ...] = ()
     voxel_set: Literal["all", "brain"]
     rule: ThresholdRule
     rule_source: str
@@ -154,7 +157,7 @@ class Protocol(Settings):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
-        labels = [row.label for row in self.rows]
+        labels = [row.label for row in (*self.rows, *self.trivial())]
         if len(set(labels)) != len(labels):
             raise ValueError("two rows share a label: give each its own")
         if (self.judged == "structures") != bool(self.tasks):
@@ -166,7 +169,7 @@ class Protocol(Settings):
     def trivial(self) -> tuple[Row, ...]:
         """Return the trivial methods that stand below the paper's rows."""
         changes = {"settings": self.baselines, "scaled": self.baselines}
-        return tuple(row.model_copy(update=changes) for row in BASELINES)
+        return (*(row.model_copy(update=changes) for row in BASELINES), *self.trivial_rows)
 
     def choose(self, labels: Sequence[str]) -> tuple[Row, ...]:
         """Return the rows of these labels in the table's order, all where none is named.
