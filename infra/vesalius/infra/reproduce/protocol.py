@@ -119,7 +119,7 @@ class Protocol(Settings):
         tasks: of structures: what is asked of them.
         surface: of structures: the one whose surface is drawn.
         baselines: changes to the settings of the trivial methods, where the table is not about the brain alone.
-        trivial_rows: trivial methods below the usual ones: with the windows of the paper's own maps, since a window that
+        trivial_rows: trivial methods below the usual ones, with the windows of the paper's own maps: a window that
             suits the lesions lifts every map.
         voxel_set: the voxels that the paper judges.
         rule: how the paper chooses thresholds.
