@@ -56,7 +56,9 @@ ROW = Row(label="IF", latent="8", method="implicit_field", published=Published(d
 
 def protocol(*rows: Row, **changes: Any) -> Protocol:
     """Return the implicit-field paper's protocol with other rows: none of its own at test size."""
-    return load_protocol("implicit_field_2021").model_copy(update={"name": "toy", "rows": rows, **changes})
+    return load_protocol("implicit_field_2021").model_copy(
+        update={"name": "toy", "rows": rows, "trivial_rows": (), **changes}
+    )
 
 
 def call(*arguments: object) -> Any:
@@ -102,10 +104,22 @@ def test_published_figures_are_those_that_are_printed() -> None:
 
 @pytest.mark.parametrize("paper", protocol_names())
 def test_every_row_has_its_method_preset_and_settings(paper: str) -> None:
-    for row in (*load_protocol(paper).rows, *BASELINES):
+    for row in (*load_protocol(paper).rows, *load_protocol(paper).trivial()):
         assert row.method in METHODS, row.label
         paper_settings(row)
         scaled_settings(row)
+
+
+def test_the_mean_head_is_shown_under_each_papers_own_windows() -> None:
+    windows = ("map.median_pool", "map.min_pool", "map.average_pool")
+    for paper in ("implicit_field_2021", "anovaegan_2018"):
+        chosen = load_protocol(paper)
+        (trivial,) = chosen.trivial_rows
+        mine = [flatten(settings(trivial)) for settings in (paper_settings, scaled_settings)]
+        for row in chosen.rows:
+            theirs = flatten(paper_settings(row))
+            for own in mine:
+                assert {key: own[key] for key in windows} == {key: theirs[key] for key in windows}, row.label
 
 
 def test_the_3d_f_anogan_is_judged_by_its_images() -> None:
