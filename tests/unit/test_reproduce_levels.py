@@ -14,7 +14,8 @@ from vesalius.infra.reproduce import DataRequest, load_protocol, protocol_names,
 from vesalius.infra.reproduce.cohort import make_cohorts
 from vesalius.infra.reproduce.levels import Drawn
 from vesalius.infra.reproduce.protocol import Row
-from vesalius.infra.reproduce.structures import Size, StructureLevel
+from vesalius.infra.reproduce.sizes import Size
+from vesalius.infra.reproduce.structures import StructureLevel
 from vesalius.platform.evaluation import StructureFigures
 
 if TYPE_CHECKING:
