@@ -61,13 +61,14 @@ class Uncentred(PositionRegression):
 
 def heads(case: str, edge: int, voxel_mm: float, num_train: int) -> tuple[CohortSettings, Recipe]:
     ct = case != "t1w"
-    shape, center_mm = (edge,) * 3, (0.0, -18.0, 8.0)
+    shape, box_mm, center_mm = (edge,) * 3, (192.0,) * 3, (0.0, -18.0, 8.0)
     if case == "fracture":
         x, y, z = (round(length / voxel_mm) for length in VAULT_MM)
         shape, center_mm = (x, y, z), VAULT_CENTER_MM
+        box_mm = (x * voxel_mm, y * voxel_mm, z * voxel_mm)
     settings = PhantomSettings(
         shape=shape,
-        box_mm=tuple(num * voxel_mm for num in shape),
+        box_mm=box_mm,
         center_mm=center_mm,
         modalities=("CT",) if ct else ("T1w",),
         skull_stripped=not ct,
@@ -203,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--width", type=int, default=8)
     made.add_argument("--patch-size", type=int, default=19)
     made.add_argument("--edge", type=int, default=64)
-    made.add_argument("--voxel-mm", type=float, default=3.0)
+    made.add_argument("--voxel-mm", type=float, default=3.0, help="of the vault; a whole head has EDGE voxels")
     made.add_argument("--train", type=int, default=40)
     made.add_argument("--pairs", type=int, default=8)
     made.add_argument("--out", type=Path, default=None, help="write the JSON here as well")

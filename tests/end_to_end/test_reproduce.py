@@ -167,4 +167,4 @@ def test_rows_at_once_are_the_rows_one_by_one_and_one_that_fails_is_told(
     with contextlib.closing(sqlite3.connect(tmp_path / "beside" / "home" / "mlflow.db")) as tracked:
         runs = dict(tracked.execute("SELECT name, status FROM runs"))
     assert runs == {row["run"]: "FINISHED" for row in beside.values() if row["error"] is None}
-    assert len(runs) == 3
+    assert len(runs) == len(trivial) + 1

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; lines differ in dashes as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("solid", "dashed", "dashdot", (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 3)), "solid")
+_DASHES = ("solid", "dashed", "dashdot", (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 3)), (0, (8, 2, 2, 2)))
 _GROUPS = {"healthy": "#4D4D4D", "lesion": "#D55E00", "quality": "#0072B2"}
 _PANEL = 3.3
 _NAME = 0.175

@@ -16,7 +16,7 @@ from vesalius.infra.footprint import Footprint, footprint_on
 from vesalius.infra.pipeline.estimating import Estimate, estimate
 from vesalius.infra.pipeline.training import choose_settings, method_type
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import bfloat16_pays
+from vesalius.platform.contracts import trains_in_bfloat16
 from vesalius.platform.errors import SettingError
 from vesalius.platform.store import CohortStore
 from vesalius.platform.training import choose_device, stage_subjects
@@ -44,7 +44,7 @@ class Forecast(Settings):
         method: its name.
         store: the cohort's place.
         device: cpu or cuda.
-        precision: of the forward pass, bf16 or fp32.
+        precision: of the forward pass, bf16 (of one stage at least) or fp32.
         counted: memory that follows from networks and optimisers, and what autograd keeps, in float32.
         probed: what some real steps and one scoring took; its splits are those that training scores in the end.
     """
@@ -129,10 +129,10 @@ def _training_peak(name: str, settings: MethodSettings, training: TrainingSettin
 def _forecast(name: str, settings: MethodSettings, training: TrainingSettings, place: Place) -> Forecast:
     store, kind = CohortStore.open(place), method_type(name)
     facts = store.facts(any_grid=kind.any_grid)
-    for stage in kind(settings, facts).stages():
+    device, stages = choose_device(training.device), kind(settings, facts).stages()
+    for stage in stages:
         stage_subjects(stage, store, facts)
-    device = choose_device(training.device)
-    bf16 = training.precision == "bf16" or (training.precision == "auto" and bfloat16_pays(device))
+    bf16 = any(trains_in_bfloat16(training.precision, device, stage.trains) for stage in stages if stage.optimizers)
     # Measured first: memory that was counted in may not come back to the system.
     probed = estimate(name, settings, training, store, ["validation"], math.inf)
     counted = footprint_on(kind, settings, facts, training, device)

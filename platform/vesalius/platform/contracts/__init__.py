@@ -19,7 +19,7 @@ from vesalius.platform.config import Matrix4
 from vesalius.platform.contracts.augmentation import Augmentation, Drawn, vae_baselines_2021
 from vesalius.platform.contracts.batch import Batch, generator
 from vesalius.platform.contracts.method import Deviation, Effort, Method
-from vesalius.platform.contracts.precision import bfloat16_pays, whole_float32
+from vesalius.platform.contracts.precision import bfloat16_pays, trains_in_bfloat16, whole_float32
 from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, setting, spaces
 from vesalius.platform.contracts.segments import segment, segmented, segments_by
 from vesalius.platform.contracts.stage import Collective, Metrics, Stage, Update
@@ -62,6 +62,7 @@ __all__ = [
     "setting",
     "slice_indices",
     "spaces",
+    "trains_in_bfloat16",
     "vae_baselines_2021",
     "whole_float32",
 ]

@@ -1,4 +1,4 @@
-"""Where bfloat16 pays: one rule for the training loop's autocast and for a method's own arithmetic at scoring."""
+"""Where bfloat16 pays, and where it is right: one rule for the loop's autocast and a method's arithmetic at scoring."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+
+from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 @contextlib.contextmanager
@@ -35,3 +38,35 @@ def bfloat16_pays(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def trains_in_bfloat16(precision: str, device: torch.device, trained: Iterable[nn.Module]) -> bool:
+    """Return whether a stage's forward pass is autocast to bfloat16.
+
+    On a CPU never with convolutions of volumes: PyTorch's weight gradients of these are wrong there in bfloat16 on
+    small grids (torch 2.13 on AVX-512 BF16: kernels of 3 on grids of 2 voxels, of 5 on up to 6, from 16 channels on;
+    often not finite, as often finite and off by their own size). Slices, and volumes on CUDA, are right.
+
+    Args:
+        precision: ``training.precision``.
+        device: that is trained on.
+        trained: modules of the stage.
+
+    Raises:
+        SettingError: bf16 is asked for where it would be wrong.
+    """
+    if precision == "fp32" or (precision == "auto" and not bfloat16_pays(device)):
+        return False
+    if device.type != "cpu" or not convolves_volumes(trained):
+        return True
+    if precision == "bf16":
+        raise SettingError(
+            "training.precision=bf16: on a CPU PyTorch's gradients of 3D convolutions in bfloat16 can be wrong: "
+            "take fp32 or auto"
+        )
+    return False
+
+
+def convolves_volumes(roots: Iterable[nn.Module]) -> bool:
+    """Return whether any of the modules holds a kernel of three axes."""
+    return any(parameter.ndim == 5 for root in roots for parameter in root.parameters())

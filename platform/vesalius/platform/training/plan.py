@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vesalius.platform.contracts import trains_in_bfloat16
 from vesalius.platform.errors import SettingError
 from vesalius.platform.loading import VolumeCache, batches, budget_bytes, num_steps
 from vesalius.platform.training.devices import workers_here
@@ -50,6 +51,9 @@ class Plan:
         self.names = [stage.name for stage in self.stages]
         if len(set(self.names)) != len(self.names):
             raise SettingError(f"two stages of {type(method).__name__} share a name: {', '.join(self.names)}")
+        for stage in self.stages:
+            if stage.optimizers:
+                trains_in_bfloat16(settings.precision, device, stage.trains)  # refused here, before anything is learnt
         budget = budget_bytes(settings.cache_mib, workers_here(collective, device))
         records = [self._records(stage, store) for stage in self.stages]
         subjects = [tuple(record.subject_id for record in seen) for seen in records]

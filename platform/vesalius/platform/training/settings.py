@@ -15,7 +15,8 @@ class TrainingSettings(Settings):
     seed: int = Field(0, ge=0, description="keys all randomness of the run")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="bf16 autocast of the forward pass; auto: where the device has units for it (CUDA, AMX, AVX-512); "
+        description="bf16 autocast of the forward pass; auto: where the device has units for it (CUDA, AMX, AVX-512), "
+        "and on a CPU not for 3D convolutions, whose gradients would be wrong; "
         "fp32: training in float32 throughout, CUDA's TensorFloat-32 turned off too (scoring afterwards is not)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")

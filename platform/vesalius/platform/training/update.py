@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vesalius.platform.contracts import bfloat16_pays, segments_by
+from vesalius.platform.contracts import segments_by, trains_in_bfloat16
 from vesalius.platform.errors import DivergenceError, SettingError
 from vesalius.platform.training.memory import recomputed, with_channels_last
 
@@ -40,7 +40,7 @@ class Updater:
         self._collective = collective
         self._settings = settings
         self._device = device
-        self._bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bfloat16_pays(device))
+        self._bf16 = trains_in_bfloat16(settings.precision, device, stage.trains)
         self._parameters = {
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in stage.optimizers.items()
