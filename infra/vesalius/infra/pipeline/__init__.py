@@ -24,10 +24,16 @@ from vesalius.infra.pipeline.training import (
     start_run,
     train,
 )
+from vesalius.infra.pipeline.tuning import StudyRequest, TrialTrainer, base_of, begin_study, check_resumed
 
 __all__ = [
     "Forecast",
+    "StudyRequest",
     "ThresholdRule",
+    "TrialTrainer",
+    "base_of",
+    "begin_study",
+    "check_resumed",
     "choose_settings",
     "describe_forecast",
     "describe_run",

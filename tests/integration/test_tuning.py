@@ -1,0 +1,275 @@
+"""Studies on a real Ray: to their end, past failures, within a time, and on again."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vesalius.infra.cli.app import app
+from vesalius.platform import cluster
+from vesalius.platform.errors import SettingError, StoreError, StudyError
+from vesalius.platform.runs import find_run
+from vesalius.platform.store.lock import exclusive
+from vesalius.tuning import StudyFolder, analyse, drive, find_study
+from vesalius.tuning.testing import BASE, ToyTrainer, toy_study, worth
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vesalius.platform.store import CohortStore
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with cluster.session(2):
+        yield
+
+
+def driven(study: StudyFolder, home: Path, budget_seconds: float | None = None, **trainer: Any) -> Any:
+    return drive(study, BASE, ToyTrainer(str(home), **trainer), budget_seconds=budget_seconds)
+
+
+def log(home: Path) -> list[str]:
+    return (home / "log").read_text().splitlines()
+
+
+def test_a_study_comes_to_its_end(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=7, pruner="asha")
+    seen: list[tuple[int, int, str]] = []
+    ended = drive(study, BASE, ToyTrainer(str(tmp_path)), progress=lambda d, t, n: seen.append((d, t, n)))
+    assert ended.is_finished
+    found = analyse(study)
+    assert len(found.trials) == 7
+    assert {row.state for row in found.trials} <= {"complete", "pruned"}
+    start = found.trials[0]
+    assert start.is_start
+    assert start.state == "complete"
+    assert start.figures["average_precision"] == pytest.approx(worth({}))
+    assert [percent for percent, _ in start.curve] == [int(100 * step / 9) for step in range(1, 10)]
+    assert found.best is not None
+    trained = [line for line in log(tmp_path) if line.startswith("train")]
+    assert len(trained) == len(set(trained)) == 7
+    assert seen[-1][:2] == (7, 7)
+    assert any("2 under way" in note for _, _, note in seen), "two trials side by side"
+    again = driven(study, tmp_path)
+    assert again.is_finished
+    assert [line for line in log(tmp_path) if line.startswith("train")] == trained, "nothing is left to do"
+
+
+def test_a_failed_trial_is_not_a_failed_study(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=8, space={"k": "1..8"}, sampler="random")
+    assert driven(study, tmp_path, wrong={"method.k": (7, "memory")}).is_finished
+    found = analyse(study)
+    failed = [row for row in found.trials if row.state == "failed"]
+    assert failed
+    assert {row.values["method.k"] for row in failed} <= {7, 8}
+    assert all(row.reason.startswith("out of memory") for row in failed)
+    assert found.counts["failed"] + found.counts["complete"] == 8
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [("diverges", "the loss is not finite"), ("defect", "ValueError: a defect")]
+)
+def test_where_every_trial_fails_the_study_stops(tmp_path: Path, ray_session: None, how: str, reason: str) -> None:
+    study = toy_study(tmp_path, trials=20)
+    with pytest.raises(StudyError, match=f"every trial has failed so far, the last one because: {reason}"):
+        driven(study, tmp_path, wrong={"method.x": (0.0, how)})
+    assert sum(line.startswith("train") for line in log(tmp_path)) <= 5
+
+
+def test_what_is_wrong_for_all_stops_the_study_and_loses_nothing(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=4)
+    with pytest.raises(StoreError, match="the store is gone"):
+        driven(study, tmp_path, wrong={"method.x": (0.0, "store")})
+    assert driven(study, tmp_path).is_finished
+    assert analyse(study).counts["complete"] == 4
+
+
+def test_a_time_that_is_over_leaves_trials_to_go_on_with(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=4)
+    ended = driven(study, tmp_path, budget_seconds=6, seconds=0.6)
+    assert not ended.is_finished
+    counts = analyse(study).counts
+    assert counts["running"] >= 1
+    assert driven(study, tmp_path).is_finished
+    assert analyse(study).counts["complete"] == 4
+    judged = [line for line in log(tmp_path) if line.startswith("judge")]
+    assert len(judged) == len(set(judged)) == 4
+
+
+def test_several_objectives(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, objectives=("average_precision", "seconds_per_volume"), criterion=None, trials=5)
+    assert driven(study, tmp_path).is_finished
+    found = analyse(study)
+    assert found.front
+    assert found.counts["complete"] == 5
+
+
+def test_one_driver_at_a_time_drives_a_study_from_a_folder(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path)
+    with exclusive(study.lock), pytest.raises(StudyError, match=r"studies/toy is being written by process \d+"):
+        driven(study, tmp_path)
+
+
+def test_more_than_fits_is_a_sentence_and_no_deadlock(tmp_path: Path, ray_session: None) -> None:
+    with pytest.raises(SettingError, match="use --concurrent 1"):
+        driven(toy_study(tmp_path, num_workers=2, concurrent=2), tmp_path)
+
+
+# ---- methods
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    return tmp_path / "home"
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_tune_and_study_on_a_method(toy_store: CohortStore, home: Path, ray_session: None) -> None:
+    result = call(
+        "tune", "implicit_field", toy_store.path, "--preset", "tiny", "--trials", 3, "--space", "num_classes=4..8",
+        "--space", "prior_sigma=log:1e-2..1", "--set", "training.device=cpu", "--name", "small", "--home", home,
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["finished"]
+    assert document["objectives"] == {"average_precision": "maximize"}
+    assert [row["run"] for row in document["trials"]] == ["small-0000", "small-0001", "small-0002"]
+    start = document["trials"][0]
+    assert start["is_start"]
+    assert 0 < start["figures"]["average_precision"] <= 1
+    assert {"seconds_per_volume", "training_seconds", "peak_memory", "brain/auroc"} <= set(start["figures"])
+    # A trial is a run like any other: bit for bit the one of `vesalius train`.
+    train = call(
+        "train", "implicit_field", toy_store.path, "--preset", "tiny", "--set", "training.device=cpu", "--set",
+        f"training.threads={find_study(home, 'small').spec.training.threads}", "--workers", 0, "--name", "plain",
+        "--home", home, "--json",
+    )  # fmt: skip
+    assert train.exit_code == 0, train.stderr
+    weights = [find_run(home, name).model / "weights.safetensors" for name in ("plain", "small-0000")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    told = call("study", "small", "--home", home, "--json")
+    assert json.loads(told.stdout)["trials"] == document["trials"]
+    shown = call("study", "small", "--home", home)
+    assert "the settings it started from" in shown.stdout
+
+    more = call("tune", "--resume", "small", "--trials", 4, "--home", home, "--json")
+    assert more.exit_code == 0, more.stderr
+    assert json.loads(more.stdout)["trials"][:3] == document["trials"]
+    assert len(json.loads(more.stdout)["trials"]) == 4
+
+
+def test_healthy_validation_is_judged_and_said(healthy_store: CohortStore, home: Path, ray_session: None) -> None:
+    result = call(
+        "tune", "intensity_threshold", healthy_store.path, "--trials", 2, "--space", "smoothing=1,3", "--set",
+        "training.device=cpu", "--home", home, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "no validation subject has outlined lesions" in result.stderr
+    document = json.loads(result.stdout)
+    assert document["objectives"] == {"healthy_image_score": "maximize"}
+    assert {row["state"] for row in document["trials"]} == {"complete"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--space", "code_sigma=1..2"], "did you mean 'method.prior_sigma'?"),
+        (["--space", "num_classes=9..4"], "is empty"),
+        (["--space", "num_classes=4..400"], "the value 400 is refused"),
+        (["--space", "points"], "declares no space of 'method.points'"),
+        (["--space", "=3"], "expected KEY=SPACE"),
+        (["--trials", "0"], "a study has 1 or more"),
+        (["--objective", "test_auroc"], "a study never sees them"),
+        (["--objective", "aproc"], "unknown objective"),
+        (["--sampler", "tp"], "unknown sampler"),
+        (["--pruner", "ash"], "unknown pruner"),
+        (["--pruner", "asha", "--objective", "seconds_per_volume"], "say nothing of seconds_per_volume"),
+        (["--workers", "64"], "it would wait for ever"),
+        (["--concurrent", "99"], "use --concurrent"),
+        (["--storage", "nowhere"], "expected sqlite:///FILE"),
+        (["--set", "method.wdth=3"], "did you mean 'method.width'?"),
+        (["--budget", "soon"], "expected a time"),
+        (["--gpus", "1.5"], "above 1 it is a whole number"),
+        (["--name", "a/b"], "cannot name a study"),
+        (["--lesions", "nowhere"], "is not a folder"),
+        (["--resume", "nothing", "--sampler", "tpe"], "no study 'nothing'"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_leaves_nothing(
+    toy_store: CohortStore, home: Path, arguments: list[str], match: str
+) -> None:
+    result = call("tune", "implicit_field", toy_store.path, "--preset", "tiny", "--home", home, *arguments)
+    assert result.exit_code == 2, result.output
+    assert match in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+    assert not list(home.glob("studies/*/study.json"))
+    assert not list(home.glob("runs/*"))
+
+
+def test_a_study_goes_on_with_its_own_cohort_and_spaces_alone(
+    toy_store: CohortStore, healthy_store: CohortStore, home: Path, ray_session: None
+) -> None:
+    begun = call(
+        "tune", "intensity_threshold", toy_store.path, "--trials", 1, "--space", "smoothing=1,3", "--set",
+        "training.device=cpu", "--name", "own", "--home", home,
+    )  # fmt: skip
+    assert begun.exit_code == 0, begun.stderr
+    for arguments, match in (
+        (["intensity_threshold", healthy_store.path], "is of another cohort than"),
+        (["healthy_atlas", toy_store.path], "is of intensity_threshold, not of healthy_atlas"),
+        (["--space", "smoothing=1,3,5"], "searches other spaces (method.smoothing=1,3)"),
+        (["--objective", "auroc"], "is judged by average_precision"),
+        (["--sampler", "random"], "leave out --sampler"),
+        (["--trials", "0"], "a study has 1 or more"),
+    ):
+        result = call("tune", *arguments, "--resume", "own", "--home", home)
+        assert result.exit_code == 2
+        assert match in " ".join(result.stderr.split())
+    same = call(
+        "tune", "intensity_threshold", toy_store.path, "--space", "smoothing=1,3", "--resume", "own", "--home", home
+    )
+    assert same.exit_code == 0, same.stderr
+
+
+def test_a_study_file_is_what_options_are(
+    toy_store: CohortStore, home: Path, tmp_path: Path, ray_session: None
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        f"method: intensity_threshold\nstore: {toy_store.path}\ntrials: 5\nname: filed\nset: {{training.device: cpu}}\n"
+        "space:\n  smoothing: [1, 3]\n  direction: both,high\n"
+    )
+    result = call("tune", "--file", file, "--trials", 2, "--home", home, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert len(document["trials"]) == 2
+    assert set(document["trials"][1]["values"]) == {"method.smoothing", "method.direction"}
+    file.write_text("method: intensity_threshold\nstore: x\nsplit: test\n")
+    refused = call("tune", "--file", file, "--home", home)
+    assert refused.exit_code == 2
+    assert "split" in refused.stderr
+
+
+@pytest.mark.long
+def test_a_trial_of_two_workers(toy_store: CohortStore, home: Path) -> None:
+    result = call(
+        "tune", "implicit_field", toy_store.path, "--preset", "tiny", "--trials", 2, "--space", "num_classes=4..8",
+        "--set", "training.device=cpu", "--workers", 2, "--name", "two", "--home", home, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["trials"][0]["state"] == "complete"
+    assert document["trials"][0]["curve"], "validation passes of Ray Train's workers reach the study"
+    assert find_run(home, "two-0000").spec.num_workers == 2
