@@ -174,6 +174,19 @@ def test_a_study_that_goes_on_draws_something_new(tmp_path: Path) -> None:
     assert len(set(seen)) == 5
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "nsgaii", "qmc"])
+def test_a_broken_study_draws_what_an_unbroken_one_does(tmp_path: Path, sampler: str) -> None:
+    whole, broken = (toy_study(tmp_path / name, sampler=sampler).spec for name in ("whole", "broken"))
+    ledger = ledger_of(whole)
+    for _ in range(6):
+        one = drawn(ledger)
+        again = ledger_of(broken)
+        other = drawn(again)
+        assert one.values == other.values
+        complete(ledger, one)
+        complete(again, other)
+
+
 def test_two_drivers_share_a_study_and_keep_their_trials(tmp_path: Path) -> None:
     one = toy_study(tmp_path / "one", space={"x": "0..1"}, shared=True).spec
     other = toy_spec(tmp_path / "two", space={"x": "0..1"}, storage=one.storage, shared=True)

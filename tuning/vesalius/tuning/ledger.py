@@ -91,7 +91,6 @@ class Ledger:
             pruner=make_pruner(spec.pruner),
         )
         self._agree(is_new)
-        self.study.sampler = make_sampler(spec.sampler, self._seed())
         self._trials: dict[int, Trial] = {}
 
     def _agree(self, is_new: bool) -> None:
@@ -114,10 +113,14 @@ class Ledger:
                 f"{', another '.join(names.get(name, name) for name in different)}: choose another name"
             )
 
-    def _seed(self) -> int:
-        """Another one each time that the study is opened, and for each driver: else they would draw the same again."""
+    def _seed_sampler(self, number: int) -> None:
+        """Make what is drawn a function of the seed, the trial's number and the trials before it.
+
+        A sampler that goes on would draw by a generator whose state is kept nowhere; so a study that was broken off
+        draws what an unbroken one does. Drivers that share a study draw each their own.
+        """
         driver = self._spec.token if self._spec.shared else ""
-        return int(digest([self._spec.seed, driver, len(self.trials())])[:8], 16)
+        self.study.sampler = make_sampler(self._spec.sampler, int(digest([self._spec.seed, driver, number])[:8], 16))
 
     def _enqueue_start(self) -> None:
         values = point(self._base, self._spec.searched)
@@ -151,6 +154,7 @@ class Ledger:
             # Where nobody has signed, the kill came between the draw and the signature.
             ours = driver == self._spec.token or (driver is None and not self._spec.shared)
             if frozen.state == TrialState.RUNNING and ours:
+                self._seed_sampler(frozen.number)
                 trial = self._try(optuna.trial.Trial, self.study, frozen._trial_id)
                 begun = self._begin(trial)
                 if begun is not None:
@@ -164,6 +168,7 @@ class Ledger:
         settings and seed train to the same weights.
         """
         for _ in range(_MOST_DRAWS):
+            self._seed_sampler(len(self.trials()))
             begun = self._begin(self._try(self.study.ask))
             if begun is not None:
                 return begun
