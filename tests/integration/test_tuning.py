@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import nibabel
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -12,6 +14,7 @@ from vesalius.infra.cli.app import app
 from vesalius.platform import cluster
 from vesalius.platform.errors import SettingError, StoreError, StudyError
 from vesalius.platform.runs import find_run
+from vesalius.platform.store import CohortStore
 from vesalius.platform.store.lock import exclusive
 from vesalius.tuning import StudyFolder, analyse, drive, find_study
 from vesalius.tuning.testing import BASE, ToyTrainer, toy_study, worth
@@ -19,8 +22,6 @@ from vesalius.tuning.testing import BASE, ToyTrainer, toy_study, worth
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from vesalius.platform.store import CohortStore
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
@@ -180,6 +181,30 @@ def test_healthy_validation_is_judged_and_said(healthy_store: CohortStore, home:
     document = json.loads(result.stdout)
     assert document["objectives"] == {"healthy_image_score": "maximize"}
     assert {row["state"] for row in document["trials"]} == {"complete"}
+
+
+def test_synthetic_lesions_make_a_healthy_cohort_one_to_detect_in(
+    healthy_store: CohortStore, home: Path, tmp_path: Path, ray_session: None
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    (record, *_) = healthy_store.subjects("validation")
+    mask = np.zeros(record.shape, np.uint8)
+    mask[4:9, 3:8, 2:6] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, np.asarray(record.affine)), masks / "lesion.nii.gz")
+    result = call(
+        "tune", "intensity_threshold", healthy_store.path, "--trials", 2, "--space", "smoothing=1,3", "--set",
+        "training.device=cpu", "--lesions", masks, "--name", "planted", "--home", home, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["objectives"] == {"average_precision": "maximize"}
+    assert all(row["figures"]["average_precision"] > 0 for row in document["trials"])
+    planted = CohortStore.open(find_study(home, "planted").spec.store)
+    assert planted.path != healthy_store.path
+    assert any(one.has_lesion for one in planted.subjects("validation"))
+    for split in ("train", "test"):
+        assert [one.arrays for one in planted.subjects(split)] == [one.arrays for one in healthy_store.subjects(split)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -323,6 +324,12 @@ def test_a_storage_that_stays_down_ends_in_a_sentence() -> None:
 def test_an_address_of_no_storage_is_refused(address: str, match: str) -> None:
     with pytest.raises(SettingError, match=match):
         check_address(address)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("psycopg") is not None, reason="the package is installed")
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(SettingError, match=r"needs the package psycopg: pip install 'psycopg\[binary\]'"):
+        check_address("postgresql://me@host/db")
 
 
 def test_a_password_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:

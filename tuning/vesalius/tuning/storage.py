@@ -23,6 +23,7 @@ VARIABLE = "VESALIUS_STUDY_STORAGE"
 """Environment variable that holds the whole address of a storage whose password is kept nowhere."""
 
 PATIENCE_SECONDS = 300.0
+_PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 _SQLITE_TIMEOUT = 60.0
 
@@ -43,8 +44,9 @@ def check_address(address: str) -> None:
             f"--storage is '{shown(address)}': expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
     except ImportError as error:
+        name = str(error.name)
         raise SettingError(
-            f"--storage {shown(address)} needs the package {error.name}: pip install psycopg2-binary for PostgreSQL"
+            f"--storage {shown(address)} needs the package {name}: pip install {_PACKAGES.get(name, name)}"
         ) from None
 
 
