@@ -116,6 +116,26 @@ def _caught(lines: list[str]) -> set[int]:
     return {int(line.rpartition("-")[2]) for line in lines}
 
 
+def test_an_interrupted_study_says_how_to_go_on(toy_store: CohortStore, tmp_path: Path) -> None:
+    command = "from vesalius.infra.cli import main; main()"
+    arguments = [
+        "implicit_field", str(toy_store.path), "--preset", "tiny", "--trials", "2", "--name", "study", "--space",
+        "num_classes=4..8", "--set", "training.device=cpu", "--set", "method.epochs=3000", "--concurrent", "1",
+    ]  # fmt: skip
+    driver = _start("-c", command, "tune", "--home", str(tmp_path), *arguments, home=tmp_path)
+    try:
+        state = tmp_path / "runs" / "study-0000" / "progress.json"
+        _wait(state.exists, driver, tmp_path)
+        os.kill(driver.pid, signal.SIGINT)
+        assert driver.wait(60) == 130
+    finally:
+        _end_group(driver)
+    said = (tmp_path / "driver.log").read_text()
+    assert "stopped by you; to go on: vesalius tune --resume study" in said
+    assert "Traceback" not in said
+    assert [row.state for row in analyse(find_study(tmp_path, "study")).trials] == ["running"]
+
+
 def test_a_killed_trial_goes_on(tmp_path: Path) -> None:
     study = toy_study(tmp_path, trials=4, criterion=None)
     driver = _start("-c", _DRIVER, str(tmp_path), home=tmp_path)

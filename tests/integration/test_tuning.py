@@ -118,6 +118,14 @@ def test_one_driver_at_a_time_drives_a_study_from_a_folder(tmp_path: Path, ray_s
         driven(study, tmp_path)
 
 
+def test_a_lost_storage_is_refused(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=1)
+    driven(study, tmp_path)
+    (study.path / "optuna.db").unlink()
+    with pytest.raises(StudyError, match="holds nothing of study 'toy', of which trials have ended"):
+        driven(study, tmp_path)
+
+
 def test_more_than_fits_is_a_sentence_and_no_deadlock(tmp_path: Path, ray_session: None) -> None:
     with pytest.raises(SettingError, match="use --concurrent 1"):
         driven(toy_study(tmp_path, num_workers=2, concurrent=2), tmp_path)
@@ -258,6 +266,7 @@ def test_a_study_goes_on_with_its_own_cohort_and_spaces_alone(
         (["--objective", "auroc"], "is judged by average_precision"),
         (["--sampler", "random"], "leave out --sampler"),
         (["--trials", "0"], "a study has 1 or more"),
+        (["--concurrent", "99"], "use --concurrent"),
     ):
         result = call("tune", *arguments, "--resume", "own", "--home", home)
         assert result.exit_code == 2

@@ -7,7 +7,7 @@
       trials/0007.json   what became of a trial; written by its worker, before the driver hears of it
       optuna.db          the study's storage, unless another one was given
       cohort/            the cohort with synthetic lesions in its validation volumes, where they were asked for
-      ray/               what Ray Tune writes; nothing is read from it again
+      ray/               what Ray Tune writes while it runs; nothing is read from it again
       .lock              held by the one process that drives the study from here
 
 The runs of the trials lie among all other runs, under the names ``<study>-0007``.
@@ -166,6 +166,11 @@ class StudyFolder:
     def ray(self) -> Path:
         """Folder for what Ray Tune writes."""
         return self.path / "ray"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether any trial has come to its end here."""
+        return any((self.path / "trials").glob("*.json"))
 
     def record(self, number: int) -> Record | None:
         """Return what a worker wrote of a trial, or None where it has not come to its end."""

@@ -60,7 +60,9 @@ class Begun:
 class Ledger:
     """A study in its storage, as one driver sees it. Used by one thread."""
 
-    def __init__(self, spec: StudySpec, base: RunSettings, address: str, patience: Patience) -> None:
+    def __init__(
+        self, spec: StudySpec, base: RunSettings, address: str, patience: Patience, *, has_ended: bool = False
+    ) -> None:
         """Open the study, or make it.
 
         Args:
@@ -68,9 +70,10 @@ class Ledger:
             base: the settings that trials start from.
             address: of the storage, whole.
             patience: with a storage that is down.
+            has_ended: whether trials of the study have come to their end: the storage must then know of them.
 
         Raises:
-            StudyError: the storage does not answer, or holds a study of that name on other terms.
+            StudyError: the storage does not answer, holds a study of that name on other terms, or has lost this one.
         """
         import optuna
 
@@ -80,8 +83,12 @@ class Ledger:
         self._storage = open_storage(address, patience)
         directions = [OBJECTIVES[name].direction for name in spec.objectives]
         self._single = len(directions) == 1
-        summaries = patience(self._storage.get_all_studies)
-        is_new = spec.name not in [one.study_name for one in summaries]
+        is_new = spec.name not in [one.study_name for one in patience(self._storage.get_all_studies)]
+        if is_new and has_ended:
+            raise StudyError(
+                f"the storage {spec.storage} holds nothing of study '{spec.name}', of which trials have ended: put it "
+                "back, or begin a new study with another name"
+            )
         self.study: Study = patience(
             optuna.create_study,
             storage=self._storage,

@@ -98,7 +98,7 @@ def drive(
             gpus=spec.gpus,
         )
         patience = Patience(spec.storage, patience_seconds, waiting=lambda said: progress(0, spec.trials, said))
-        ledger = Ledger(spec, base, whole_address(spec.storage), patience)
+        ledger = Ledger(spec, base, whole_address(spec.storage), patience, has_ended=study.has_ended)
         search = LedgerSearch(
             ledger,
             spec,
@@ -123,7 +123,10 @@ def drive(
                     failure_config=_failures(spec),
                 ),
             )
-            tuner.fit()
+            try:
+                tuner.fit()
+            finally:
+                shutil.rmtree(study.ray, ignore_errors=True)
         if search.error is not None:
             raise search.error
         ended, running = ledger.counts()

@@ -202,12 +202,8 @@ def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None) -> 
     extra = [flag for key, flag in fixed.items() if key in given] + ([] if file is None else ["--file"])
     if extra:
         raise SettingError(f"--resume goes on with the study's own settings: leave out {', '.join(extra)}")
-    if given.get("trials", 1) < 1:
-        raise SettingError(f"--trials is {given['trials']}: a study has 1 or more")
     pipeline.check_resumed(study, given)
-    changed: dict[str, Any] = {key: given[key] for key in ("trials", "concurrent", "cpus", "gpus") if key in given}
-    if changed:
-        study.rewrite(study.spec.model_copy(update=changed))
+    pipeline.change_study(study, {key: given[key] for key in ("trials", "concurrent", "cpus", "gpus") if key in given})
     return study
 
 

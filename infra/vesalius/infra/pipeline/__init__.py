@@ -24,7 +24,7 @@ from vesalius.infra.pipeline.training import (
     start_run,
     train,
 )
-from vesalius.infra.pipeline.tuning import StudyRequest, TrialTrainer, base_of, begin_study, check_resumed
+from vesalius.infra.pipeline.tuning import StudyRequest, TrialTrainer, base_of, begin_study, change_study, check_resumed
 
 __all__ = [
     "Forecast",
@@ -33,6 +33,7 @@ __all__ = [
     "TrialTrainer",
     "base_of",
     "begin_study",
+    "change_study",
     "check_resumed",
     "choose_settings",
     "describe_forecast",

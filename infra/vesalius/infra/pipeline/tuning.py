@@ -210,6 +210,27 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
         raise StudyError(f"study '{spec.name}' is judged by {', '.join(spec.objectives)}: {begin}")
 
 
+def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
+    """Change what a study may change on its way: how many trials it is to have, and how they share the machine.
+
+    Args:
+        study: to be gone on with.
+        changes: of ``trials``, ``concurrent``, ``cpus`` and ``gpus``.
+
+    Raises:
+        SettingError: there is to be no trial, or they do not fit.
+    """
+    if changes.get("trials", 1) < 1:
+        raise SettingError(f"--trials is {changes['trials']}: a study has 1 or more")
+    if not changes:
+        return
+    spec = study.spec.model_copy(update=dict(changes))
+    check_resources(
+        _resources(), concurrent=spec.concurrent, num_workers=spec.num_workers, cpus=spec.cpus, gpus=spec.gpus
+    )
+    study.rewrite(spec)
+
+
 def _check(method: str, store: CohortStore) -> Callable[[RunSettings], None]:
     """Return what asks a method whether settings fit a cohort: it is built, and its stages look for their subjects."""
     kind = method_type(method)
