@@ -61,7 +61,7 @@ class RunSettings(Settings):
         kind = create_model(
             "RunSettings", __base__=cls, method=(type(method), method), training=(TrainingSettings, loop)
         )
-        return kind()
+        return kind(method=method)
 
 
 class RunSpec(Settings):
