@@ -122,6 +122,28 @@ def test_a_sampler_that_cannot_be_had_says_so_beforehand() -> None:
         check_sampler("cmaes")
 
 
+def test_exhausted_spaces_are_asked_again_only_once_something_has_ended(tmp_path: Path) -> None:
+    from vesalius.platform.progress import silent
+    from vesalius.tuning.searcher import LedgerSearch
+
+    folder = toy_study(tmp_path, space={"kind": "a,b"}, sampler="random", concurrent=3, trials=5)
+    ledger = ledger_of(folder.spec)
+    search = LedgerSearch(ledger, folder.spec, folder, deadline=None, progress=silent, abandon=lambda number: None)
+    first, second = search.suggest("one"), search.suggest("two")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert search.suggest("three") is None
+    drawn_so_far = len(ledger.trials())
+    assert search.suggest("four") is None
+    assert len(ledger.trials()) == drawn_so_far
+    for trial_id, config in (("one", first), ("two", second)):
+        record = Record(number=config["number"], ending="complete", figures={"average_precision": 0.5})
+        search.on_trial_complete(trial_id, {"record": record.model_dump_json()})
+    assert search.suggest("five") == "FINISHED"
+    assert search.is_exhausted
+    assert ledger.counts() == (2, 0)
+
+
 # ---- going on
 
 

@@ -59,8 +59,13 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         self._pruned: set[str] = set()
         self._ended = 0
         self._failed = 0
+        self._exhausted_at: int | None = None
         self.error: VesaliusError | None = None
-        self.is_exhausted = False
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the spaces held nothing new when they were last asked."""
+        return self._exhausted_at is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave all behind: Tune writes its searcher beside its trials, and nobody reads that again."""
@@ -79,7 +84,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
                 self._say()
                 return {"number": begun.number, "values": begun.values}
         if self._running and self.error is None:
-            return None  # a repeat of what is under way may be something else once that has ended
+            return None  # the spaces are asked again once something has ended
         return str(Searcher.FINISHED)
 
     def is_over(self) -> bool:
@@ -95,8 +100,10 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             self._ledger.end(begun, record)  # its worker had finished when the driver was killed
         if sum(self._ledger.counts()) >= self._spec.trials:
             return None
+        if self._exhausted_at == self._ended:
+            return None  # nothing has ended since: the same draws would come to the same
         fresh = self._ledger.draw()
-        self.is_exhausted = fresh is None
+        self._exhausted_at = self._ended if fresh is None else None
         return fresh
 
     def hear(self, trial_id: str, result: Mapping[str, Any]) -> bool:

@@ -107,7 +107,9 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
         if "out of memory" in str(error):  # a trial of several workers says it in a sentence
             return failed(str(error))
         raise _Fatal(type(error).__name__, str(error)) from error
-    except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
+    except OSError as error:
+        raise _Fatal("StudyError", f"trial {number} of study '{spec.name}' could not go on: {error}") from error
+    except Exception as error:  # a defect that some settings bring out is one trial's, and the others go on
         if is_out_of_memory(error):
             return failed(f"out of memory: {error or type(error).__name__}")
         return failed(f"{type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -356,7 +357,7 @@ class TrialTrainer:
             figures["training_seconds"] = sum(checkpoints.state(last).seconds.values())
         if not run.spec.num_workers:
             figures["peak_memory"] = _keep_peak(run, memory.read()) / _MIB
-        return {name: float(value) for name, value in figures.items() if value is not None}
+        return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
 
     def abandon(self, spec: StudySpec, number: int) -> None:
         """Note of a trial's run that nobody goes on with it."""
