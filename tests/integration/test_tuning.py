@@ -16,8 +16,9 @@ from vesalius.platform.errors import SettingError, StoreError, StudyError
 from vesalius.platform.runs import find_run
 from vesalius.platform.store import CohortStore
 from vesalius.platform.store.lock import exclusive
-from vesalius.tuning import StudyFolder, analyse, drive, find_study
-from vesalius.tuning.testing import BASE, ToyTrainer, toy_study, worth
+from vesalius.platform.tracking import client
+from vesalius.tuning import StudyFolder, analyse, compare_seeds, create_study, drive, find_study, repeat
+from vesalius.tuning.testing import BASE, ToyTrainer, toy_spec, toy_study, worth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,6 +132,60 @@ def test_more_than_fits_is_a_sentence_and_no_deadlock(tmp_path: Path, ray_sessio
         driven(toy_study(tmp_path, num_workers=2, concurrent=2), tmp_path)
 
 
+# ---- trained again with other seeds
+
+
+def test_best_and_start_are_trained_again_once_for_each_seed(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=4, criterion=None)
+    driven(study, tmp_path)
+    found = analyse(study)
+    assert found.best not in (None, 0)
+    rows = [row for row in found.trials if row.number in (0, found.best)]
+    seen: list[tuple[int, int, str]] = []
+    trainer = ToyTrainer(str(tmp_path))
+    repeat(study, rows, [1, 2], trainer, lambda done, total, note: seen.append((done, total, note)))
+    assert seen[0][:2] == (0, 4)
+    assert seen[-1][:2] == (4, 4)
+    compared = compare_seeds(study, found)
+    assert compared is not None
+    for row in compared.rows:
+        assert row.best is not None
+        assert row.start is not None
+        assert row.start.figures["average_precision"] == pytest.approx(worth({}) - 0.001 * row.seed)
+        assert row.best.run_id == f"toy-{found.best:04d}-seed{row.seed}"
+    trained = [line for line in log(tmp_path) if "seed" in line]
+    assert len(trained) == 8, "four trained, four judged"
+    (study.path / "seeds" / f"{found.best:04d}-2.json").unlink()
+    repeat(study, rows, [1, 2, 3], trainer)
+    again = [line for line in log(tmp_path) if "train" in line and "seed" in line][4:]
+    assert sorted(again) == sorted(
+        [f"train toy-{found.best:04d}-seed{seed}" for seed in (2, 3)] + ["train toy-0000-seed3"]
+    )
+    assert analyse(study).counts == found.counts, "they are no trials"
+    with exclusive(study.lock), pytest.raises(StudyError, match="is being written by process"):
+        repeat(study, rows, [4], trainer)
+
+
+def test_a_training_that_fails_is_no_pair_and_is_tried_again(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=3, criterion=None)
+    driven(study, tmp_path)
+    found = analyse(study)
+    rows = [row for row in found.trials if row.number in (0, found.best)]
+    repeat(study, rows, [1, 2], ToyTrainer(str(tmp_path), wrong={"seed": (2, "diverges")}))
+    compared = compare_seeds(study, found)
+    assert compared is not None
+    assert len(compared.differences) == 1
+    assert compared.rows[1].best is not None
+    assert compared.rows[1].best.reason.startswith("the loss is not finite")
+    repeat(study, rows, [1, 2], ToyTrainer(str(tmp_path)))
+    compared = compare_seeds(study, found)
+    assert compared is not None
+    assert compared.interval is not None
+    with pytest.raises(StoreError, match="the store is gone"):
+        repeat(study, rows, [3], ToyTrainer(str(tmp_path), wrong={"seed": (3, "store")}))
+    assert study.record(0, 3) is None
+
+
 # ---- methods
 
 
@@ -213,6 +268,92 @@ def test_synthetic_lesions_make_a_healthy_cohort_one_to_detect_in(
     assert any(one.has_lesion for one in planted.subjects("validation"))
     for split in ("train", "test"):
         assert [one.arrays for one in planted.subjects(split)] == [one.arrays for one in healthy_store.subjects(split)]
+
+
+def test_a_study_is_tracked_compared_shown_and_promoted(
+    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = tmp_path / "home"
+    begun = call(
+        "tune", "intensity_threshold", toy_store.path, "--trials", 2, "--space", "smoothing=1,3", "--set",
+        "training.device=cpu", "--name", "told", "--home", home, "--json",
+    )  # fmt: skip
+    assert begun.exit_code == 0, begun.stderr
+    more = call("tune", "--resume", "told", "--trials", 3, "--home", home)
+    assert more.exit_code == 0, more.stderr
+    assert "the spaces hold nothing that was not tried" in more.stderr
+    document = json.loads(call("study", "told", "--home", home, "--json").stdout)
+    best = document["best"]
+    mlflow = client(f"sqlite:///{home}/mlflow.db")
+    experiment = mlflow.get_experiment_by_name("told").experiment_id
+
+    def runs() -> tuple[Any, dict[str, Any]]:
+        every = mlflow.search_runs([experiment])
+        (parent,) = [run for run in every if "mlflow.parentRunId" not in run.data.tags]
+        children = {run.info.run_name: run for run in every if run is not parent}
+        assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+        return parent, children
+
+    parent, children = runs()
+    assert set(children) == {"told-0000", "told-0001"}, "and one parent, though the study went on in a second call"
+    assert parent.data.params["space.method.smoothing"] == "1,3"
+    assert parent.data.metrics["trials/complete"] == 2
+    figures = document["trials"][best]["figures"]
+    assert parent.data.metrics["best/average_precision"] == pytest.approx(figures["average_precision"])
+    assert [name for name, run in children.items() if run.data.tags.get("vesalius_best") == "true"] == [
+        f"told-{best:04d}"
+    ]
+    child = children[f"told-{best:04d}"].data
+    assert child.metrics["trial/average_precision"] == pytest.approx(figures["average_precision"])
+    assert child.metrics["trial/peak_memory"] > 0
+    assert child.metrics["trial/training_seconds"] >= 0
+
+    seeds = call("study", "told", "--seeds", 2, "--html", tmp_path / "page", "--home", home, "--json")
+    if best == 0:
+        assert seeds.exit_code == 2
+        assert "has the settings that it started from" in " ".join(seeds.stderr.split())
+    else:
+        assert seeds.exit_code == 0, seeds.stderr
+        compared = json.loads(seeds.stdout)["seeds"]
+        assert [row["seed"] for row in compared["rows"]] == [1, 2]
+        # Nothing of this method depends on the seed.
+        assert compared["rows"][0]["best"]["figures"]["average_precision"] == figures["average_precision"]
+        parent, children = runs()
+        assert children[f"told-{best:04d}-seed1"].data.tags["vesalius_seed"] == "1"
+        assert parent.data.metrics["seeds/difference"] == pytest.approx(compared["mean"])
+        assert find_run(home, f"told-{best:04d}-seed2").spec.training.seed == 2
+        page = (tmp_path / "page" / "index.html").read_text()
+        assert f"vesalius evaluate told-{best:04d}-seed1 told-0000-seed1" in page
+
+    promoted = call("study", "told", "--promote", "brain", "--home", home, "--json")
+    assert promoted.exit_code == 0, promoted.stderr
+    assert json.loads(promoted.stdout)["promotion"]["promoted"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["nothing"], "no study 'nothing'"),
+        (["own", "--seeds", "1"], "has an interval over 2 seeds or more"),
+        (["own", "--html", "FILE"], "is not a page of this kind"),
+        (["own", "--promote", "brain"], "has not begun"),
+        (["own", "--seeds", "3"], "has not begun"),
+    ],
+)
+def test_what_a_study_cannot_show_is_a_sentence(
+    toy_store: CohortStore, home: Path, tmp_path: Path, arguments: list[str], match: str
+) -> None:
+    file = tmp_path / "mine.html"
+    file.write_text("mine")
+    cohort = {"store": str(toy_store.path), "cohort_digest": toy_store.digest}
+    spec = toy_spec(home, name="own", storage=f"sqlite:///{home}/own.db", **cohort)
+    create_study(home, spec)
+    result = call("study", *[str(file) if one == "FILE" else one for one in arguments], "--home", home)
+    assert result.exit_code == 2, result.output
+    assert match in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+    assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

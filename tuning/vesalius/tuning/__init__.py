@@ -18,7 +18,9 @@ in (:class:`Trainer`).
     trial.py       a trial in its worker
     resources.py   what fits side by side
     running.py     a study driven to its end
+    repeating.py   trials trained again with other seeds
     analysis.py    what it has found
+    seeds.py       whether the best is better than the start over other seeds
 """
 
 from vesalius.platform.contracts import Choice, Range, spaces
@@ -35,9 +37,11 @@ from vesalius.tuning.folder import (
     studies_folder,
 )
 from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
+from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import check_resources, fitting
 from vesalius.tuning.running import Driven, drive
 from vesalius.tuning.samplers import PRUNERS, SAMPLERS, check_sampler
+from vesalius.tuning.seeds import SeedComparison, SeedRow, compare_seeds, compared, other_seeds
 from vesalius.tuning.spaces import declared, dimensions
 from vesalius.tuning.storage import VARIABLE, check_address
 from vesalius.tuning.trial import Trainer
@@ -54,6 +58,8 @@ __all__ = [
     "Driven",
     "Range",
     "Record",
+    "SeedComparison",
+    "SeedRow",
     "StudyFolder",
     "StudySpec",
     "Trainer",
@@ -64,6 +70,8 @@ __all__ = [
     "check_resources",
     "check_sampler",
     "choose_objectives",
+    "compare_seeds",
+    "compared",
     "create_study",
     "declared",
     "dimensions",
@@ -72,8 +80,10 @@ __all__ = [
     "fitting",
     "intermediate",
     "objective",
+    "other_seeds",
     "parse_space",
     "read_study_file",
+    "repeat",
     "spaces",
     "studies_folder",
 ]

@@ -5,12 +5,13 @@
     HOME/studies/<name>/
       study.json         the specification; written once, first
       trials/0007.json   what became of a trial; written by its worker, before the driver hears of it
+      seeds/0007-3.json  what became of it when it was trained again with seed 3
       optuna.db          the study's storage, unless another one was given
       cohort/            the cohort with synthetic lesions in its validation volumes, where they were asked for
       ray/               what Ray Tune writes while it runs; nothing is read from it again
       .lock              held by the one process that drives the study from here
 
-The runs of the trials lie among all other runs, under the names ``<study>-0007``.
+The runs of the trials lie among all other runs, under the names ``<study>-0007`` and ``<study>-0007-seed3``.
 """
 
 from __future__ import annotations
@@ -106,9 +107,9 @@ class StudySpec(Settings):
         loop = {key: one for key, one in value["training"].items() if key not in _LOCAL}
         return {**{name: value[name] for name in names}, "training": loop}
 
-    def run_id(self, number: int) -> str:
-        """Return the name of a trial's run."""
-        return f"{self.name}-{number:04d}"
+    def run_id(self, number: int, seed: int | None = None) -> str:
+        """Return the name of a trial's run, or of the one that trains it again with another seed."""
+        return f"{self.name}-{number:04d}" + ("" if seed is None else f"-seed{seed}")
 
 
 _LOCAL = ("threads", "cache_mib", "prefetch", "readers", "device")
@@ -172,19 +173,39 @@ class StudyFolder:
         """Whether any trial has come to its end here."""
         return any((self.path / "trials").glob("*.json"))
 
-    def record(self, number: int) -> Record | None:
-        """Return what a worker wrote of a trial, or None where it has not come to its end."""
+    def record(self, number: int, seed: int | None = None) -> Record | None:
+        """Return what a worker wrote of a trial, or None where it has not come to its end.
+
+        Args:
+            number: of the trial.
+            seed: that it was trained again with, or None for the trial itself.
+        """
         try:
-            return Record.model_validate_json((self.path / "trials" / f"{number:04d}.json").read_text())
+            return Record.model_validate_json(self._place(number, seed).read_text())
         except (OSError, ValueError):
             return None
 
-    def keep(self, record: Record) -> None:
-        """Write what became of a trial."""
+    def repeats(self) -> dict[tuple[int, int], Record]:
+        """Return what became of trials that were trained again, by number and seed."""
+        found = {}
+        for path in (self.path / "seeds").glob("*-*.json"):
+            number, _, seed = path.stem.partition("-")
+            record = self.record(int(number), int(seed)) if number.isdigit() and seed.isdigit() else None
+            if record is not None:
+                found[int(number), int(seed)] = record
+        return found
+
+    def keep(self, record: Record, seed: int | None = None) -> None:
+        """Write what became of a trial, or of its training with another seed."""
+        path = self._place(record.number, seed)
         with space_errors(self.path):
-            folder = self.path / "trials"
-            folder.mkdir(exist_ok=True)
-            write_file(folder / f"{record.number:04d}.json", record.model_dump_json(indent=1).encode(), self.path)
+            path.parent.mkdir(exist_ok=True)
+            write_file(path, record.model_dump_json(indent=1).encode(), self.path)
+
+    def _place(self, number: int, seed: int | None) -> Path:
+        if seed is None:
+            return self.path / "trials" / f"{number:04d}.json"
+        return self.path / "seeds" / f"{number:04d}-{seed}.json"
 
     def rewrite(self, spec: StudySpec) -> None:
         """Write the specification: the first time, or with another number of trials."""

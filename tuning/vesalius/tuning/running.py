@@ -84,7 +84,7 @@ def drive(
     """
     spec = study.spec
     begun = time.monotonic()
-    with _alone(study), session():
+    with alone(study), session():
         import ray
         from ray.tune import RunConfig, TuneConfig, Tuner, with_resources
 
@@ -108,7 +108,7 @@ def drive(
             abandon=lambda number: trainer.abandon(spec, number),
         )
         shutil.rmtree(study.ray, ignore_errors=True)
-        with _quiet(), warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Ray's own
             tuner = Tuner(
                 with_resources(functools.partial(work, folder=study.path, trainer=trainer), trial_resources(spec)),
@@ -120,7 +120,7 @@ def drive(
                     storage_path=str(study.ray),
                     stop=StudyStopper(search),
                     verbose=0,
-                    failure_config=_failures(spec),
+                    failure_config=failures(spec),
                 ),
             )
             try:
@@ -137,7 +137,8 @@ def drive(
         )
 
 
-def _failures(spec: StudySpec) -> Any:
+def failures(spec: StudySpec) -> Any:
+    """Return how often Tune replaces the worker of a trial that dies."""
     from ray.tune import FailureConfig
 
     # A worker that dies is replaced as often as one of a run is; the new one goes on from the last checkpoint.
@@ -145,7 +146,12 @@ def _failures(spec: StudySpec) -> Any:
 
 
 @contextlib.contextmanager
-def _alone(study: StudyFolder) -> Iterator[None]:
+def alone(study: StudyFolder) -> Iterator[None]:
+    """Be the one process that drives a study from here.
+
+    Raises:
+        StudyError: another one does.
+    """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(exclusive(study.lock))
@@ -155,7 +161,7 @@ def _alone(study: StudyFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Set what Tune reads from the environment, and let it keep its advice to itself."""
     before = {name: os.environ.get(name) for name in _QUIET}
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]

@@ -42,9 +42,10 @@ BASE = RunSettings.of(ToySettings())
 
 
 def worth(values: Mapping[str, Any]) -> float:
-    """Return what a trial comes to."""
+    """Return what a trial comes to; the higher its seed, the less."""
     x, k = float(values.get("method.x", 0.5)), int(values.get("method.k", 3))
-    return 0.9 - (x - 0.3) ** 2 - 0.01 * abs(k - 5) - (0.1 if values.get("method.kind", "a") == "b" else 0)
+    kind = 0.1 if values.get("method.kind", "a") == "b" else 0
+    return 0.9 - (x - 0.3) ** 2 - 0.01 * abs(k - 5) - kind - 0.001 * int(values.get("seed", 0))
 
 
 def toy_spec(home: Path, **changes: Any) -> StudySpec:
@@ -92,11 +93,11 @@ class ToyTrainer:
         with (Path(self.home) / "log").open("a") as log:
             log.write(text + "\n")
 
-    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any]) -> RunFolder:
+    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
         """Make a folder."""
-        run = RunFolder(Path(self.home) / "runs" / spec.run_id(number))
+        run = RunFolder(Path(self.home) / "runs" / spec.run_id(number, seed))
         run.path.mkdir(parents=True, exist_ok=True)
-        (run.path / "values.json").write_text(json.dumps(dict(values)))
+        (run.path / "values.json").write_text(json.dumps({**values, "seed": seed or 0}))
         return run
 
     def train(self, run: RunFolder) -> None:
@@ -126,6 +127,6 @@ class ToyTrainer:
         self._say(f"judge {run.run_id}")
         return {"average_precision": worth(values), "seconds_per_volume": float(values.get("method.k", 3))}
 
-    def abandon(self, spec: StudySpec, number: int) -> None:
+    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
         """Say so."""
-        self._say(f"abandon {spec.run_id(number)}")
+        self._say(f"abandon {spec.run_id(number, seed)}")

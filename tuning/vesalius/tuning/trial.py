@@ -28,8 +28,11 @@ _LOCK_SECONDS = 90.0
 class Trainer(Protocol):
     """How a trial's run is made, trained and judged; the floor above knows how. It travels to the worker as it is."""
 
-    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any]) -> RunFolder:
-        """Return the run of a trial: the one there is already, to be gone on with, or a new one."""
+    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
+        """Return the run of a trial: the one there is already, to be gone on with, or a new one.
+
+        ``seed`` asks for the run that trains the trial again with that seed.
+        """
         ...
 
     def train(self, run: RunFolder) -> None:
@@ -40,7 +43,7 @@ class Trainer(Protocol):
         """Return a finished run's figures on validation, and what it took, by the objectives' names."""
         ...
 
-    def abandon(self, spec: StudySpec, number: int) -> None:
+    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
         """Note of a trial's run that it will not be gone on with."""
         ...
 
@@ -50,20 +53,26 @@ def work(config: dict[str, Any], *, folder: Path, trainer: Trainer) -> None:
 
     Validation passes reach the driver as they are made, and the end as JSON under ``record`` or ``fatal``. A
     failure that the trial's settings are to blame for is a record too: raised, it would be tried again.
+
+    Args:
+        config: ``number`` and ``values`` of the trial, and ``seed`` where it is to be trained again with another one.
+        folder: of the study.
+        trainer: how it is done.
     """
     from ray import tune
 
     study = StudyFolder(folder)
     spec = study.spec
     number = int(config["number"])
-    record = study.record(number)
-    if record is None:
+    seed = config.get("seed")
+    record = study.record(number, seed)
+    if record is None or (seed is not None and record.ending == "failed"):
         try:
-            record = _run(spec, number, config["values"], trainer)
+            record = _run(spec, number, config["values"], trainer, seed)
         except _Fatal as fatal:
             tune.report({"fatal": json.dumps({"kind": fatal.kind, "message": fatal.message})})
             return
-        study.keep(record)
+        study.keep(record, seed)
     tune.report({"record": record.model_dump_json()})
 
 
@@ -84,20 +93,20 @@ def error_of(text: str) -> VesaliusError:
     return error
 
 
-def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Trainer) -> Record:
+def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Trainer, seed: int | None) -> Record:
     from vesalius.platform.training.memory import is_out_of_memory
 
-    run_id = spec.run_id(number)
+    run_id = spec.run_id(number, seed)
 
     def failed(reason: str) -> Record:
         # Notes that cannot be written say less than the reason.
         with contextlib.suppress(VesaliusError):
-            trainer.abandon(spec, number)
+            trainer.abandon(spec, number, seed)
         return Record(number=number, ending="failed", reason=" ".join(reason.split())[:500], run_id=run_id)
 
     try:
         with memory_shared_by(spec.concurrent):
-            run = trainer.start(spec, number, values)
+            run = trainer.start(spec, number, values, seed)
             _wait_for(run)
             trainer.train(run)
             figures = trainer.judge(run, spec)

@@ -120,11 +120,11 @@ def tune(
             terminal.say(f"{spec.trials} trials and room for {spec.concurrent} side by side")
         terminal.resume_hint = f"vesalius tune --resume {spec.name}"
         terminal.say(f"study {spec.name}: {_described(study)}")
-        with terminal.progress("trials") as progress:
+        with pipeline.tracked_study(study, folder) as parent, terminal.progress("trials") as progress:
             driven = drive(
                 study,
                 pipeline.base_of(spec),
-                pipeline.TrialTrainer(folder),
+                pipeline.TrialTrainer(folder, parent),
                 budget_seconds=seconds,
                 progress=progress,
             )

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 
 from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
+from vesalius.infra.pipeline.tracked_study import track_trial, tracked_study, trial_tags
 from vesalius.infra.pipeline.training import choose_settings, method_type, now, start_run, tracked_as, train
 from vesalius.platform import tracking
 from vesalius.platform.cluster import available_cores, session
@@ -27,16 +28,20 @@ from vesalius.platform.training.memory import PeakMemory
 from vesalius.tuning import (
     PRUNERS,
     StudySpec,
+    analyse,
     check_address,
     check_new_study,
     check_resources,
     check_sampler,
     choose_objectives,
+    compared,
     create_study,
     dimensions,
     fitting,
     intermediate,
     objective,
+    other_seeds,
+    repeat,
     studies_folder,
 )
 
@@ -232,6 +237,30 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
     study.rewrite(spec)
 
 
+def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress) -> None:
+    """Train a study's best trial and its start again with other seeds than any of its trials had.
+
+    Args:
+        study: with a complete start and a better trial.
+        num: of seeds.
+        home: of the runs.
+        progress: called with trainings ended and in all.
+
+    Raises:
+        SettingError: fewer than two seeds have no interval.
+        StudyError: there is no single best, or it is the start; or the store has changed since.
+    """
+    if num < 2:
+        raise SettingError(f"--seeds is {num}: a difference has an interval over 2 seeds or more")
+    check_resumed(study, {})
+    found = analyse(study)
+    numbers = compared(found)
+    taken = {int(row.values.get("training.seed", study.spec.training.seed)) for row in found.trials}
+    rows = [row for row in found.trials if row.number in numbers]
+    with tracked_study(study, home) as parent:
+        repeat(study, rows, other_seeds(sorted(taken), num), TrialTrainer(home, parent), progress)
+
+
 def _check(method: str, store: CohortStore) -> Callable[[RunSettings], None]:
     """Return what asks a method whether settings fit a cohort: it is built, and its stages look for their subjects."""
     kind = method_type(method)
@@ -301,18 +330,20 @@ class TrialTrainer:
 
     Attributes:
         home: of the runs.
+        parent: id of the study's tracked run, of which those of its trials are children; None where it has none.
     """
 
     home: Path
+    parent: str | None = None
 
-    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any]) -> RunFolder:
+    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
         """Return the run of a trial, which is begun where there is none."""
-        run_id = spec.run_id(number)
+        run_id = spec.run_id(number, seed)
         with suppress(RunError):
             return find_run(self.home, run_id)
         # Killed between its folder and its specification: there is nothing in it.
         shutil.rmtree(self.home / "runs" / run_id, ignore_errors=True)
-        chosen = override(base_of(spec), values)
+        chosen = override(base_of(spec), values if seed is None else {**values, "training.seed": seed})
         return start_run(
             spec.method,
             place_of(spec.store),
@@ -323,7 +354,7 @@ class TrialTrainer:
             num_workers=0 if spec.num_workers == 1 else spec.num_workers,
             name=run_id,
             experiment=spec.experiment,
-            tags={"vesalius_study": spec.name, "vesalius_trial": str(number)},
+            tags=trial_tags(spec, number, seed, self.parent),
         )
 
     def train(self, run: RunFolder) -> None:
@@ -357,12 +388,14 @@ class TrialTrainer:
             figures["training_seconds"] = sum(checkpoints.state(last).seconds.values())
         if not run.spec.num_workers:
             figures["peak_memory"] = _keep_peak(run, memory.read()) / _MIB
-        return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+        found = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+        track_trial(run, found)
+        return found
 
-    def abandon(self, spec: StudySpec, number: int) -> None:
+    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
         """Note of a trial's run that nobody goes on with it."""
         with suppress(VesaliusError):
-            run = find_run(self.home, spec.run_id(number))
+            run = find_run(self.home, spec.run_id(number, seed))
             if run.state == "training":
                 run.set_state("interrupted")
                 tracked = tracked_as(run.spec)
