@@ -54,6 +54,30 @@ def importance(document: Mapping[str, Any]) -> Table:
     return table
 
 
+def seeds(document: Mapping[str, Any]) -> Table:
+    """Return the best and the start over other seeds: the same document, whose ``seeds`` are there."""
+    found = document["seeds"]
+    table = plain(title=f"trained again: {found['objective']}", title_style="dim")
+    for head in ("seed", "best", "start", "difference"):
+        table.add_column(head, justify="right", style="cyan" if head == "seed" else "")
+    table.add_column("runs", overflow="fold")
+    for row in found["rows"]:
+        records = [row["best"], row["start"]]
+        values = [None if one is None else one["figures"].get(found["objective"]) for one in records]
+        shown = [
+            "not yet" if one is None else one["ending"] if value is None else _number(value)
+            for one, value in zip(records, values, strict=True)
+        ]
+        both = "" if None in values else f"{values[0] - values[1]:+.4g}"
+        runs = ", ".join(one["run_id"] for one in records if one is not None)
+        table.add_row(str(row["seed"]), *shown, both, runs)
+    failed = [one for row in found["rows"] for one in (row["best"], row["start"]) if one and one["ending"] == "failed"]
+    if failed:
+        table.caption = "\n".join(f"{one['run_id']}: {one['reason']}" for one in failed)
+        table.caption_justify = "left"
+    return table
+
+
 def _number(value: Any) -> str:
     if value is None:
         return ""
