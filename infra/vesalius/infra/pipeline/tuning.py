@@ -1,0 +1,412 @@
+"""Begin a study, and do what each of its trials needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
+from vesalius.infra.pipeline.tracked_study import track_trial, tracked_study, trial_tags
+from vesalius.infra.pipeline.training import choose_settings, method_type, now, start_run, tracked_as, train
+from vesalius.platform import tracking
+from vesalius.platform.cluster import available_cores, session
+from vesalius.platform.config import Settings, override, validate
+from vesalius.platform.errors import RunError, SettingError, StudyError, VesaliusError
+from vesalius.platform.runs import RunSettings, find_run
+from vesalius.platform.store import CohortStore, place_of
+from vesalius.platform.training import Checkpoints, choose_device, stage_subjects
+from vesalius.platform.training.memory import PeakMemory
+from vesalius.tuning import (
+    PRUNERS,
+    StudySpec,
+    analyse,
+    check_address,
+    check_new_study,
+    check_resources,
+    check_sampler,
+    choose_objectives,
+    compared,
+    create_study,
+    dimensions,
+    fitting,
+    intermediate,
+    objective,
+    other_seeds,
+    repeat,
+    studies_folder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from vesalius.platform.progress import Progress
+    from vesalius.platform.runs import RunFolder
+    from vesalius.tuning import StudyFolder
+
+_MIB = 2**20
+_DETECTION = ("average_precision", "best_dice", "auroc")
+_PEAK = "peak_memory.json"
+
+
+class StudyRequest(Settings):
+    """What a study is asked to be. A study file has these keys.
+
+    Attributes:
+        method: name in the methods' table.
+        store: of the cohort.
+        preset: where the method's settings start.
+        set: settings of all trials, by dotted key.
+        space: what is searched, by key; empty takes what the method declares.
+        trials: how many.
+        objective: names; empty lets the cohort decide.
+        lesions: folder of lesion masks that are set into the validation volumes, or None.
+        sampler: its name.
+        pruner: its name; None takes ``asha`` where a validation pass says something of the objective.
+        seed: of the sampler.
+        workers: of a trial.
+        concurrent: trials side by side; None takes as many as fit.
+        cpus: of a trial of one worker.
+        gpus: of a trial of one worker; None shares out what the cluster has.
+        storage: address of the study's storage; None takes a file in its folder.
+        name: of the study; None makes one.
+    """
+
+    method: str
+    store: str
+    preset: str = "paper"
+    set: dict[str, Any] = Field(default_factory=dict)
+    space: dict[str, Any] = Field(default_factory=dict)
+    trials: int = 20
+    objective: tuple[str, ...] = ()
+    lesions: str | None = None
+    sampler: str = "tpe"
+    pruner: str | None = None
+    seed: int = Field(0, ge=0)
+    workers: int = Field(1, ge=1)
+    concurrent: int | None = Field(None, ge=1)
+    cpus: int = Field(1, ge=1)
+    gpus: float | None = Field(None, ge=0)
+    storage: str | None = None
+    name: str | None = None
+
+
+def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None], progress: Progress) -> StudyFolder:
+    """Check all that can be checked, then make a study's folder.
+
+    Args:
+        request: what is asked for.
+        home: of runs and studies.
+        say: told what the person should know of the choices made.
+        progress: of setting lesions into volumes, where they are asked for.
+
+    Raises:
+        SettingError: a setting, a space or an objective is unknown or does not fit.
+        StoreError: the store cannot be used.
+        CohortError: it holds no healthy training subjects, or none to set lesions into.
+        StudyError: the name is taken.
+    """
+    if request.trials < 1:
+        raise SettingError(f"--trials is {request.trials}: a study has 1 or more")
+    name = request.name or f"{request.method.replace('_', '-')}-{now()[:10].replace('-', '')}-{secrets.token_hex(2)}"
+    check_new_study(home, name)
+    for one in request.objective:
+        objective(one)
+    if request.pruner is not None and request.pruner not in PRUNERS:
+        raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
+    storage = request.storage or f"sqlite:///{studies_folder(home) / name / 'optuna.db'}"
+    check_address(storage)
+    texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in request.set.items()]
+    method, training = choose_settings(request.method, request.preset, texts)
+    store = CohortStore.open(request.store)
+    base = RunSettings.of(method, training)
+    check = _check(request.method, store)
+    check(base)
+    searched = dimensions(base, request.space, check)
+    check_sampler(request.sampler)
+    concurrent, gpus = _side_by_side(request, training.device)
+    threads = training.threads or max(1, available_cores() // (concurrent * request.workers))
+    training = training.model_copy(update={"threads": threads})
+    if request.lesions is not None:
+        store = _with_lesions(store, studies_folder(home) / name / "cohort", request.lesions, progress)
+    objectives, said = choose_objectives(request.objective, store, num_workers=request.workers)
+    if said:
+        say(said)
+    criterion = intermediate(objectives, store, training.validate_subjects)
+    if request.pruner not in (None, "none") and criterion is None:
+        raise SettingError(
+            f"--pruner {request.pruner} stops trials by their validation passes, which say nothing of "
+            f"{' and '.join(objectives)}: use --pruner none"
+        )
+    spec = StudySpec(
+        name=name,
+        token=secrets.token_hex(8),
+        method=request.method,
+        preset=request.preset,
+        settings=method.model_dump(mode="json"),
+        training=training,
+        store=str(store.path),
+        cohort_digest=store.digest,
+        searched=searched,
+        objectives=objectives,
+        sampler=request.sampler,
+        pruner=request.pruner or ("none" if criterion is None else "asha"),
+        criterion=criterion,
+        seed=request.seed,
+        trials=request.trials,
+        num_workers=request.workers,
+        concurrent=concurrent,
+        cpus=request.cpus,
+        gpus=gpus,
+        storage=tracking.shown(storage),
+        shared=request.storage is not None,
+        experiment=name,
+        created=now(),
+    )
+    return create_study(home, spec)
+
+
+def base_of(spec: StudySpec) -> RunSettings:
+    """Return the settings that a study's trials start from."""
+    settings = validate(method_type(spec.method).settings_type, spec.settings, f"study '{spec.name}'")
+    return RunSettings.of(settings, spec.training)
+
+
+def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
+    """Refuse to go on with a study on a cohort, or with spaces, that are not its own.
+
+    Args:
+        study: to be gone on with.
+        asked: what was given beside its name, by the keys of :class:`StudyRequest`; what is None was not.
+
+    Raises:
+        StudyError: its store has changed, or another one or other spaces were given.
+    """
+    spec = study.spec
+    begin = "begin a new study with another --name"
+    store = CohortStore.open(spec.store)
+    if store.digest != spec.cohort_digest:
+        raise StudyError(
+            f"the store {spec.store} has changed since study '{spec.name}' was begun (digest "
+            f"{spec.cohort_digest[:12]}, now {store.digest[:12]}): trials before and after are not comparable; {begin}"
+        )
+    if asked.get("method") not in (None, spec.method):
+        raise StudyError(f"study '{spec.name}' is of {spec.method}, not of {asked['method']}: {begin}")
+    if asked.get("store") is not None and (digest := CohortStore.open(asked["store"]).digest) != spec.cohort_digest:
+        raise StudyError(
+            f"study '{spec.name}' is of another cohort than {asked['store']} (digest {spec.cohort_digest[:12]}, not "
+            f"{digest[:12]}): {begin}"
+        )
+    if asked.get("space"):
+        base = base_of(spec)
+        given = dimensions(base, asked["space"], _check(spec.method, store))
+        if given != spec.searched:
+            own = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
+            raise StudyError(f"study '{spec.name}' searches other spaces ({own}): leave --space out, or {begin}")
+    if asked.get("objective") and tuple(asked["objective"]) != spec.objectives:
+        raise StudyError(f"study '{spec.name}' is judged by {', '.join(spec.objectives)}: {begin}")
+
+
+def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
+    """Change what a study may change on its way: how many trials it is to have, and how they share the machine.
+
+    Args:
+        study: to be gone on with.
+        changes: of ``trials``, ``concurrent``, ``cpus`` and ``gpus``.
+
+    Raises:
+        SettingError: there is to be no trial, or they do not fit.
+    """
+    if changes.get("trials", 1) < 1:
+        raise SettingError(f"--trials is {changes['trials']}: a study has 1 or more")
+    if not changes:
+        return
+    spec = study.spec.model_copy(update=dict(changes))
+    check_resources(
+        _resources(), concurrent=spec.concurrent, num_workers=spec.num_workers, cpus=spec.cpus, gpus=spec.gpus
+    )
+    study.rewrite(spec)
+
+
+def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress) -> None:
+    """Train a study's best trial and its start again with other seeds than any of its trials had.
+
+    Args:
+        study: with a complete start and a better trial.
+        num: of seeds.
+        home: of the runs.
+        progress: called with trainings ended and in all.
+
+    Raises:
+        SettingError: fewer than two seeds have no interval.
+        StudyError: there is no single best, or it is the start; or the store has changed since.
+    """
+    if num < 2:
+        raise SettingError(f"--seeds is {num}: a difference has an interval over 2 seeds or more")
+    check_resumed(study, {})
+    found = analyse(study)
+    numbers = compared(found)
+    taken = {int(row.values.get("training.seed", study.spec.training.seed)) for row in found.trials}
+    rows = [row for row in found.trials if row.number in numbers]
+    with tracked_study(study, home) as parent:
+        repeat(study, rows, other_seeds(sorted(taken), num), TrialTrainer(home, parent), progress)
+
+
+def _check(method: str, store: CohortStore) -> Callable[[RunSettings], None]:
+    """Return what asks a method whether settings fit a cohort: it is built, and its stages look for their subjects."""
+    kind = method_type(method)
+    facts = store.facts(any_grid=kind.any_grid)
+
+    def check(settings: RunSettings) -> None:
+        with torch.random.fork_rng(devices=[]):
+            built = kind(settings.method, facts)
+            for stage in built.stages():
+                stage_subjects(stage, store, built.cohort)
+
+    return check
+
+
+def _side_by_side(request: StudyRequest, device: str) -> tuple[int, float]:
+    """Return how many trials run at once and each one's share of a GPU.
+
+    Raises:
+        SettingError: they do not fit, or a share is one that no device can give.
+    """
+    resources = _resources()
+    devices = 0.0 if device == "cpu" else float(resources.get("GPU", 0))
+    if request.workers > 1:
+        if request.gpus not in (None, 0, 1):
+            raise SettingError("--gpus shares devices among trials of one worker; several workers take whole ones")
+        gpus = 1.0 if devices else 0.0
+    elif request.gpus is not None:
+        gpus = request.gpus
+    else:
+        shared = request.concurrent or int(devices)
+        gpus = min(1.0, int(1000 * devices / shared) / 1000) if devices else 0.0
+    if gpus > 1 and gpus % 1:
+        raise SettingError(f"--gpus is {gpus:g}: above 1 it is a whole number, below 1 a part of one device")
+    concurrent = request.concurrent or max(1, fitting(resources, request.workers, request.cpus, gpus))
+    check_resources(resources, concurrent=concurrent, num_workers=request.workers, cpus=request.cpus, gpus=gpus)
+    return concurrent, gpus
+
+
+def _resources() -> dict[str, float]:
+    if os.environ.get("RAY_ADDRESS"):
+        with session():
+            import ray
+
+            found: dict[str, float] = ray.cluster_resources()
+            return found
+    return {"CPU": float(available_cores()), "GPU": float(torch.cuda.device_count())}
+
+
+def _with_lesions(store: CohortStore, out: Path, masks: str, progress: Progress) -> CohortStore:
+    """Return the cohort with synthetic lesions in its validation volumes; training subjects stay as they are.
+
+    Raises:
+        SettingError, CohortError, VolumeError: see :func:`vesalius.datasets.lesions.plant_lesions`.
+    """
+    from pathlib import Path as Folder
+
+    from vesalius.datasets.lesions import plant_lesions
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plant_lesions(store, out, Folder(masks), splits=(VALIDATION,), progress=progress)
+    return CohortStore.open(out)
+
+
+@dataclass(frozen=True)
+class TrialTrainer:
+    """What a trial needs of the pipeline; see :class:`vesalius.tuning.Trainer`.
+
+    Attributes:
+        home: of the runs.
+        parent: id of the study's tracked run, of which those of its trials are children; None where it has none.
+    """
+
+    home: Path
+    parent: str | None = None
+
+    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
+        """Return the run of a trial, which is begun where there is none."""
+        run_id = spec.run_id(number, seed)
+        with suppress(RunError):
+            return find_run(self.home, run_id)
+        # Killed between its folder and its specification: there is nothing in it.
+        shutil.rmtree(self.home / "runs" / run_id, ignore_errors=True)
+        chosen = override(base_of(spec), values if seed is None else {**values, "training.seed": seed})
+        return start_run(
+            spec.method,
+            place_of(spec.store),
+            home=self.home,
+            preset=spec.preset,
+            settings=chosen.method.model_dump(mode="json"),
+            training=chosen.training,
+            num_workers=0 if spec.num_workers == 1 else spec.num_workers,
+            name=run_id,
+            experiment=spec.experiment,
+            tags=trial_tags(spec, number, seed, self.parent),
+        )
+
+    def train(self, run: RunFolder) -> None:
+        """Train a run to its end, and keep how much memory that took."""
+        if run.spec.num_workers:
+            train(run, tuned=True)
+            return
+        memory = PeakMemory(choose_device(run.spec.training.device))
+        memory.begin()
+        train(run, tuned=True)
+        _keep_peak(run, memory.read())
+
+    def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
+        """Return a run's figures on validation; they go to its model's card and to tracking as of any run."""
+        device = choose_device(spec.training.device).type
+        memory = PeakMemory(torch.device(device))
+        memory.begin()
+        card = fit_thresholds(run, device=device)
+        figures: dict[str, float] = {}
+        for voxels, prefix in (("all", ""), ("brain", "brain/")):
+            for name in _DETECTION:
+                figures[f"{prefix}{name}"] = card.metrics.get(f"{VALIDATION}/{voxels}/{name}")  # type: ignore[assignment]
+        for name in ("image_auroc", "seconds_per_volume"):
+            figures[name] = card.metrics.get(f"{VALIDATION}/all/{name}")  # type: ignore[assignment]
+        healthy = [one.image_score for one in score_run(run, VALIDATION, device=device).records if not one.has_lesion]
+        if healthy:
+            figures["healthy_image_score"] = -sum(healthy) / len(healthy)
+        checkpoints = Checkpoints(run.checkpoints)
+        last = checkpoints.last()
+        if last is not None:
+            figures["training_seconds"] = sum(checkpoints.state(last).seconds.values())
+        if not run.spec.num_workers:
+            figures["peak_memory"] = _keep_peak(run, memory.read()) / _MIB
+        found = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+        track_trial(run, found)
+        return found
+
+    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
+        """Note of a trial's run that nobody goes on with it."""
+        with suppress(VesaliusError):
+            run = find_run(self.home, spec.run_id(number, seed))
+            if run.state == "training":
+                run.set_state("interrupted")
+                tracked = tracked_as(run.spec)
+                if tracked is not None:
+                    tracking.end_run(*tracked, "KILLED")
+
+
+def _keep_peak(run: RunFolder, num_bytes: int) -> int:
+    """Keep the most memory that a run has taken so far, and return it."""
+    path = run.path / _PEAK
+    with suppress(OSError, ValueError, KeyError):
+        num_bytes = max(num_bytes, int(json.loads(path.read_text())["bytes"]))
+    path.write_text(json.dumps({"bytes": num_bytes}))
+    return num_bytes

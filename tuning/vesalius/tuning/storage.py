@@ -1,0 +1,125 @@
+"""Where Optuna keeps a study: SQLite beside it, or a database that a team shares; and patience where it is down."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from vesalius.platform.errors import SettingError, StudyError
+from vesalius.platform.tracking import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna.storages import RDBStorage
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+VARIABLE = "VESALIUS_STUDY_STORAGE"
+"""Environment variable that holds the whole address of a storage whose password is kept nowhere."""
+
+PATIENCE_SECONDS = 300.0
+_PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
+_SQLITE_TIMEOUT = 60.0
+
+
+def check_address(address: str) -> None:
+    """Check that a storage's address is one.
+
+    Raises:
+        SettingError: it is of no known kind, or the package for it is missing.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        make_url(address).get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise SettingError(
+            f"--storage is '{shown(address)}': expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+        ) from None
+    except ImportError as error:
+        name = str(error.name)
+        raise SettingError(
+            f"--storage {shown(address)} needs the package {name}: pip install {_PACKAGES.get(name, name)}"
+        ) from None
+
+
+def whole_address(kept: str) -> str:
+    """Return a storage's whole address: what is kept, or the environment's where the password was left out.
+
+    Raises:
+        StudyError: it has a password, which the environment does not hold.
+    """
+    if ":***@" not in kept:
+        return kept
+    given = os.environ.get(VARIABLE, "").strip()
+    if shown(given) != kept:
+        raise StudyError(f"the study is kept at {kept} and its password nowhere: set {VARIABLE} to the whole address")
+    return given
+
+
+class Patience:
+    """Calls a storage again while it is down.
+
+    Attributes:
+        seconds: how long in all, a call.
+        waiting: told that the storage is down, at each further try.
+    """
+
+    def __init__(
+        self, address: str, seconds: float = PATIENCE_SECONDS, waiting: Callable[[str], None] | None = None
+    ) -> None:
+        self._address = shown(address)
+        self.seconds = seconds
+        self.waiting = waiting
+
+    def __call__(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Return ``function(...)``, tried again while the database does not answer.
+
+        Raises:
+            StudyError: it did not answer for all that time.
+        """
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        begun, pause = time.monotonic(), _FIRST_WAIT
+        while True:
+            try:
+                return function(*arguments, **options)
+            except (StorageInternalError, SQLAlchemyError) as error:
+                cause = error.__cause__ or error
+                left = self.seconds - (time.monotonic() - begun)
+                said = " ".join(str(cause).split("\n")[0].split())[:200]
+                if left <= 0:
+                    raise StudyError(
+                        f"the study's storage at {self._address} has not answered for {self.seconds:.0f} s ({said}): "
+                        "nothing is lost; when it is back, go on with `vesalius tune --resume`"
+                    ) from error
+                if self.waiting is not None:
+                    self.waiting(f"storage does not answer, waiting ({said})")
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_WAIT)
+
+
+def open_storage(address: str, patience: Patience) -> RDBStorage:
+    """Open a storage, which is made where it does not exist.
+
+    Raises:
+        StudyError: nothing answers there.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a server that was restarted leaves dead connections behind
+    if address.startswith("sqlite"):
+        options["connect_args"] = {"timeout": _SQLITE_TIMEOUT}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return patience(optuna.storages.RDBStorage, address, engine_kwargs=options)
