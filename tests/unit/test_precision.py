@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from vesalius.infra.pipeline import start_run
 from vesalius.methods.autoencoder_3d import Autoencoder3D, Autoencoder3DSettings
 from vesalius.platform.config import override
 from vesalius.platform.contracts import precision, trains_in_bfloat16
@@ -16,6 +17,8 @@ from vesalius.platform.training import Alone, TrainingSettings, Updater
 from vesalius.platform.training.plan import Plan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vesalius.platform.store import CohortStore
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -65,3 +68,11 @@ def test_a_network_of_volumes_learns_on_a_cpu_and_bf16_is_refused_before_it_begi
         assert parameter.grad.abs().max() < 1e3, name
     with pytest.raises(SettingError, match=r"training\.precision=bf16"):
         Plan(method, toy_store, TrainingSettings(device="cpu", precision="bf16"), Alone(), CPU)
+
+
+def test_a_run_that_would_learn_wrongly_is_not_begun(toy_store: CohortStore, tmp_path: Path) -> None:
+    assignments = ["method.network.stages=2", "training.precision=bf16", "training.device=cpu"]
+    for num_workers in (0, 2):
+        with pytest.raises(SettingError, match=r"training\.precision=bf16"):
+            start_run("autoencoder_3d", toy_store.path, home=tmp_path, assignments=assignments, num_workers=num_workers)
+    assert not (tmp_path / "runs").exists()

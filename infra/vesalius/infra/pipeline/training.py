@@ -11,6 +11,7 @@ from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
 from vesalius.platform.cluster import check_store
 from vesalius.platform.config import flatten, override, parse_assignments, validate
+from vesalius.platform.contracts import trains_in_bfloat16
 from vesalius.platform.errors import RunError, SettingError, VesaliusError
 from vesalius.platform.models import ModelCard, read_card, save_model
 from vesalius.platform.progress import silent
@@ -94,14 +95,16 @@ def start_run(
         RunError: the name is taken, or the run to start from is missing.
     """
     chosen, training = choose_settings(name_of_method, preset, assignments, settings, training)
-    if num_workers == 0:  # else the cluster's devices decide, not this machine's
-        choose_device(training.device)
+    # Of several workers the cluster's devices decide, not this machine's.
+    device = choose_device(training.device) if num_workers == 0 or training.device == "cpu" else None
     cohort = CohortStore.open(store)
     kind = method_type(name_of_method)
     # A setting that does not fit the cohort, or a cohort that does not fit a stage, says so now.
     method = kind(chosen, cohort.facts(any_grid=kind.any_grid))
     for stage in method.stages():
         stage_subjects(stage, cohort, method.cohort)
+        if stage.optimizers and device is not None:
+            trains_in_bfloat16(training.precision, device, stage.trains)
     run_id = name or new_run_id(name_of_method)
     if start_from is not None:
         _check_start(start_from, home, name_of_method, method, cohort.digest)
