@@ -124,7 +124,7 @@ def test_what_stands_out_is_first_and_every_picture_can_be_decoded(browser: Chro
 
 def test_data_stays_data(browser: Chrome, page: Path) -> None:
     opened(browser, page)
-    assert EVIL in ask(browser, "document.getElementById('s-phantom-test-000').querySelector('.tags').innerText")
+    assert EVIL in ask(browser, "document.getElementById('s-phantom-test-000').querySelector('.tags').textContent")
     assert ask(browser, "document.querySelectorAll('script').length") == 1
     assert ask(browser, "document.querySelectorAll('img[onerror]').length") == 0
     # And were it not escaped, the page's policy would still refuse to run it.
