@@ -43,7 +43,7 @@ def test_the_interval_is_that_of_a_paired_t_test(tmp_path: Path) -> None:
     keep(study, 0, dict(enumerate(start, 1)))
     found = compare_seeds(study, analysis())
     assert found is not None
-    assert found.means == (pytest.approx(0.35), pytest.approx(0.2925))
+    assert found.means == pytest.approx((0.35, 0.2925))
     reference = ttest_rel(best, start).confidence_interval(0.95)
     assert found.interval == pytest.approx((reference.low, reference.high))
     assert found.mean == pytest.approx(0.0575)
@@ -85,7 +85,7 @@ def test_what_failed_or_is_not_there_yet_is_no_pair(tmp_path: Path) -> None:
     study.keep(Record(number=0, ending="failed", reason="diverged", run_id="r"), 2)
     found = compare_seeds(study, analysis())
     assert found is not None
-    assert found.differences == (pytest.approx(0.1),)
+    assert found.differences == pytest.approx((0.1,))
     assert found.interval is None
     assert "one seed has no interval" in found.sentence
     assert [row.seed for row in found.rows] == [1, 2, 3]

@@ -13,12 +13,11 @@ from vesalius.platform.progress import silent
 from vesalius.tuning.folder import Record
 from vesalius.tuning.resources import check_resources, trial_resources
 from vesalius.tuning.running import alone, failures, quiet
-from vesalius.tuning.trial import error_of, work
+from vesalius.tuning.trial import work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vesalius.platform.errors import VesaliusError
     from vesalius.platform.progress import Progress
     from vesalius.tuning.analysis import TrialRow
     from vesalius.tuning.folder import StudyFolder
@@ -57,6 +56,8 @@ def repeat(
             from ray import tune
             from ray.tune import RunConfig, TuneConfig, Tuner, with_resources
 
+            from vesalius.tuning.searcher import RepeatStopper
+
             concurrent = min(spec.concurrent, len(left))
             check_resources(
                 ray.cluster_resources(),
@@ -65,7 +66,7 @@ def repeat(
                 cpus=spec.cpus,
                 gpus=spec.gpus,
             )
-            stopper = _stopper(len(wanted) - len(left), len(wanted), progress)
+            stopper = RepeatStopper(len(wanted) - len(left), len(wanted), progress)
             configs = [{"number": row.number, "values": dict(row.values), "seed": seed} for row, seed in left]
             shutil.rmtree(study.ray, ignore_errors=True)
             with quiet(), warnings.catch_warnings():
@@ -101,29 +102,3 @@ def _has_ended(record: Record | None) -> bool:
 
 def _work(config: dict[str, Any], **options: Any) -> None:
     work(config["again"], **options)
-
-
-def _stopper(ended: int, total: int, progress: Progress) -> Any:
-    """Return what counts the trainings that have ended, and ends all where one tells of what is wrong for all."""
-    from ray.tune import Stopper
-
-    class Fatal(Stopper):  # type: ignore[misc]  # Ray comes without types
-        def __init__(self) -> None:
-            self.error: VesaliusError | None = None
-            self.ended: set[str] = set()
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
-
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            if "fatal" in result:
-                self.error = self.error or error_of(result["fatal"])
-            if "record" in result and trial_id not in self.ended:  # Tune asks of a last result twice
-                self.ended.add(trial_id)
-                progress(ended + len(self.ended), total, "")
-            return False
-
-        def stop_all(self) -> bool:
-            return self.error is not None
-
-    return Fatal()

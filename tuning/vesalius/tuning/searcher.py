@@ -222,3 +222,35 @@ class StudyStopper(Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Say whether the study ends now."""
         return self._search.error is not None or self._search.is_over()
+
+
+class RepeatStopper(Stopper):  # type: ignore[misc]
+    """Counts trainings with other seeds, and ends all where one tells of what is wrong for all.
+
+    Attributes:
+        error: that ends them, once something does.
+    """
+
+    def __init__(self, ended: int, total: int, progress: Progress) -> None:
+        self._before = ended
+        self._total = total
+        self._progress = progress
+        self._ended: set[str] = set()
+        self.error: VesaliusError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave all behind: Tune writes its stopper down, and a terminal cannot be."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Hear of a result, and never stop a single training."""
+        if "fatal" in result:
+            self.error = self.error or error_of(result["fatal"])
+        if "record" in result and trial_id not in self._ended:  # Tune asks of a last result twice
+            self._ended.add(trial_id)
+            self._progress(self._before + len(self._ended), self._total, "")
+        return False
+
+    def stop_all(self) -> bool:
+        """Say whether all end now."""
+        return self.error is not None

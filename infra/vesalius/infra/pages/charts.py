@@ -235,8 +235,8 @@ def filled_contours(canvas: Canvas, points: Sequence[tuple[Any, Any, float]]) ->
     except QhullError:
         return [], scale
     line = np.linspace(0, 1, _CELLS)
-    across, up = np.meshgrid(line, line)
-    grid = np.ma.masked_invalid(between(across, up))
+    columns, rows = np.meshgrid(line, line)
+    grid = np.ma.masked_invalid(between(columns, rows))
     generator = contour_generator(line, line, grid, fill_type=FillType.OuterOffset)
     levels = np.linspace(min(values), max(values), _LEVELS + 1)
     areas = []
@@ -244,7 +244,8 @@ def filled_contours(canvas: Canvas, points: Sequence[tuple[Any, Any, float]]) ->
         # The last area holds its own upper level.
         upper = float(levels[index + 1]) if index < _LEVELS - 1 else float("inf")
         paths: list[str] = []
-        outlines, offsets = generator.filled(float(levels[index]), upper)
+        filled: Any = generator.filled(float(levels[index]), upper)  # of a shape that the fill type decides
+        outlines, offsets = filled
         for outline, offset in zip(outlines, offsets, strict=True):
             for start, end in itertools.pairwise(offset):
                 ring = [canvas.pixels(float(one), float(other)) for one, other in outline[start:end]]

@@ -92,10 +92,11 @@ def course(view: StudyView, name: str) -> Chart:
         for row in trials
         if row.state in ("pruned", "failed")
     ]
-    better = max if view.found.objectives[name] == "maximize" else min
+    rises = view.found.objectives[name] == "maximize"
     steps: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda one: one.number):
-        record = row.figures[name] if not steps else better(steps[-1][1], row.figures[name])
+        so_far = [row.figures[name], *([steps[-1][1]] if steps else [])]
+        record = max(so_far) if rises else min(so_far)
         steps += [(row.number, steps[-1][1]), (row.number, record)] if steps else [(row.number, record)]
     if steps:
         steps.append((x.high, steps[-1][1]))

@@ -68,7 +68,8 @@ def seeds(document: Mapping[str, Any]) -> Table:
             "not yet" if one is None else one["ending"] if value is None else _number(value)
             for one, value in zip(records, values, strict=True)
         ]
-        both = "" if None in values else f"{values[0] - values[1]:+.4g}"
+        best, start = values
+        both = "" if best is None or start is None else f"{best - start:+.4g}"
         runs = ", ".join(one["run_id"] for one in records if one is not None)
         table.add_row(str(row["seed"]), *shown, both, runs)
     failed = [one for row in found["rows"] for one in (row["best"], row["start"]) if one and one["ending"] == "failed"]
