@@ -63,6 +63,16 @@ def test_a_study_comes_to_its_end(tmp_path: Path, ray_session: None) -> None:
     assert [line for line in log(tmp_path) if line.startswith("train")] == trained, "nothing is left to do"
 
 
+def test_a_stopped_trial_that_is_slow_to_let_go_takes_no_other_with_it(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=4, concurrent=1, pruner="asha", space={"x": "0.8..1.0"})
+    assert driven(study, tmp_path, budget_seconds=90, seconds=0.1, closing=4.0).is_finished
+    counts = analyse(study).counts
+    assert counts["pruned"] >= 1, "the start is far better than all of the space"
+    assert sum(counts.values()) == 4
+    assert not counts.get("running")
+    assert sum(line.startswith("train") for line in log(tmp_path)) == 4
+
+
 def test_a_failed_trial_is_not_a_failed_study(tmp_path: Path, ray_session: None) -> None:
     study = toy_study(tmp_path, trials=8, space={"k": "1..8"}, sampler="random")
     assert driven(study, tmp_path, wrong={"method.k": (7, "memory")}).is_finished
@@ -307,3 +317,21 @@ def test_a_trial_of_two_workers(toy_store: CohortStore, home: Path) -> None:
     assert document["trials"][0]["state"] == "complete"
     assert document["trials"][0]["curve"], "validation passes of Ray Train's workers reach the study"
     assert find_run(home, "two-0000").spec.num_workers == 2
+
+
+@pytest.mark.long
+def test_a_stopped_trial_of_two_workers_makes_room_for_the_next(toy_store: CohortStore, home: Path) -> None:
+    # The samples that the network has to tell apart vanish in noise: all but the start are worse.
+    result = call(
+        "tune", "implicit_field", toy_store.path, "--preset", "tiny", "--trials", 4, "--space",
+        "learning_rate=log:1e-9..1e-8", "--set", "training.device=cpu", "--set", "training.validate_every=2",
+        "--workers", 2, "--concurrent", 1, "--pruner", "asha", "--name", "stopped", "--budget", "5m", "--home", home,
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["finished"]
+    states = [row["state"] for row in document["trials"]]
+    assert len(states) == 4
+    assert "pruned" in states[:-1], "one is stopped, and another one follows"
+    assert set(states) <= {"complete", "pruned"}

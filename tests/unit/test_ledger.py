@@ -19,13 +19,32 @@ from vesalius.tuning.testing import BASE, toy_spec, toy_study, worth
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vesalius.tuning import StudySpec
+    from vesalius.tuning import StudyFolder, StudySpec
+    from vesalius.tuning.searcher import LedgerSearch
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # SQLite's connections end with the process
 
 
 def ledger_of(spec: StudySpec) -> Ledger:
     return Ledger(spec, BASE, spec.storage, Patience(spec.storage, 0))
+
+
+def search_of(folder: StudyFolder) -> LedgerSearch:
+    from vesalius.platform.progress import silent
+    from vesalius.tuning.searcher import LedgerSearch
+
+    ledger = ledger_of(folder.spec)
+    return LedgerSearch(ledger, folder.spec, folder, deadline=None, progress=silent, abandon=lambda number: None)
+
+
+def ends(search: LedgerSearch, ending: str) -> None:
+    config = search.suggest("tune's")
+    assert isinstance(config, dict)
+    figures = {"average_precision": 0.5} if ending == "complete" else {}
+    record = Record.model_validate(
+        {"number": config["number"], "ending": ending, "reason": "diverged", "figures": figures}
+    )
+    search.on_trial_complete("tune's", {"record": record.model_dump_json()})
 
 
 def drawn(ledger: Ledger) -> Begun:
@@ -123,12 +142,9 @@ def test_a_sampler_that_cannot_be_had_says_so_beforehand() -> None:
 
 
 def test_exhausted_spaces_are_asked_again_only_once_something_has_ended(tmp_path: Path) -> None:
-    from vesalius.platform.progress import silent
-    from vesalius.tuning.searcher import LedgerSearch
-
     folder = toy_study(tmp_path, space={"kind": "a,b"}, sampler="random", concurrent=3, trials=5)
     ledger = ledger_of(folder.spec)
-    search = LedgerSearch(ledger, folder.spec, folder, deadline=None, progress=silent, abandon=lambda number: None)
+    search = search_of(folder)
     first, second = search.suggest("one"), search.suggest("two")
     assert isinstance(first, dict)
     assert isinstance(second, dict)
@@ -142,6 +158,22 @@ def test_exhausted_spaces_are_asked_again_only_once_something_has_ended(tmp_path
     assert search.suggest("five") == "FINISHED"
     assert search.is_exhausted
     assert ledger.counts() == (2, 0)
+
+
+def test_a_trial_that_tune_lost_without_a_word_is_handed_out_again(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from vesalius.tuning.searcher import LostTrials
+
+    search = search_of(toy_study(tmp_path, concurrent=1))
+    first = search.suggest("one")
+    assert search.suggest("two") is None
+    LostTrials(search).on_step_begin(1, [SimpleNamespace(trial_id="one", status="RUNNING")])
+    assert search.suggest("two") is None
+    LostTrials(search).on_step_begin(2, [SimpleNamespace(trial_id="one", status="ERROR")])
+    assert search.suggest("two") == first
+    LostTrials(search).on_step_begin(3, [SimpleNamespace(trial_id="one", status="ERROR")])
+    assert search.suggest("three") is None, "it is handed out once"
 
 
 # ---- going on

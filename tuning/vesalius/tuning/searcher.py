@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ray.tune import Stopper
+from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -134,6 +134,12 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             self._count(record)
         self._say()
 
+    def take_back(self, trial_id: str) -> None:
+        """Hand a trial out once more that Tune has given up without a word, if it is one of those under way."""
+        begun = self._running.pop(trial_id, None)
+        if begun is not None:
+            self._waiting.append(begun)
+
     def _record(self, trial_id: str, begun: Begun, result: Mapping[str, Any], error: bool) -> Record | None:
         number, run_id = begun.number, self._spec.run_id(begun.number)
         if "fatal" in result:
@@ -207,6 +213,22 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
         # Tune asks the scheduler first, and does not tell the searcher of a result that a trial is stopped for.
         stop = self._search.hear(trial.trial_id, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+
+class LostTrials(Callback):  # type: ignore[misc]
+    """Gives trials back that Tune has given up without a word to its searcher.
+
+    It does so where the worker of an earlier trial, which the next one was to use again, has not let go of that in time.
+    """
+
+    def __init__(self, search: LedgerSearch) -> None:
+        self._search = search
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look for them."""
+        for trial in trials:
+            if trial.status == "ERROR":
+                self._search.take_back(trial.trial_id)
 
 
 class StudyStopper(Stopper):  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,8 @@ _OWN_FAULT = (DivergenceError, SettingError, CohortError)
 """What a trial's own settings are to blame for; whatever else is wrong is wrong for all trials."""
 
 _LOCK_SECONDS = 90.0
+_CLOSING_SECONDS = 120
+"""How long the next trial of a worker waits until a stopped one has let go: its tracked run may have to be closed."""
 
 
 class Trainer(Protocol):
@@ -53,6 +56,7 @@ def work(config: dict[str, Any], *, folder: Path, trainer: Trainer) -> None:
     """
     from ray import tune
 
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(_CLOSING_SECONDS))  # read here, not by the driver
     study = StudyFolder(folder)
     spec = study.spec
     number = int(config["number"])
