@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -174,6 +175,27 @@ def test_a_trial_that_tune_lost_without_a_word_is_handed_out_again(tmp_path: Pat
     assert search.suggest("two") == first
     LostTrials(search).on_step_begin(3, [SimpleNamespace(trial_id="one", status="ERROR")])
     assert search.suggest("three") is None, "it is handed out once"
+
+
+@pytest.mark.parametrize(("kind", "ends_study"), [("RunError", False), ("StoreError", True)])
+def test_a_run_that_cannot_go_on_blocks_its_study_once(tmp_path: Path, kind: str, ends_study: bool) -> None:
+    folder = toy_study(tmp_path, concurrent=1)
+    fatal = json.dumps({"kind": kind, "message": "checkpoint file a is damaged"})
+    search = search_of(folder)
+    ends(search, "complete")
+    search.suggest("two")
+    search.on_trial_complete("two", {"fatal": fatal})
+    assert search.error is not None
+    again = search_of(folder)
+    config = again.suggest("three")
+    assert isinstance(config, dict)
+    again.on_trial_complete("three", {"fatal": fatal})
+    assert (again.error is not None) == ends_study
+    if not ends_study:
+        row = analyse(folder).trials[config["number"]]
+        assert row.state == "failed"
+        assert row.reason == "checkpoint file a is damaged"
+        assert folder.record(config["number"]) is not None
 
 
 # ---- going on

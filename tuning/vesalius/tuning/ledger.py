@@ -35,6 +35,7 @@ _TERMS = "vesalius_terms"
 _DRIVER = "driver"
 _START = "start"
 _RECORD = "record"
+_BLOCKS = "blocks"
 _MOST_DRAWS = 50
 """Draws in a row that are no new trial, after which the spaces count as exhausted."""
 _JOINING_SECONDS = 20.0
@@ -254,6 +255,13 @@ class Ledger:
         given_up = bool(self._try(trial.should_prune))
         # At its end there is nothing left to be saved; and what the best is compared with has to come to its end.
         return given_up and percent < 100 and not is_start(trial)
+
+    def blocks(self, number: int) -> bool:
+        """Note that a trial has ended a call of the whole study, and return whether it had done so before."""
+        trial = self._trials[number]
+        before = bool(trial.user_attrs.get(_BLOCKS))
+        self._try(trial.set_user_attr, _BLOCKS, True)
+        return before
 
     def end(self, begun: Begun, record: Record) -> None:
         """Note what became of a trial; a trial that is noted already is left alone."""

@@ -14,7 +14,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from vesalius.platform.errors import StudyError, VesaliusError
+from vesalius.platform.errors import RunError, StudyError, VesaliusError
 from vesalius.tuning.folder import Record
 from vesalius.tuning.trial import error_of
 
@@ -142,23 +142,30 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
 
     def _record(self, trial_id: str, begun: Begun, result: Mapping[str, Any], error: bool) -> Record | None:
         number, run_id = begun.number, self._spec.run_id(begun.number)
+        percent = self._percent.get(trial_id, 0.0)
         if "fatal" in result:
-            self.error = self.error or error_of(result["fatal"])
-            return None
+            wrong = error_of(result["fatal"])
+            # A run that cannot go on, such as one with a damaged checkpoint, would end every call from now on.
+            if not (self._ledger.blocks(number) and isinstance(wrong, RunError)):
+                self.error = self.error or wrong
+                return None
+            return self._given_up(
+                Record(number=number, ending="failed", reason=str(wrong)[:500], run_id=run_id, percent=percent)
+            )
         # The worker's own word is the last one, even where Tune has lost the worker since.
         kept = Record.model_validate_json(result["record"]) if "record" in result else self._folder.record(number)
         if kept is not None:
             return kept
-        percent = self._percent.get(trial_id, 0.0)
         if trial_id in self._pruned:
-            self._abandon(number)
-            record = Record(number=number, ending="pruned", run_id=run_id, percent=percent)
-        elif error:
-            self._abandon(number)
+            return self._given_up(Record(number=number, ending="pruned", run_id=run_id, percent=percent))
+        if error:
             reason = "its worker process died again and again: most likely it ran out of memory"
-            record = Record(number=number, ending="failed", reason=reason, run_id=run_id, percent=percent)
-        else:
-            return None  # stopped with the study, by its budget or by a person: it goes on with --resume
+            return self._given_up(Record(number=number, ending="failed", reason=reason, run_id=run_id, percent=percent))
+        return None  # stopped with the study, by its budget or by a person: it goes on with --resume
+
+    def _given_up(self, record: Record) -> Record:
+        """Keep in its worker's place what became of a trial that is not gone on with."""
+        self._abandon(record.number)
         self._folder.keep(record)
         return record
 

@@ -108,7 +108,8 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
     except _OWN_FAULT as error:
         return failed(str(error))
     except VesaliusError as error:
-        if "out of memory" in str(error):  # a trial of several workers says it in a sentence
+        # A trial of several workers says in a sentence what one of a single worker raises.
+        if "out of memory" in str(error) or _is_of_its_workers(error):
             return failed(str(error))
         raise _Fatal(type(error).__name__, str(error)) from error
     except OSError as error:
@@ -121,6 +122,13 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
     if missing:
         return failed(f"{', '.join(missing)} is undefined on the validation split")
     return Record(number=number, ending="complete", run_id=run_id, figures=figures)
+
+
+def _is_of_its_workers(error: VesaliusError) -> bool:
+    """Say whether Ray Train gave a run up since its workers failed, and not since the cluster did."""
+    from ray.train import WorkerGroupError
+
+    return isinstance(error.__cause__, WorkerGroupError)
 
 
 def _wait_for(run: RunFolder) -> None:
