@@ -177,6 +177,27 @@ def test_a_trial_that_tune_lost_without_a_word_is_handed_out_again(tmp_path: Pat
     assert search.suggest("three") is None, "it is handed out once"
 
 
+def test_that_every_trial_has_failed_is_said_of_all_trials_there_are(tmp_path: Path) -> None:
+    folder = toy_study(tmp_path, trials=20, concurrent=1)
+    search = search_of(folder)
+    ends(search, "complete")
+    search = search_of(folder)
+    for _ in range(4):
+        ends(search, "failed")
+    assert search.error is None, "one has ended well, in an earlier call"
+
+
+def test_a_call_gives_up_after_three_failures_where_nothing_else_ever_ended(tmp_path: Path) -> None:
+    folder = toy_study(tmp_path, trials=20, concurrent=1)
+    for _ in range(2):  # what was to be mended in between may have been
+        search = search_of(folder)
+        for _ in range(3):
+            assert search.error is None
+            ends(search, "failed")
+        assert isinstance(search.error, StudyError)
+        assert "every trial has failed so far, the last one because: diverged" in str(search.error)
+
+
 @pytest.mark.parametrize(("kind", "ends_study"), [("RunError", False), ("StoreError", True)])
 def test_a_run_that_cannot_go_on_blocks_its_study_once(tmp_path: Path, kind: str, ends_study: bool) -> None:
     folder = toy_study(tmp_path, concurrent=1)

@@ -151,6 +151,10 @@ class Ledger:
                 ended += record.ending in COUNTED
         return ended, running
 
+    def failed(self) -> int:
+        """Return how many trials have failed."""
+        return sum(record is not None and record.ending == "failed" for record in map(record_of, self.trials()))
+
     def left_behind(self) -> list[Begun]:
         """Return trials that an earlier driver of this folder left half-way, to be gone on with."""
         import optuna

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vesalius.tuning.ledger import Begun, Ledger
 
 _HOPELESS = 3
-"""Trials that fail before any other has ended, after which the study stops: the fourth would fail too."""
+"""Trials of a call that fail where no other of the study has ended, after which it stops: a fourth would fail too."""
 
 
 class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
@@ -172,7 +172,10 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
     def _count(self, record: Record) -> None:
         self._ended += 1
         self._failed += record.ending == "failed"
-        if self._failed == self._ended >= min(_HOPELESS, self._spec.trials):
+        if record.ending != "failed":
+            return
+        ended, _ = self._ledger.counts()
+        if self._ledger.failed() == ended and (self._failed >= _HOPELESS or ended >= self._spec.trials):
             self.error = StudyError(
                 f"every trial has failed so far, the last one because: {record.reason}; mend that, then go on with "
                 f"`vesalius tune --resume {self._spec.name} --trials N`"
@@ -180,7 +183,8 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
 
     def _say(self) -> None:
         with _Noting(self):
-            note = f"{len(self._running)} under way" + (f", {self._failed} failed" if self._failed else "")
+            failed = self._ledger.failed()
+            note = f"{len(self._running)} under way" + (f", {failed} failed" if failed else "")
             self._progress(self._ledger.counts()[0], self._spec.trials, note)
 
     def save(self, checkpoint_path: str) -> None:
