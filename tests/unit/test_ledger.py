@@ -10,7 +10,7 @@ import optuna
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from vesalius.platform.errors import SettingError, StudyError
+from vesalius.platform.errors import DiskSpaceError, SettingError, StudyError
 from vesalius.tuning import analyse, check_address, check_sampler
 from vesalius.tuning.folder import Record
 from vesalius.tuning.ledger import Begun, Ledger
@@ -196,6 +196,20 @@ def test_a_call_gives_up_after_three_failures_where_nothing_else_ever_ended(tmp_
             ends(search, "failed")
         assert isinstance(search.error, StudyError)
         assert "every trial has failed so far, the last one because: diverged" in str(search.error)
+
+
+def test_a_full_disk_ends_the_study_and_not_tunes_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = toy_study(tmp_path, concurrent=1)
+    search = search_of(folder)
+    search.suggest("one")
+
+    def full(self: StudyFolder, record: Record) -> None:
+        raise DiskSpaceError("the disk is full")
+
+    monkeypatch.setattr("vesalius.tuning.folder.StudyFolder.keep", full)
+    search.on_trial_complete("one", error=True)
+    assert isinstance(search.error, DiskSpaceError)
+    assert ledger_of(folder.spec).counts() == (0, 1), "it goes on with the next call"
 
 
 @pytest.mark.parametrize(("kind", "ends_study"), [("RunError", False), ("StoreError", True)])

@@ -60,3 +60,16 @@ def test_a_cluster_that_fails_is_wrong_for_all(tmp_path: Path, said: list[dict[s
     work({"number": 0, "values": {}}, folder=study.path, trainer=_Ends(str(tmp_path), error=error))
     assert json.loads(said[-1]["fatal"])["kind"] == "RunError"
     assert study.record(0) is None
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_trial_is_told(
+    tmp_path: Path, said: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = toy_study(tmp_path)
+
+    def full(self: StudyFolder, record: Record) -> None:
+        raise DiskSpaceError("the disk is full")
+
+    monkeypatch.setattr(StudyFolder, "keep", full)
+    work({"number": 0, "values": {}}, folder=study.path, trainer=_Ends(str(tmp_path)))
+    assert json.loads(said[-1]["fatal"]) == {"kind": "DiskSpaceError", "message": "the disk is full"}

@@ -126,13 +126,12 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         begun = self._running.pop(trial_id, None)
         if begun is None:
             return
-        record = self._record(trial_id, begun, result or {}, error)
-        if record is None:
-            return
         with _Noting(self):
-            self._ledger.end(begun, record)
-            self._count(record)
-        self._say()
+            record = self._record(trial_id, begun, result or {}, error)
+            if record is not None:
+                self._ledger.end(begun, record)
+                self._count(record)
+                self._say()
 
     def take_back(self, trial_id: str) -> None:
         """Hand a trial out once more that Tune has given up without a word, if it is one of those under way."""

@@ -58,26 +58,24 @@ def work(config: dict[str, Any], *, folder: Path, trainer: Trainer) -> None:
 
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(_CLOSING_SECONDS))  # read here, not by the driver
     study = StudyFolder(folder)
-    spec = study.spec
     number = int(config["number"])
-    record = study.record(number)
-    if record is None:
-        try:
-            record = _run(spec, number, config["values"], trainer)
-        except _Fatal as fatal:
-            tune.report({"fatal": json.dumps({"kind": fatal.kind, "message": fatal.message})})
-            return
-        study.keep(record)
-    tune.report({"record": record.model_dump_json()})
+    try:
+        record = study.record(number)
+        if record is None:
+            record = _run(study.spec, number, config["values"], trainer)
+            study.keep(record)
+    except VesaliusError as error:
+        tune.report({"fatal": _fatal(type(error).__name__, str(error))})
+    except OSError as error:
+        said = f"trial {number} of study '{folder.name}' could not go on: {error}"
+        tune.report({"fatal": _fatal("StudyError", said)})
+    else:
+        tune.report({"record": record.model_dump_json()})
 
 
-class _Fatal(Exception):
-    """What is wrong is wrong for all trials."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
+def _fatal(kind: str, message: str) -> str:
+    """Return what is wrong for all trials as :func:`error_of` reads it."""
+    return json.dumps({"kind": kind, "message": message})
 
 
 def error_of(text: str) -> VesaliusError:
@@ -89,6 +87,11 @@ def error_of(text: str) -> VesaliusError:
 
 
 def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Trainer) -> Record:
+    """Return what becomes of a trial.
+
+    Raises:
+        VesaliusError, OSError: what is wrong is wrong for all trials.
+    """
     from vesalius.platform.training.memory import is_out_of_memory
 
     run_id = spec.run_id(number)
@@ -111,9 +114,9 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
         # A trial of several workers says in a sentence what one of a single worker raises.
         if "out of memory" in str(error) or _is_of_its_workers(error):
             return failed(str(error))
-        raise _Fatal(type(error).__name__, str(error)) from error
-    except OSError as error:
-        raise _Fatal("StudyError", f"trial {number} of study '{spec.name}' could not go on: {error}") from error
+        raise
+    except OSError:
+        raise
     except Exception as error:  # a defect that some settings bring out is one trial's, and the others go on
         if is_out_of_memory(error):
             return failed(f"out of memory: {error or type(error).__name__}")
