@@ -349,6 +349,29 @@ def test_a_pruner_stops_the_worse_but_never_the_start(tmp_path: Path, pruner: st
     assert not ledger.report(late.number, 100, 0.1), "trained to its end, it is judged"
 
 
+def test_a_verdict_outlives_a_kill(tmp_path: Path) -> None:
+    folder = toy_study(tmp_path, pruner="asha", concurrent=1)
+    before = ledger_of(folder.spec)
+    start = drawn(before)
+    for percent in (25, 50, 75, 100):
+        before.report(start.number, percent, 0.5)
+    complete(before, start)
+    worse = drawn(before)
+    assert before.report(worse.number, 25, 0.1)
+    after = ledger_of(folder.spec)
+    (left,) = after.left_behind()
+    assert left.given_up == 25
+    assert after.report(left.number, 30, 0.1)
+    config = search_of(folder).suggest("one")
+    assert isinstance(config, dict)
+    assert config["number"] == worse.number + 1, "nothing of it is trained"
+    row = analyse(folder).trials[worse.number]
+    assert (row.state, row.percent) == ("pruned", 25)
+    kept = folder.record(worse.number)
+    assert kept is not None
+    assert kept.ending == "pruned"
+
+
 def test_without_a_pruner_nothing_is_stopped(tmp_path: Path) -> None:
     ledger = ledger_of(toy_study(tmp_path, pruner="none").spec)
     for value in (0.9, 0.1, 0.0):

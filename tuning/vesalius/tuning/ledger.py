@@ -36,6 +36,7 @@ _DRIVER = "driver"
 _START = "start"
 _RECORD = "record"
 _BLOCKS = "blocks"
+_GIVEN_UP = "given_up"
 _MOST_DRAWS = 50
 """Draws in a row that are no new trial, after which the spaces count as exhausted."""
 _JOINING_SECONDS = 20.0
@@ -50,12 +51,14 @@ class Begun:
         values: what it sets, by dotted key.
         is_start: whether it is the settings that the study starts from.
         outside: whether these lie outside of the spaces.
+        given_up: hundredths of its training at which the pruner gave it up, where a driver was killed upon that.
     """
 
     number: int
     values: dict[str, Any]
     is_start: bool
     outside: bool
+    given_up: float | None = None
 
 
 class Ledger:
@@ -190,7 +193,13 @@ class Ledger:
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
-        begun = Begun(number=trial.number, values=values, is_start=starts, outside=outside)
+        begun = Begun(
+            number=trial.number,
+            values=values,
+            is_start=starts,
+            outside=outside,
+            given_up=trial.user_attrs.get(_GIVEN_UP),
+        )
         self._trials[trial.number] = trial
         try:
             chosen(self._base, values)
@@ -241,24 +250,31 @@ class Ledger:
                 return other.number, record
         return None
 
-    def report(self, number: int, percent: int, value: float) -> bool:
+    def report(self, number: int, percent: float, value: float) -> bool:
         """Note a validation pass and return whether the trial should stop.
 
         Args:
             number: of the trial.
-            percent: of its training that is done.
+            percent: of its training that is done; hundredths are what is noted.
             value: of the criterion.
         """
         trial = self._trials[number]
         if not self._single or self._spec.criterion is None:
             return False
+        if trial.user_attrs.get(_GIVEN_UP) is not None:
+            return True
+        step = int(percent)
         known = self._try(self._storage.get_trial, trial._trial_id).intermediate_values
-        if percent not in known:  # a trial that goes on after a kill passes some of them again
-            self._try(trial.report, value, percent)
+        if step not in known:  # a trial that goes on after a kill passes some of them again
+            self._try(trial.report, value, step)
         # The pruner is asked in any case: by that it notes the values that later trials are measured by.
         given_up = bool(self._try(trial.should_prune))
         # At its end there is nothing left to be saved; and what the best is compared with has to come to its end.
-        return given_up and percent < 100 and not is_start(trial)
+        if not given_up or step >= 100 or is_start(trial):
+            return False
+        # Asked again after a kill the pruner would let it go on: it takes the rung for one that was passed.
+        self._try(trial.set_user_attr, _GIVEN_UP, percent)
+        return True
 
     def blocks(self, number: int) -> bool:
         """Note that a trial has ended a call of the whole study, and return whether it had done so before."""

@@ -94,10 +94,14 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
     def _next(self) -> Begun | None:
         while self._waiting:
             begun = self._waiting.pop(0)
-            record = self._folder.record(begun.number)
+            record = self._folder.record(begun.number)  # its worker had finished when the driver was killed
+            if record is None and begun.given_up is not None:
+                run_id = self._spec.run_id(begun.number)
+                pruned = Record(number=begun.number, ending="pruned", run_id=run_id, percent=begun.given_up)
+                record = self._given_up(pruned)
             if record is None:
                 return begun
-            self._ledger.end(begun, record)  # its worker had finished when the driver was killed
+            self._ledger.end(begun, record)
         if sum(self._ledger.counts()) >= self._spec.trials:
             return None
         if self._exhausted_at == self._ended:
@@ -117,7 +121,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         value = None if criterion is None else result.get(f"best_{criterion}")
         if value is not None:
             with _Noting(self):
-                if self._ledger.report(begun.number, int(percent), float(value)):
+                if self._ledger.report(begun.number, percent, float(value)):
                     self._pruned.add(trial_id)
         return trial_id in self._pruned
 
