@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -308,6 +309,40 @@ def test_two_drivers_share_a_study_and_keep_their_trials(tmp_path: Path) -> None
     assert [left.number for left in ledger_of(one).left_behind()] == [0, 2]
     assert [left.number for left in ledger_of(other).left_behind()] == [1]
     assert mine.counts() == theirs.counts() == (0, 3)
+
+
+def test_a_driver_that_is_killed_while_it_draws_finds_its_trial_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toy_study(tmp_path, shared=True).spec
+    before = ledger_of(spec)
+
+    def killed(self: Ledger, trial: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_suggest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            before.draw()
+    assert [one.number for one in ledger_of(spec).left_behind()] == [0]
+    assert ledger_of(toy_spec(tmp_path, shared=True)).left_behind() == [], "another driver's"
+
+
+def test_of_two_drivers_that_begin_at_once_the_second_waits_for_the_terms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toy_study(tmp_path, shared=True).spec
+    first = optuna.create_study(storage=spec.storage, study_name=spec.name, directions=["maximize"])
+    other = toy_spec(tmp_path, shared=True, cohort_digest="e" * 64)
+    noting = threading.Timer(1.5, first.set_user_attr, ("vesalius_terms", other.terms()))
+    monkeypatch.setattr(optuna.storages.RDBStorage, "get_all_studies", lambda self: [])  # it was not there yet
+    noting.start()
+    try:
+        with pytest.raises(StudyError, match="is of another cohort"):
+            ledger_of(spec)
+    finally:
+        noting.join()
+    assert first.get_trials() == [], "and has enqueued no second start"
 
 
 @pytest.mark.parametrize(

@@ -93,14 +93,13 @@ class Ledger:
                 f"the storage {spec.storage} holds nothing of study '{spec.name}', of which trials have ended: put it "
                 "back, or begin a new study with another name"
             )
-        self.study: Study = patience(
-            optuna.create_study,
-            storage=self._storage,
-            study_name=spec.name,
-            directions=directions,
-            load_if_exists=True,
-            pruner=make_pruner(spec.pruner),
-        )
+        where = {"storage": self._storage, "study_name": spec.name, "pruner": make_pruner(spec.pruner)}
+        try:
+            self.study: Study = patience(optuna.create_study, directions=directions, **where)
+            is_new = True
+        except optuna.exceptions.DuplicatedStudyError:  # of drivers that begin at once one alone has made it
+            self.study = patience(optuna.load_study, **where)
+            is_new = False
         self._agree(is_new)
         self._trials: dict[int, Trial] = {}
 
@@ -190,6 +189,8 @@ class Ledger:
         return None
 
     def _begin(self, trial: Trial) -> Begun | None:
+        # Signed before anything else: a trial of a shared study that nobody has signed is nobody's to go on with.
+        self._try(trial.set_user_attr, _DRIVER, self._spec.token)
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
@@ -220,7 +221,6 @@ class Ledger:
                 ),
             )
             return None
-        self._try(trial.set_user_attr, _DRIVER, self._spec.token)
         return begun
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
