@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import nibabel
@@ -11,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
+from vesalius.infra.pipeline.tuning import StudyRequest, TrialTrainer, begin_study
 from vesalius.platform import cluster
 from vesalius.platform.errors import SettingError, StoreError, StudyError
+from vesalius.platform.progress import silent
 from vesalius.platform.runs import find_run
 from vesalius.platform.store import CohortStore
 from vesalius.platform.store.lock import exclusive
@@ -142,6 +145,35 @@ def test_more_than_fits_is_a_sentence_and_no_deadlock(tmp_path: Path, ray_sessio
 
 
 # ---- methods
+
+
+def test_runs_that_are_another_studys_are_not_taken_for_its_own(toy_store: CohortStore, home: Path) -> None:
+    request = StudyRequest(
+        method="intensity_threshold", store=str(toy_store.path), name="own", space={"smoothing": [1, 3]},
+        set={"training.device": "cpu"},
+    )  # fmt: skip
+
+    def begin() -> StudyFolder:
+        return begin_study(request, home=home, say=lambda said: None, progress=silent)
+
+    study, trainer = begin(), TrialTrainer(home)
+    run = trainer.start(study.spec, 1, {"method.smoothing": 1})
+    assert trainer.start(study.spec, 1, {"method.smoothing": 1}).path == run.path, "a trial goes on"
+    with pytest.raises(StudyError, match=r"own-0001.*is of other settings than trial 1 of study 'own'"):
+        trainer.start(study.spec, 1, {"method.smoothing": 3})
+    begun = run.path.parent / "own-0002"
+    begun.mkdir()
+    assert trainer.start(study.spec, 2, {"method.smoothing": 3}).spec.settings["smoothing"] == 3
+    foreign = run.path.parent / "own-0003" / "notes.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("mine")
+    with pytest.raises(StudyError, match=r"own-0003 is no run and holds notes.txt"):
+        trainer.start(study.spec, 3, {"method.smoothing": 1})
+    assert foreign.read_text() == "mine"
+    shutil.rmtree(study.path)
+    with pytest.raises(StudyError, match=r"runs of a study 'own' exist already \(own-0001"):
+        begin()
+    assert not study.path.exists()
 
 
 @pytest.fixture

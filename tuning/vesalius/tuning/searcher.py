@@ -232,7 +232,7 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
 class LostTrials(Callback):  # type: ignore[misc]
     """Gives trials back that Tune has given up without a word to its searcher.
 
-    It does so where the worker of an earlier trial, which the next one was to use again, has not let go of that in time.
+    It does so where the worker of an earlier trial, which the next one was to use, has not let go of that in time.
     """
 
     def __init__(self, search: LedgerSearch) -> None:
