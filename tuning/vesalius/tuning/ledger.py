@@ -93,7 +93,7 @@ class Ledger:
                 f"the storage {spec.storage} holds nothing of study '{spec.name}', of which trials have ended: put it "
                 "back, or begin a new study with another name"
             )
-        where = {"storage": self._storage, "study_name": spec.name, "pruner": make_pruner(spec.pruner)}
+        where: dict[str, Any] = {"storage": self._storage, "study_name": spec.name, "pruner": make_pruner(spec.pruner)}
         try:
             self.study: Study = patience(optuna.create_study, directions=directions, **where)
             is_new = True
