@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import nibabel
@@ -11,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
+from vesalius.infra.pipeline.tuning import StudyRequest, TrialTrainer, begin_study
 from vesalius.platform import cluster
 from vesalius.platform.errors import SettingError, StoreError, StudyError
+from vesalius.platform.progress import silent
 from vesalius.platform.runs import find_run
 from vesalius.platform.store import CohortStore
 from vesalius.platform.store.lock import exclusive
@@ -62,6 +65,16 @@ def test_a_study_comes_to_its_end(tmp_path: Path, ray_session: None) -> None:
     again = driven(study, tmp_path)
     assert again.is_finished
     assert [line for line in log(tmp_path) if line.startswith("train")] == trained, "nothing is left to do"
+
+
+def test_a_stopped_trial_that_is_slow_to_let_go_takes_no_other_with_it(tmp_path: Path, ray_session: None) -> None:
+    study = toy_study(tmp_path, trials=4, concurrent=1, pruner="asha", space={"x": "0.8..1.0"})
+    assert driven(study, tmp_path, budget_seconds=240, seconds=0.1, closing=4.0).is_finished
+    counts = analyse(study).counts
+    assert counts["pruned"] >= 1, "the start is far better than all of the space"
+    assert sum(counts.values()) == 4
+    assert not counts.get("running")
+    assert sum(line.startswith("train") for line in log(tmp_path)) == 4
 
 
 def test_a_failed_trial_is_not_a_failed_study(tmp_path: Path, ray_session: None) -> None:
@@ -187,6 +200,35 @@ def test_a_training_that_fails_is_no_pair_and_is_tried_again(tmp_path: Path, ray
 
 
 # ---- methods
+
+
+def test_runs_that_are_another_studys_are_not_taken_for_its_own(toy_store: CohortStore, home: Path) -> None:
+    request = StudyRequest(
+        method="intensity_threshold", store=str(toy_store.path), name="own", space={"smoothing": [1, 3]},
+        set={"training.device": "cpu"},
+    )  # fmt: skip
+
+    def begin() -> StudyFolder:
+        return begin_study(request, home=home, say=lambda said: None, progress=silent)
+
+    study, trainer = begin(), TrialTrainer(home)
+    run = trainer.start(study.spec, 1, {"method.smoothing": 1})
+    assert trainer.start(study.spec, 1, {"method.smoothing": 1}).path == run.path, "a trial goes on"
+    with pytest.raises(StudyError, match=r"own-0001.*is of other settings than trial 1 of study 'own'"):
+        trainer.start(study.spec, 1, {"method.smoothing": 3})
+    begun = run.path.parent / "own-0002"
+    begun.mkdir()
+    assert trainer.start(study.spec, 2, {"method.smoothing": 3}).spec.settings["smoothing"] == 3
+    foreign = run.path.parent / "own-0003" / "notes.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("mine")
+    with pytest.raises(StudyError, match=r"own-0003 is no run and holds notes.txt"):
+        trainer.start(study.spec, 3, {"method.smoothing": 1})
+    assert foreign.read_text() == "mine"
+    shutil.rmtree(study.path)
+    with pytest.raises(StudyError, match=r"runs of a study 'own' exist already \(own-0001"):
+        begin()
+    assert not study.path.exists()
 
 
 @pytest.fixture
@@ -449,3 +491,21 @@ def test_a_trial_of_two_workers(toy_store: CohortStore, home: Path) -> None:
     assert document["trials"][0]["state"] == "complete"
     assert document["trials"][0]["curve"], "validation passes of Ray Train's workers reach the study"
     assert find_run(home, "two-0000").spec.num_workers == 2
+
+
+@pytest.mark.long
+def test_a_stopped_trial_of_two_workers_makes_room_for_the_next(toy_store: CohortStore, home: Path) -> None:
+    # The samples that the network has to tell apart vanish in noise: all but the start are worse.
+    result = call(
+        "tune", "implicit_field", toy_store.path, "--preset", "tiny", "--trials", 4, "--space",
+        "learning_rate=log:1e-9..1e-8", "--set", "training.device=cpu", "--set", "training.validate_every=2",
+        "--workers", 2, "--concurrent", 1, "--pruner", "asha", "--name", "stopped", "--budget", "5m", "--home", home,
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["finished"]
+    states = [row["state"] for row in document["trials"]]
+    assert len(states) == 4
+    assert "pruned" in states[:-1], "one is stopped, and another one follows"
+    assert set(states) <= {"complete", "pruned"}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from vesalius.platform.errors import SettingError, StudyError
+from vesalius.platform.errors import DiskSpaceError, SettingError, StudyError
 from vesalius.tuning import analyse, check_address, check_sampler
 from vesalius.tuning.folder import Record
 from vesalius.tuning.ledger import Begun, Ledger
@@ -19,13 +21,32 @@ from vesalius.tuning.testing import BASE, toy_spec, toy_study, worth
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vesalius.tuning import StudySpec
+    from vesalius.tuning import StudyFolder, StudySpec
+    from vesalius.tuning.searcher import LedgerSearch
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # SQLite's connections end with the process
 
 
 def ledger_of(spec: StudySpec) -> Ledger:
     return Ledger(spec, BASE, spec.storage, Patience(spec.storage, 0))
+
+
+def search_of(folder: StudyFolder) -> LedgerSearch:
+    from vesalius.platform.progress import silent
+    from vesalius.tuning.searcher import LedgerSearch
+
+    ledger = ledger_of(folder.spec)
+    return LedgerSearch(ledger, folder.spec, folder, deadline=None, progress=silent, abandon=lambda number: None)
+
+
+def ends(search: LedgerSearch, ending: str) -> None:
+    config = search.suggest("tune's")
+    assert isinstance(config, dict)
+    figures = {"average_precision": 0.5} if ending == "complete" else {}
+    record = Record.model_validate(
+        {"number": config["number"], "ending": ending, "reason": "diverged", "figures": figures}
+    )
+    search.on_trial_complete("tune's", {"record": record.model_dump_json()})
 
 
 def drawn(ledger: Ledger) -> Begun:
@@ -123,12 +144,9 @@ def test_a_sampler_that_cannot_be_had_says_so_beforehand() -> None:
 
 
 def test_exhausted_spaces_are_asked_again_only_once_something_has_ended(tmp_path: Path) -> None:
-    from vesalius.platform.progress import silent
-    from vesalius.tuning.searcher import LedgerSearch
-
     folder = toy_study(tmp_path, space={"kind": "a,b"}, sampler="random", concurrent=3, trials=5)
     ledger = ledger_of(folder.spec)
-    search = LedgerSearch(ledger, folder.spec, folder, deadline=None, progress=silent, abandon=lambda number: None)
+    search = search_of(folder)
     first, second = search.suggest("one"), search.suggest("two")
     assert isinstance(first, dict)
     assert isinstance(second, dict)
@@ -142,6 +160,78 @@ def test_exhausted_spaces_are_asked_again_only_once_something_has_ended(tmp_path
     assert search.suggest("five") == "FINISHED"
     assert search.is_exhausted
     assert ledger.counts() == (2, 0)
+
+
+def test_a_trial_that_tune_lost_without_a_word_is_handed_out_again(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from vesalius.tuning.searcher import LostTrials
+
+    search = search_of(toy_study(tmp_path, concurrent=1))
+    first = search.suggest("one")
+    assert search.suggest("two") is None
+    LostTrials(search).on_step_begin(1, [SimpleNamespace(trial_id="one", status="RUNNING")])
+    assert search.suggest("two") is None
+    LostTrials(search).on_step_begin(2, [SimpleNamespace(trial_id="one", status="ERROR")])
+    assert search.suggest("two") == first
+    LostTrials(search).on_step_begin(3, [SimpleNamespace(trial_id="one", status="ERROR")])
+    assert search.suggest("three") is None, "it is handed out once"
+
+
+def test_that_every_trial_has_failed_is_said_of_all_trials_there_are(tmp_path: Path) -> None:
+    folder = toy_study(tmp_path, trials=20, concurrent=1)
+    search = search_of(folder)
+    ends(search, "complete")
+    search = search_of(folder)
+    for _ in range(4):
+        ends(search, "failed")
+    assert search.error is None, "one has ended well, in an earlier call"
+
+
+def test_a_call_gives_up_after_three_failures_where_nothing_else_ever_ended(tmp_path: Path) -> None:
+    folder = toy_study(tmp_path, trials=20, concurrent=1)
+    for _ in range(2):  # what was to be mended in between may have been
+        search = search_of(folder)
+        for _ in range(3):
+            assert search.error is None
+            ends(search, "failed")
+        assert isinstance(search.error, StudyError)
+        assert "every trial has failed so far, the last one because: diverged" in str(search.error)
+
+
+def test_a_full_disk_ends_the_study_and_not_tunes_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = toy_study(tmp_path, concurrent=1)
+    search = search_of(folder)
+    search.suggest("one")
+
+    def full(self: StudyFolder, record: Record) -> None:
+        raise DiskSpaceError("the disk is full")
+
+    monkeypatch.setattr("vesalius.tuning.folder.StudyFolder.keep", full)
+    search.on_trial_complete("one", error=True)
+    assert isinstance(search.error, DiskSpaceError)
+    assert ledger_of(folder.spec).counts() == (0, 1), "it goes on with the next call"
+
+
+@pytest.mark.parametrize(("kind", "ends_study"), [("RunError", False), ("StoreError", True)])
+def test_a_run_that_cannot_go_on_blocks_its_study_once(tmp_path: Path, kind: str, ends_study: bool) -> None:
+    folder = toy_study(tmp_path, concurrent=1)
+    fatal = json.dumps({"kind": kind, "message": "checkpoint file a is damaged"})
+    search = search_of(folder)
+    ends(search, "complete")
+    search.suggest("two")
+    search.on_trial_complete("two", {"fatal": fatal})
+    assert search.error is not None
+    again = search_of(folder)
+    config = again.suggest("three")
+    assert isinstance(config, dict)
+    again.on_trial_complete("three", {"fatal": fatal})
+    assert (again.error is not None) == ends_study
+    if not ends_study:
+        row = analyse(folder).trials[config["number"]]
+        assert row.state == "failed"
+        assert row.reason == "checkpoint file a is damaged"
+        assert folder.record(config["number"]) is not None
 
 
 # ---- going on
@@ -221,6 +311,40 @@ def test_two_drivers_share_a_study_and_keep_their_trials(tmp_path: Path) -> None
     assert mine.counts() == theirs.counts() == (0, 3)
 
 
+def test_a_driver_that_is_killed_while_it_draws_finds_its_trial_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toy_study(tmp_path, shared=True).spec
+    before = ledger_of(spec)
+
+    def killed(self: Ledger, trial: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_suggest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            before.draw()
+    assert [one.number for one in ledger_of(spec).left_behind()] == [0]
+    assert ledger_of(toy_spec(tmp_path, shared=True)).left_behind() == [], "another driver's"
+
+
+def test_of_two_drivers_that_begin_at_once_the_second_waits_for_the_terms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toy_study(tmp_path, shared=True).spec
+    first = optuna.create_study(storage=spec.storage, study_name=spec.name, directions=["maximize"])
+    other = toy_spec(tmp_path, shared=True, cohort_digest="e" * 64)
+    noting = threading.Timer(1.5, first.set_user_attr, ("vesalius_terms", other.terms()))
+    monkeypatch.setattr(optuna.storages.RDBStorage, "get_all_studies", lambda self: [])  # it was not there yet
+    noting.start()
+    try:
+        with pytest.raises(StudyError, match="is of another cohort"):
+            ledger_of(spec)
+    finally:
+        noting.join()
+    assert first.get_trials() == [], "and has enqueued no second start"
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -258,6 +382,29 @@ def test_a_pruner_stops_the_worse_but_never_the_start(tmp_path: Path, pruner: st
     assert ledger.trials()[-1].state.name == "PRUNED"
     late = drawn(ledger)
     assert not ledger.report(late.number, 100, 0.1), "trained to its end, it is judged"
+
+
+def test_a_verdict_outlives_a_kill(tmp_path: Path) -> None:
+    folder = toy_study(tmp_path, pruner="asha", concurrent=1)
+    before = ledger_of(folder.spec)
+    start = drawn(before)
+    for percent in (25, 50, 75, 100):
+        before.report(start.number, percent, 0.5)
+    complete(before, start)
+    worse = drawn(before)
+    assert before.report(worse.number, 25, 0.1)
+    after = ledger_of(folder.spec)
+    (left,) = after.left_behind()
+    assert left.given_up == 25
+    assert after.report(left.number, 30, 0.1)
+    config = search_of(folder).suggest("one")
+    assert isinstance(config, dict)
+    assert config["number"] == worse.number + 1, "nothing of it is trained"
+    row = analyse(folder).trials[worse.number]
+    assert (row.state, row.percent) == ("pruned", 25)
+    kept = folder.record(worse.number)
+    assert kept is not None
+    assert kept.ending == "pruned"
 
 
 def test_without_a_pruner_nothing_is_stopped(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ _TERMS = "vesalius_terms"
 _DRIVER = "driver"
 _START = "start"
 _RECORD = "record"
+_BLOCKS = "blocks"
+_GIVEN_UP = "given_up"
 _MOST_DRAWS = 50
 """Draws in a row that are no new trial, after which the spaces count as exhausted."""
 _JOINING_SECONDS = 20.0
@@ -49,12 +51,14 @@ class Begun:
         values: what it sets, by dotted key.
         is_start: whether it is the settings that the study starts from.
         outside: whether these lie outside of the spaces.
+        given_up: hundredths of its training at which the pruner gave it up, where a driver was killed upon that.
     """
 
     number: int
     values: dict[str, Any]
     is_start: bool
     outside: bool
+    given_up: float | None = None
 
 
 class Ledger:
@@ -89,14 +93,13 @@ class Ledger:
                 f"the storage {spec.storage} holds nothing of study '{spec.name}', of which trials have ended: put it "
                 "back, or begin a new study with another name"
             )
-        self.study: Study = patience(
-            optuna.create_study,
-            storage=self._storage,
-            study_name=spec.name,
-            directions=directions,
-            load_if_exists=True,
-            pruner=make_pruner(spec.pruner),
-        )
+        where: dict[str, Any] = {"storage": self._storage, "study_name": spec.name, "pruner": make_pruner(spec.pruner)}
+        try:
+            self.study: Study = patience(optuna.create_study, directions=directions, **where)
+            is_new = True
+        except optuna.exceptions.DuplicatedStudyError:  # of drivers that begin at once one alone has made it
+            self.study = patience(optuna.load_study, **where)
+            is_new = False
         self._agree(is_new)
         self._trials: dict[int, Trial] = {}
 
@@ -150,6 +153,10 @@ class Ledger:
                 ended += record.ending in COUNTED
         return ended, running
 
+    def failed(self) -> int:
+        """Return how many trials have failed."""
+        return sum(record is not None and record.ending == "failed" for record in map(record_of, self.trials()))
+
     def left_behind(self) -> list[Begun]:
         """Return trials that an earlier driver of this folder left half-way, to be gone on with."""
         import optuna
@@ -182,10 +189,18 @@ class Ledger:
         return None
 
     def _begin(self, trial: Trial) -> Begun | None:
+        # Signed before anything else: a trial of a shared study that nobody has signed is nobody's to go on with.
+        self._try(trial.set_user_attr, _DRIVER, self._spec.token)
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
-        begun = Begun(number=trial.number, values=values, is_start=starts, outside=outside)
+        begun = Begun(
+            number=trial.number,
+            values=values,
+            is_start=starts,
+            outside=outside,
+            given_up=trial.user_attrs.get(_GIVEN_UP),
+        )
         self._trials[trial.number] = trial
         try:
             chosen(self._base, values)
@@ -206,7 +221,6 @@ class Ledger:
                 ),
             )
             return None
-        self._try(trial.set_user_attr, _DRIVER, self._spec.token)
         return begun
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
@@ -236,24 +250,38 @@ class Ledger:
                 return other.number, record
         return None
 
-    def report(self, number: int, percent: int, value: float) -> bool:
+    def report(self, number: int, percent: float, value: float) -> bool:
         """Note a validation pass and return whether the trial should stop.
 
         Args:
             number: of the trial.
-            percent: of its training that is done.
+            percent: of its training that is done; hundredths are what is noted.
             value: of the criterion.
         """
         trial = self._trials[number]
         if not self._single or self._spec.criterion is None:
             return False
+        if trial.user_attrs.get(_GIVEN_UP) is not None:
+            return True
+        step = int(percent)
         known = self._try(self._storage.get_trial, trial._trial_id).intermediate_values
-        if percent not in known:  # a trial that goes on after a kill passes some of them again
-            self._try(trial.report, value, percent)
+        if step not in known:  # a trial that goes on after a kill passes some of them again
+            self._try(trial.report, value, step)
         # The pruner is asked in any case: by that it notes the values that later trials are measured by.
         given_up = bool(self._try(trial.should_prune))
         # At its end there is nothing left to be saved; and what the best is compared with has to come to its end.
-        return given_up and percent < 100 and not is_start(trial)
+        if not given_up or step >= 100 or is_start(trial):
+            return False
+        # Asked again after a kill the pruner would let it go on: it takes the rung for one that was passed.
+        self._try(trial.set_user_attr, _GIVEN_UP, percent)
+        return True
+
+    def blocks(self, number: int) -> bool:
+        """Note that a trial has ended a call of the whole study, and return whether it had done so before."""
+        trial = self._trials[number]
+        before = bool(trial.user_attrs.get(_BLOCKS))
+        self._try(trial.set_user_attr, _BLOCKS, True)
+        return before
 
     def end(self, begun: Begun, record: Record) -> None:
         """Note what became of a trial; a trial that is noted already is left alone."""

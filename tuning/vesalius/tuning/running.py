@@ -88,7 +88,7 @@ def drive(
         import ray
         from ray.tune import RunConfig, TuneConfig, Tuner, with_resources
 
-        from vesalius.tuning.searcher import LedgerScheduler, LedgerSearch, StudyStopper
+        from vesalius.tuning.searcher import LedgerScheduler, LedgerSearch, LostTrials, StudyStopper
 
         check_resources(
             ray.cluster_resources(),
@@ -113,12 +113,17 @@ def drive(
             tuner = Tuner(
                 with_resources(functools.partial(work, folder=study.path, trainer=trainer), trial_resources(spec)),
                 tune_config=TuneConfig(
-                    search_alg=search, scheduler=LedgerScheduler(search), num_samples=-1, reuse_actors=True
+                    search_alg=search,
+                    scheduler=LedgerScheduler(search),
+                    num_samples=-1,
+                    # A process that waits for workers of Ray Train does not hear that its trial was stopped: it ends.
+                    reuse_actors=spec.num_workers == 1,
                 ),
                 run_config=RunConfig(
                     name=f"attempt-{secrets.token_hex(4)}",
                     storage_path=str(study.ray),
                     stop=StudyStopper(search),
+                    callbacks=[LostTrials(search)],
                     verbose=0,
                     failure_config=failures(spec),
                 ),

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ray.tune import Stopper
+from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from vesalius.platform.errors import StudyError, VesaliusError
+from vesalius.platform.errors import RunError, StudyError, VesaliusError
 from vesalius.tuning.folder import Record
 from vesalius.tuning.trial import error_of
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vesalius.tuning.ledger import Begun, Ledger
 
 _HOPELESS = 3
-"""Trials that fail before any other has ended, after which the study stops: the fourth would fail too."""
+"""Trials of a call that fail where no other of the study has ended, after which it stops: a fourth would fail too."""
 
 
 class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
@@ -94,10 +94,14 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
     def _next(self) -> Begun | None:
         while self._waiting:
             begun = self._waiting.pop(0)
-            record = self._folder.record(begun.number)
+            record = self._folder.record(begun.number)  # its worker had finished when the driver was killed
+            if record is None and begun.given_up is not None:
+                run_id = self._spec.run_id(begun.number)
+                pruned = Record(number=begun.number, ending="pruned", run_id=run_id, percent=begun.given_up)
+                record = self._given_up(pruned)
             if record is None:
                 return begun
-            self._ledger.end(begun, record)  # its worker had finished when the driver was killed
+            self._ledger.end(begun, record)
         if sum(self._ledger.counts()) >= self._spec.trials:
             return None
         if self._exhausted_at == self._ended:
@@ -117,7 +121,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         value = None if criterion is None else result.get(f"best_{criterion}")
         if value is not None:
             with _Noting(self):
-                if self._ledger.report(begun.number, int(percent), float(value)):
+                if self._ledger.report(begun.number, percent, float(value)):
                     self._pruned.add(trial_id)
         return trial_id in self._pruned
 
@@ -126,40 +130,55 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         begun = self._running.pop(trial_id, None)
         if begun is None:
             return
-        record = self._record(trial_id, begun, result or {}, error)
-        if record is None:
-            return
         with _Noting(self):
-            self._ledger.end(begun, record)
-            self._count(record)
-        self._say()
+            record = self._record(trial_id, begun, result or {}, error)
+            if record is not None:
+                self._ledger.end(begun, record)
+                self._count(record)
+                self._say()
+
+    def take_back(self, trial_id: str) -> None:
+        """Hand a trial out once more that Tune has given up without a word, if it is one of those under way."""
+        begun = self._running.pop(trial_id, None)
+        if begun is not None:
+            self._waiting.append(begun)
 
     def _record(self, trial_id: str, begun: Begun, result: Mapping[str, Any], error: bool) -> Record | None:
         number, run_id = begun.number, self._spec.run_id(begun.number)
+        percent = self._percent.get(trial_id, 0.0)
         if "fatal" in result:
-            self.error = self.error or error_of(result["fatal"])
-            return None
+            wrong = error_of(result["fatal"])
+            # A run that cannot go on, such as one with a damaged checkpoint, would end every call from now on.
+            if not (self._ledger.blocks(number) and isinstance(wrong, RunError)):
+                self.error = self.error or wrong
+                return None
+            return self._given_up(
+                Record(number=number, ending="failed", reason=str(wrong)[:500], run_id=run_id, percent=percent)
+            )
         # The worker's own word is the last one, even where Tune has lost the worker since.
         kept = Record.model_validate_json(result["record"]) if "record" in result else self._folder.record(number)
         if kept is not None:
             return kept
-        percent = self._percent.get(trial_id, 0.0)
         if trial_id in self._pruned:
-            self._abandon(number)
-            record = Record(number=number, ending="pruned", run_id=run_id, percent=percent)
-        elif error:
-            self._abandon(number)
+            return self._given_up(Record(number=number, ending="pruned", run_id=run_id, percent=percent))
+        if error:
             reason = "its worker process died again and again: most likely it ran out of memory"
-            record = Record(number=number, ending="failed", reason=reason, run_id=run_id, percent=percent)
-        else:
-            return None  # stopped with the study, by its budget or by a person: it goes on with --resume
+            return self._given_up(Record(number=number, ending="failed", reason=reason, run_id=run_id, percent=percent))
+        return None  # stopped with the study, by its budget or by a person: it goes on with --resume
+
+    def _given_up(self, record: Record) -> Record:
+        """Keep in its worker's place what became of a trial that is not gone on with."""
+        self._abandon(record.number)
         self._folder.keep(record)
         return record
 
     def _count(self, record: Record) -> None:
         self._ended += 1
         self._failed += record.ending == "failed"
-        if self._failed == self._ended >= min(_HOPELESS, self._spec.trials):
+        if record.ending != "failed":
+            return
+        ended, _ = self._ledger.counts()
+        if self._ledger.failed() == ended and (self._failed >= _HOPELESS or ended >= self._spec.trials):
             self.error = StudyError(
                 f"every trial has failed so far, the last one because: {record.reason}; mend that, then go on with "
                 f"`vesalius tune --resume {self._spec.name} --trials N`"
@@ -167,7 +186,8 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
 
     def _say(self) -> None:
         with _Noting(self):
-            note = f"{len(self._running)} under way" + (f", {self._failed} failed" if self._failed else "")
+            failed = self._ledger.failed()
+            note = f"{len(self._running)} under way" + (f", {failed} failed" if failed else "")
             self._progress(self._ledger.counts()[0], self._spec.trials, note)
 
     def save(self, checkpoint_path: str) -> None:
@@ -207,6 +227,22 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
         # Tune asks the scheduler first, and does not tell the searcher of a result that a trial is stopped for.
         stop = self._search.hear(trial.trial_id, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+
+class LostTrials(Callback):  # type: ignore[misc]
+    """Gives trials back that Tune has given up without a word to its searcher.
+
+    It does so where the worker of an earlier trial, which the next one was to use, has not let go of that in time.
+    """
+
+    def __init__(self, search: LedgerSearch) -> None:
+        self._search = search
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look for them."""
+        for trial in trials:
+            if trial.status == "ERROR":
+                self._search.take_back(trial.trial_id)
 
 
 class StudyStopper(Stopper):  # type: ignore[misc]

@@ -82,11 +82,13 @@ class ToyTrainer:
     Attributes:
         home: of the runs.
         seconds: of a step.
+        closing: seconds that a trial needs to let go of its run, stopped or not.
         wrong: by key of a setting, the value from which on a trial fails, and how.
     """
 
     home: str
     seconds: float = 0.01
+    closing: float = 0.0
     wrong: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def _say(self, text: str) -> None:
@@ -102,6 +104,12 @@ class ToyTrainer:
 
     def train(self, run: RunFolder) -> None:
         """Wait for some steps, from the one that an earlier worker came to."""
+        try:
+            self._train(run)
+        finally:
+            time.sleep(self.closing)
+
+    def _train(self, run: RunFolder) -> None:
         from ray import tune
 
         values = json.loads((run.path / "values.json").read_text())

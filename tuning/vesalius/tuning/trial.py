@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,8 @@ _OWN_FAULT = (DivergenceError, SettingError, CohortError)
 """What a trial's own settings are to blame for; whatever else is wrong is wrong for all trials."""
 
 _LOCK_SECONDS = 90.0
+_CLOSING_SECONDS = 120
+"""How long the next trial of a worker waits until a stopped one has let go: its tracked run may have to be closed."""
 
 
 class Trainer(Protocol):
@@ -61,28 +64,27 @@ def work(config: dict[str, Any], *, folder: Path, trainer: Trainer) -> None:
     """
     from ray import tune
 
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(_CLOSING_SECONDS))  # read here, not by the driver
     study = StudyFolder(folder)
-    spec = study.spec
     number = int(config["number"])
     seed = config.get("seed")
-    record = study.record(number, seed)
-    if record is None or (seed is not None and record.ending == "failed"):
-        try:
-            record = _run(spec, number, config["values"], trainer, seed)
-        except _Fatal as fatal:
-            tune.report({"fatal": json.dumps({"kind": fatal.kind, "message": fatal.message})})
-            return
-        study.keep(record, seed)
-    tune.report({"record": record.model_dump_json()})
+    try:
+        record = study.record(number, seed)
+        if record is None or (seed is not None and record.ending == "failed"):
+            record = _run(study.spec, number, config["values"], trainer, seed)
+            study.keep(record, seed)
+    except VesaliusError as error:
+        tune.report({"fatal": _fatal(type(error).__name__, str(error))})
+    except OSError as error:
+        said = f"trial {number} of study '{folder.name}' could not go on: {error}"
+        tune.report({"fatal": _fatal("StudyError", said)})
+    else:
+        tune.report({"record": record.model_dump_json()})
 
 
-class _Fatal(Exception):
-    """What is wrong is wrong for all trials."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
+def _fatal(kind: str, message: str) -> str:
+    """Return what is wrong for all trials as :func:`error_of` reads it."""
+    return json.dumps({"kind": kind, "message": message})
 
 
 def error_of(text: str) -> VesaliusError:
@@ -94,6 +96,11 @@ def error_of(text: str) -> VesaliusError:
 
 
 def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Trainer, seed: int | None) -> Record:
+    """Return what becomes of a trial.
+
+    Raises:
+        VesaliusError, OSError: what is wrong is wrong for all trials.
+    """
     from vesalius.platform.training.memory import is_out_of_memory
 
     run_id = spec.run_id(number, seed)
@@ -113,11 +120,12 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
     except _OWN_FAULT as error:
         return failed(str(error))
     except VesaliusError as error:
-        if "out of memory" in str(error):  # a trial of several workers says it in a sentence
+        # A trial of several workers says in a sentence what one of a single worker raises.
+        if "out of memory" in str(error) or _is_of_its_workers(error):
             return failed(str(error))
-        raise _Fatal(type(error).__name__, str(error)) from error
-    except OSError as error:
-        raise _Fatal("StudyError", f"trial {number} of study '{spec.name}' could not go on: {error}") from error
+        raise
+    except OSError:
+        raise
     except Exception as error:  # a defect that some settings bring out is one trial's, and the others go on
         if is_out_of_memory(error):
             return failed(f"out of memory: {error or type(error).__name__}")
@@ -126,6 +134,13 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
     if missing:
         return failed(f"{', '.join(missing)} is undefined on the validation split")
     return Record(number=number, ending="complete", run_id=run_id, figures=figures)
+
+
+def _is_of_its_workers(error: VesaliusError) -> bool:
+    """Say whether Ray Train gave a run up since its workers failed, and not since the cluster did."""
+    from ray.train import WorkerGroupError
+
+    return isinstance(error.__cause__, WorkerGroupError)
 
 
 def _wait_for(run: RunFolder) -> None:

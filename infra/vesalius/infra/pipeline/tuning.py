@@ -119,6 +119,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         raise SettingError(f"--trials is {request.trials}: a study has 1 or more")
     name = request.name or f"{request.method.replace('_', '-')}-{now()[:10].replace('-', '')}-{secrets.token_hex(2)}"
     check_new_study(home, name)
+    _check_no_runs(home, name)
     for one in request.objective:
         objective(one)
     if request.pruner is not None and request.pruner not in PRUNERS:
@@ -173,6 +174,21 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         created=now(),
     )
     return create_study(home, spec)
+
+
+def _check_no_runs(home: Path, name: str) -> None:
+    """Check that no runs have the names of a new study's trials: they would be taken for these.
+
+    Raises:
+        StudyError: there are some.
+    """
+    taken = sorted(path.name for path in (home / "runs").glob(f"{name}-[0-9][0-9][0-9][0-9]"))
+    if taken:
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        raise StudyError(
+            f"runs of a study '{name}' exist already ({taken[0]}{more} in {home / 'runs'}): choose another name, or "
+            "move them away"
+        )
 
 
 def base_of(spec: StudySpec) -> RunSettings:
@@ -339,11 +355,12 @@ class TrialTrainer:
     def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
         """Return the run of a trial, which is begun where there is none."""
         run_id = spec.run_id(number, seed)
-        with suppress(RunError):
-            return find_run(self.home, run_id)
-        # Killed between its folder and its specification: there is nothing in it.
-        shutil.rmtree(self.home / "runs" / run_id, ignore_errors=True)
         chosen = override(base_of(spec), values if seed is None else {**values, "training.seed": seed})
+        with suppress(RunError):
+            run = find_run(self.home, run_id)
+            _check_own(run, spec, number, chosen)
+            return run
+        _remove_unbegun(self.home / "runs" / run_id)
         return start_run(
             spec.method,
             place_of(spec.store),
@@ -401,6 +418,44 @@ class TrialTrainer:
                 tracked = tracked_as(run.spec)
                 if tracked is not None:
                     tracking.end_run(*tracked, "KILLED")
+
+
+def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings) -> None:
+    """Refuse a run that has a trial's name and is not that trial.
+
+    Raises:
+        StudyError: it trains something else.
+    """
+    found = run.spec
+    different = [
+        what
+        for what, is_same in (
+            ("another method", found.method == spec.method),
+            ("another cohort", found.cohort_digest == spec.cohort_digest),
+            ("other settings", found.settings == chosen.method.model_dump(mode="json")),
+            ("other training settings", found.training == chosen.training),
+        )
+        if not is_same
+    ]
+    if different:
+        raise StudyError(
+            f"run '{run.run_id}' in {run.path.parent} is of {', '.join(different)} than trial {number} of study "
+            f"'{spec.name}': move it away, or begin a study with another name"
+        )
+
+
+def _remove_unbegun(folder: Path) -> None:
+    """Remove what a kill left of a run between its folder and its specification: at most a part of the latter.
+
+    Raises:
+        StudyError: the folder holds something else.
+    """
+    if not folder.exists():
+        return
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("run.json."))
+    if others:
+        raise StudyError(f"{folder} is no run and holds {', '.join(others[:3])}: move it away, a trial needs the name")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keep_peak(run: RunFolder, num_bytes: int) -> int:
