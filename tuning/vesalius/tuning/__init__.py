@@ -39,7 +39,7 @@ from vesalius.tuning.resources import check_resources, fitting
 from vesalius.tuning.running import Driven, drive
 from vesalius.tuning.samplers import PRUNERS, SAMPLERS, check_sampler
 from vesalius.tuning.spaces import declared, dimensions
-from vesalius.tuning.storage import VARIABLE, check_address
+from vesalius.tuning.storage import VARIABLE, check_address, whole_address
 from vesalius.tuning.trial import Trainer
 
 __all__ = [
@@ -76,4 +76,5 @@ __all__ = [
     "read_study_file",
     "spaces",
     "studies_folder",
+    "whole_address",
 ]

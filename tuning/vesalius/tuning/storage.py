@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -24,30 +25,44 @@ VARIABLE = "VESALIUS_STUDY_STORAGE"
 
 PATIENCE_SECONDS = 300.0
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
+_PASSWORD_KEYS = ("password", "passwd", "pwd")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 _SQLITE_TIMEOUT = 60.0
 
 
-def check_address(address: str) -> None:
-    """Check that a storage's address is one.
+def check_address(address: str) -> str:
+    """Check that a storage's address is one, and return it as it is kept: without its password.
 
     Raises:
-        SettingError: it is of no known kind, or the package for it is missing.
+        SettingError: it is of no known kind, holds a password where it cannot be hidden, or the package for it is
+            missing.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     try:
-        make_url(address).get_dialect().import_dbapi()
+        url = make_url(address)
+        dialect = url.get_dialect()
     except (ArgumentError, NoSuchModuleError, ValueError):
+        # What is no address may hold a password anywhere.
         raise SettingError(
-            f"--storage is '{shown(address)}': expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+            f"--storage is '{re.sub(r':.*@', ':***@', shown(address))}': expected sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
+    if any(name.lower().endswith(_PASSWORD_KEYS) for name in url.query):
+        raise SettingError(
+            f"--storage {shown(address)} has its password in the query: give it before the @, as in "
+            "postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+    kept = url.render_as_string(hide_password=True)
+    try:
+        dialect.import_dbapi()
     except ImportError as error:
         name = str(error.name)
         raise SettingError(
-            f"--storage {shown(address)} needs the package {name}: pip install {_PACKAGES.get(name, name)}"
+            f"--storage {kept} needs the package {name}: pip install {_PACKAGES.get(name, name)}"
         ) from None
+    return kept
 
 
 def whole_address(kept: str) -> str:
@@ -56,11 +71,21 @@ def whole_address(kept: str) -> str:
     Raises:
         StudyError: it has a password, which the environment does not hold.
     """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     if ":***@" not in kept:
         return kept
     given = os.environ.get(VARIABLE, "").strip()
-    if shown(given) != kept:
-        raise StudyError(f"the study is kept at {kept} and its password nowhere: set {VARIABLE} to the whole address")
+    try:
+        fits = make_url(given).render_as_string(hide_password=True) == kept
+    except (ArgumentError, ValueError):
+        fits = False
+    if not fits:
+        raise StudyError(
+            f"the study is kept at {kept} and its password nowhere: set {VARIABLE} to the whole address, so that "
+            "whoever goes on with the study can give it too"
+        )
     return given
 
 
@@ -95,7 +120,7 @@ class Patience:
             except (StorageInternalError, SQLAlchemyError) as error:
                 cause = error.__cause__ or error
                 left = self.seconds - (time.monotonic() - begun)
-                said = " ".join(str(cause).split("\n")[0].split())[:200]
+                said = shown(" ".join(str(cause).split("\n")[0].split()))[:200]
                 if left <= 0:
                     raise StudyError(
                         f"the study's storage at {self._address} has not answered for {self.seconds:.0f} s ({said}): "

@@ -63,7 +63,11 @@ def tune(
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Database that several drivers share: postgresql://... (default: a file beside the study)"),
+        typer.Option(
+            help="Database that several drivers share: postgresql://USER@HOST/DATABASE (default: a file beside the "
+            "study). A password is kept nowhere: the variable VESALIUS_STUDY_STORAGE holds the whole address, here as "
+            "with --resume."
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="YAML, or Python that assigns `study`; options beside it win.")

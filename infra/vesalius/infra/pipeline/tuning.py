@@ -38,6 +38,7 @@ from vesalius.tuning import (
     intermediate,
     objective,
     studies_folder,
+    whole_address,
 )
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         objective(one)
     if request.pruner is not None and request.pruner not in PRUNERS:
         raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
-    storage = request.storage or f"sqlite:///{studies_folder(home) / name / 'optuna.db'}"
-    check_address(storage)
+    storage = check_address(request.storage or f"sqlite:///{studies_folder(home) / name / 'optuna.db'}")
+    whole_address(storage)
     texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in request.set.items()]
     method, training = choose_settings(request.method, request.preset, texts)
     store = CohortStore.open(request.store)
@@ -162,7 +163,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         concurrent=concurrent,
         cpus=request.cpus,
         gpus=gpus,
-        storage=tracking.shown(storage),
+        storage=storage,
         shared=request.storage is not None,
         experiment=name,
         created=now(),
