@@ -9,7 +9,11 @@ from sqlalchemy.engine.default import DefaultDialect
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
+from vesalius.infra.pipeline import check_resumed
+from vesalius.platform.errors import CohortError
+from vesalius.tuning import create_study
 from vesalius.tuning.storage import VARIABLE
+from vesalius.tuning.testing import toy_spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,3 +52,45 @@ def test_a_password_is_asked_of_the_environment_before_anything_is_made(
     said = refused(home, toy_store, "--storage", "postgresql://me:se/cret@host/db", "--name", "shared")
     assert f"set {VARIABLE} to the whole address" in said
     assert "cret" not in said
+
+
+@pytest.mark.parametrize(
+    ("address", "match"),
+    [
+        ("sqlite:////nowhere/at/all.db", "cannot be opened"),
+        ("sqlite://", "is in memory"),
+        ("sqlite:///:memory:", "is in memory"),
+    ],
+)
+def test_a_storage_that_was_never_there_is_refused_at_once(
+    toy_store: CohortStore, home: Path, address: str, match: str
+) -> None:
+    assert match in refused(home, toy_store, "--storage", address)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--pruner", "asha", "--objective", "healthy_image_score"], "say nothing of healthy_image_score"),
+        (["--objective", "average_precision", "--objective", "average_precision"], "given twice"),
+        ([], "the masks are bad"),
+    ],
+)
+def test_lesions_that_come_to_nothing_leave_no_copy(
+    healthy_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], match: str
+) -> None:
+    def plant(store: CohortStore, out: Path, *others: object, **options: object) -> None:
+        (out / "half").mkdir(parents=True)
+        raise CohortError("the masks are bad")
+
+    monkeypatch.setattr("vesalius.datasets.lesions.plant_lesions", plant)
+    assert match in refused(home, healthy_store, "--lesions", home, *arguments)
+
+
+def test_a_study_goes_on_with_the_cohort_that_lesions_were_set_into(
+    toy_store: CohortStore, healthy_store: CohortStore, home: Path
+) -> None:
+    spec = toy_spec(home, store=str(toy_store.path), cohort_digest=toy_store.digest, source_digest=healthy_store.digest)
+    study = create_study(home, spec)
+    check_resumed(study, {"store": str(healthy_store.path)})
+    check_resumed(study, {"store": str(toy_store.path)})

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from sqlalchemy.engine.default import DefaultDialect
 
 from vesalius.platform.errors import SettingError, StudyError
-from vesalius.tuning.storage import VARIABLE, check_address, whole_address
+from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna's own
 
@@ -56,3 +61,14 @@ def test_an_unset_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(StudyError, match=f"set {VARIABLE} to the whole address"):
         whole_address("postgresql://me:***@host/db")
+
+
+def test_a_file_is_kept_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert check_address("sqlite:///team.db") == f"sqlite:///{tmp_path}/team.db"
+
+
+def test_a_storage_is_tried_once(tmp_path: Path) -> None:
+    try_storage(f"sqlite:///{tmp_path / 'a.db'}")
+    with pytest.raises(SettingError, match="cannot be opened"):
+        try_storage(f"sqlite:///{tmp_path / 'none' / 'a.db'}")

@@ -32,6 +32,7 @@ from vesalius.tuning.folder import (
     check_new_study,
     create_study,
     find_study,
+    new_study,
     studies_folder,
 )
 from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
@@ -39,7 +40,7 @@ from vesalius.tuning.resources import check_resources, fitting
 from vesalius.tuning.running import Driven, drive
 from vesalius.tuning.samplers import PRUNERS, SAMPLERS, check_sampler
 from vesalius.tuning.spaces import declared, dimensions
-from vesalius.tuning.storage import VARIABLE, check_address, whole_address
+from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
 from vesalius.tuning.trial import Trainer
 
 __all__ = [
@@ -71,10 +72,12 @@ __all__ = [
     "find_study",
     "fitting",
     "intermediate",
+    "new_study",
     "objective",
     "parse_space",
     "read_study_file",
     "spaces",
     "studies_folder",
+    "try_storage",
     "whole_address",
 ]

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.cluster import session
-from vesalius.platform.errors import StoreError, StudyError
 from vesalius.platform.progress import silent
-from vesalius.platform.store.lock import exclusive
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.resources import check_resources, trial_resources
 from vesalius.tuning.storage import PATIENCE_SECONDS, Patience, whole_address
@@ -84,7 +82,7 @@ def drive(
     """
     spec = study.spec
     begun = time.monotonic()
-    with _alone(study), session():
+    with study.alone(), session():
         import ray
         from ray.tune import RunConfig, TuneConfig, Tuner, with_resources
 
@@ -142,16 +140,6 @@ def _failures(spec: StudySpec) -> Any:
 
     # A worker that dies is replaced as often as one of a run is; the new one goes on from the last checkpoint.
     return FailureConfig(max_failures=spec.training.max_failures)
-
-
-@contextlib.contextmanager
-def _alone(study: StudyFolder) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive(study.lock))
-        except StoreError as error:
-            raise StudyError(str(error)) from None
-        yield
 
 
 @contextlib.contextmanager

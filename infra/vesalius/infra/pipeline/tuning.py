@@ -32,12 +32,12 @@ from vesalius.tuning import (
     check_resources,
     check_sampler,
     choose_objectives,
-    create_study,
     dimensions,
     fitting,
     intermediate,
+    new_study,
     objective,
-    studies_folder,
+    try_storage,
     whole_address,
 )
 
@@ -109,7 +109,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         SettingError: a setting, a space or an objective is unknown or does not fit.
         StoreError: the store cannot be used.
         CohortError: it holds no healthy training subjects, or none to set lesions into.
-        StudyError: the name is taken.
+        StudyError: the name is taken, or the storage's password is missing.
     """
     if request.trials < 1:
         raise SettingError(f"--trials is {request.trials}: a study has 1 or more")
@@ -119,7 +119,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         objective(one)
     if request.pruner is not None and request.pruner not in PRUNERS:
         raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
-    storage = check_address(request.storage or f"sqlite:///{studies_folder(home) / name / 'optuna.db'}")
+    storage = "" if request.storage is None else check_address(request.storage)
     whole_address(storage)
     texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in request.set.items()]
     method, training = choose_settings(request.method, request.preset, texts)
@@ -132,43 +132,64 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     concurrent, gpus = _side_by_side(request, training.device)
     threads = training.threads or max(1, available_cores() // (concurrent * request.workers))
     training = training.model_copy(update={"threads": threads})
-    if request.lesions is not None:
-        store = _with_lesions(store, studies_folder(home) / name / "cohort", request.lesions, progress)
-    objectives, said = choose_objectives(request.objective, store, num_workers=request.workers)
+    source = store
+    objectives, criterion = _judged_by(request, store, training.validate_subjects, say)
+    if request.storage is not None:
+        try_storage(whole_address(storage))
+    with new_study(home, name) as folder:
+        if request.lesions is not None:
+            store = _with_lesions(source, folder.path / "cohort", request.lesions, progress)
+        spec = StudySpec(
+            name=name,
+            token=secrets.token_hex(8),
+            method=request.method,
+            preset=request.preset,
+            settings=method.model_dump(mode="json"),
+            training=training,
+            store=str(store.path),
+            cohort_digest=store.digest,
+            source_digest="" if store is source else source.digest,
+            searched=searched,
+            objectives=objectives,
+            sampler=request.sampler,
+            pruner=request.pruner or ("none" if criterion is None else "asha"),
+            criterion=criterion,
+            seed=request.seed,
+            trials=request.trials,
+            num_workers=request.workers,
+            concurrent=concurrent,
+            cpus=request.cpus,
+            gpus=gpus,
+            storage=storage,
+            shared=request.storage is not None,
+            experiment=name,
+            created=now(),
+        )
+        folder.rewrite(spec)
+    return folder
+
+
+def _judged_by(
+    request: StudyRequest, store: CohortStore, validate_subjects: int, say: Callable[[str], None]
+) -> tuple[tuple[str, ...], str | None]:
+    """Return a study's objectives and the criterion that a trial may be stopped by.
+
+    Lesions that are asked for count as there: setting them in takes long, and what does not fit is to be said before.
+
+    Raises:
+        SettingError: an objective or a pruner does not fit the cohort.
+    """
+    planted = request.lesions is not None
+    objectives, said = choose_objectives(request.objective, store, num_workers=request.workers, planted=planted)
     if said:
         say(said)
-    criterion = intermediate(objectives, store, training.validate_subjects)
+    criterion = intermediate(objectives, store, validate_subjects, planted=planted)
     if request.pruner not in (None, "none") and criterion is None:
         raise SettingError(
             f"--pruner {request.pruner} stops trials by their validation passes, which say nothing of "
             f"{' and '.join(objectives)}: use --pruner none"
         )
-    spec = StudySpec(
-        name=name,
-        token=secrets.token_hex(8),
-        method=request.method,
-        preset=request.preset,
-        settings=method.model_dump(mode="json"),
-        training=training,
-        store=str(store.path),
-        cohort_digest=store.digest,
-        searched=searched,
-        objectives=objectives,
-        sampler=request.sampler,
-        pruner=request.pruner or ("none" if criterion is None else "asha"),
-        criterion=criterion,
-        seed=request.seed,
-        trials=request.trials,
-        num_workers=request.workers,
-        concurrent=concurrent,
-        cpus=request.cpus,
-        gpus=gpus,
-        storage=storage,
-        shared=request.storage is not None,
-        experiment=name,
-        created=now(),
-    )
-    return create_study(home, spec)
+    return objectives, criterion
 
 
 def base_of(spec: StudySpec) -> RunSettings:
@@ -197,7 +218,8 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
         )
     if asked.get("method") not in (None, spec.method):
         raise StudyError(f"study '{spec.name}' is of {spec.method}, not of {asked['method']}: {begin}")
-    if asked.get("store") is not None and (digest := CohortStore.open(asked["store"]).digest) != spec.cohort_digest:
+    own = (spec.cohort_digest, spec.source_digest)  # the latter without the lesions that the study's copy has
+    if asked.get("store") is not None and (digest := CohortStore.open(asked["store"]).digest) not in own:
         raise StudyError(
             f"study '{spec.name}' is of another cohort than {asked['store']} (digest {spec.cohort_digest[:12]}, not "
             f"{digest[:12]}): {begin}"
@@ -206,8 +228,8 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
         base = base_of(spec)
         given = dimensions(base, asked["space"], _check(spec.method, store))
         if given != spec.searched:
-            own = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
-            raise StudyError(f"study '{spec.name}' searches other spaces ({own}): leave --space out, or {begin}")
+            said = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
+            raise StudyError(f"study '{spec.name}' searches other spaces ({said}): leave --space out, or {begin}")
     if asked.get("objective") and tuple(asked["objective"]) != spec.objectives:
         raise StudyError(f"study '{spec.name}' is judged by {', '.join(spec.objectives)}: {begin}")
 
@@ -221,16 +243,19 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
 
     Raises:
         SettingError: there is to be no trial, or they do not fit.
+        StudyError: a process drives the study.
     """
     if changes.get("trials", 1) < 1:
         raise SettingError(f"--trials is {changes['trials']}: a study has 1 or more")
     if not changes:
         return
-    spec = study.spec.model_copy(update=dict(changes))
-    check_resources(
-        _resources(), concurrent=spec.concurrent, num_workers=spec.num_workers, cpus=spec.cpus, gpus=spec.gpus
-    )
-    study.rewrite(spec)
+    resources = _resources()
+    with study.alone():
+        spec = study.spec.model_copy(update=dict(changes))
+        check_resources(
+            resources, concurrent=spec.concurrent, num_workers=spec.num_workers, cpus=spec.cpus, gpus=spec.gpus
+        )
+        study.rewrite(spec)
 
 
 def _check(method: str, store: CohortStore) -> Callable[[RunSettings], None]:
@@ -291,7 +316,6 @@ def _with_lesions(store: CohortStore, out: Path, masks: str, progress: Progress)
 
     from vesalius.datasets.lesions import plant_lesions
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     plant_lesions(store, out, Folder(masks), splits=(VALIDATION,), progress=progress)
     return CohortStore.open(out)
 
