@@ -30,13 +30,11 @@ class Objective:
         summary: one sentence.
         direction: which way is better.
         needs: what the validation split must hold: outlined lesions, healthy and anomalous subjects, healthy ones.
-        unit: of the figure; empty where it has none.
     """
 
     summary: str
     direction: Direction
     needs: Needs = "nothing"
-    unit: str = ""
 
 
 _DETECTION: dict[str, Objective] = {
@@ -59,9 +57,9 @@ OBJECTIVES: dict[str, Objective] = {
         direction="maximize",
         needs="healthy",
     ),
-    "seconds_per_volume": Objective(summary="time to score a volume", direction="minimize", unit="s"),
-    "training_seconds": Objective(summary="time to train", direction="minimize", unit="s"),
-    "peak_memory": Objective(summary="the most memory held in training and scoring", direction="minimize", unit="MiB"),
+    "seconds_per_volume": Objective(summary="seconds to score a volume", direction="minimize"),
+    "training_seconds": Objective(summary="seconds to train", direction="minimize"),
+    "peak_memory": Objective(summary="the most memory held in training and scoring, in MiB", direction="minimize"),
 }
 
 _WHY_HEALTHY = (
@@ -108,6 +106,8 @@ def choose_objectives(
             _require(anomalous and bool(healthy), name, store, "healthy and anomalous subjects")
         elif one.needs == "healthy":
             _require(bool(healthy), name, store, "healthy subjects")
+        else:  # what a trial takes is measured while validation is scored
+            _require(bool(subjects), name, store, "subjects")
         if name == "peak_memory" and num_workers > 1:
             raise SettingError("peak_memory is measured of trials of one worker: use --workers 1, or leave it out")
     if len(set(names)) < len(names):
