@@ -36,10 +36,10 @@ from vesalius.tuning.folder import (
     studies_folder,
 )
 from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
-from vesalius.tuning.resources import check_resources, fitting
+from vesalius.tuning.resources import alive_nodes, check_resources, fitting
 from vesalius.tuning.running import Driven, drive
 from vesalius.tuning.samplers import PRUNERS, SAMPLERS, check_sampler
-from vesalius.tuning.spaces import declared, dimensions
+from vesalius.tuning.spaces import declared, dimensions, full_key
 from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
 from vesalius.tuning.trial import Trainer
 
@@ -59,6 +59,7 @@ __all__ = [
     "StudySpec",
     "Trainer",
     "TrialRow",
+    "alive_nodes",
     "analyse",
     "check_address",
     "check_new_study",
@@ -71,6 +72,7 @@ __all__ = [
     "drive",
     "find_study",
     "fitting",
+    "full_key",
     "intermediate",
     "new_study",
     "objective",

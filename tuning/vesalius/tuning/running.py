@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vesalius.platform.cluster import session
 from vesalius.platform.progress import silent
 from vesalius.tuning.ledger import Ledger
-from vesalius.tuning.resources import check_resources, trial_resources
+from vesalius.tuning.resources import alive_nodes, check_resources, trial_resources
 from vesalius.tuning.storage import PATIENCE_SECONDS, Patience, whole_address
 from vesalius.tuning.trial import work
 
@@ -94,6 +94,7 @@ def drive(
             num_workers=spec.num_workers,
             cpus=spec.cpus,
             gpus=spec.gpus,
+            nodes=alive_nodes(),
         )
         patience = Patience(spec.storage, patience_seconds, waiting=lambda said: progress(0, spec.trials, said))
         ledger = Ledger(spec, base, whole_address(spec.storage), patience, has_ended=study.has_ended)

@@ -27,6 +27,7 @@ from vesalius.platform.training.memory import PeakMemory
 from vesalius.tuning import (
     PRUNERS,
     StudySpec,
+    alive_nodes,
     check_address,
     check_new_study,
     check_resources,
@@ -130,8 +131,12 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     searched = dimensions(base, request.space, check)
     check_sampler(request.sampler)
     concurrent, gpus = _side_by_side(request, training.device)
-    threads = training.threads or max(1, available_cores() // (concurrent * request.workers))
+    threads = training.threads or max(request.cpus, available_cores() // (concurrent * request.workers))
     training = training.model_copy(update={"threads": threads})
+    if request.gpus == 0 and training.device not in ("auto", "cpu"):
+        raise SettingError(f"--gpus is 0 and training.device {training.device}: leave one of them out")
+    if request.gpus == 0:  # Ray hides no device from a trial that asked for none
+        training = training.model_copy(update={"device": "cpu"})
     source = store
     objectives, criterion = _judged_by(request, store, training.validate_subjects, say)
     if request.storage is not None:
@@ -249,11 +254,16 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
         raise SettingError(f"--trials is {changes['trials']}: a study has 1 or more")
     if not changes:
         return
-    resources = _resources()
+    resources, nodes = _resources()
     with study.alone():
         spec = study.spec.model_copy(update=dict(changes))
         check_resources(
-            resources, concurrent=spec.concurrent, num_workers=spec.num_workers, cpus=spec.cpus, gpus=spec.gpus
+            resources,
+            concurrent=spec.concurrent,
+            num_workers=spec.num_workers,
+            cpus=spec.cpus,
+            gpus=spec.gpus,
+            nodes=nodes,
         )
         study.rewrite(spec)
 
@@ -278,8 +288,8 @@ def _side_by_side(request: StudyRequest, device: str) -> tuple[int, float]:
     Raises:
         SettingError: they do not fit, or a share is one that no device can give.
     """
-    resources = _resources()
-    devices = 0.0 if device == "cpu" else float(resources.get("GPU", 0))
+    resources, nodes = _resources()
+    devices = 0.0 if device == "cpu" or request.gpus == 0 else float(resources.get("GPU", 0))
     if request.workers > 1:
         if request.gpus not in (None, 0, 1):
             raise SettingError("--gpus shares devices among trials of one worker; several workers take whole ones")
@@ -287,23 +297,25 @@ def _side_by_side(request: StudyRequest, device: str) -> tuple[int, float]:
     elif request.gpus is not None:
         gpus = request.gpus
     else:
-        shared = request.concurrent or int(devices)
-        gpus = min(1.0, int(1000 * devices / shared) / 1000) if devices else 0.0
-    if gpus > 1 and gpus % 1:
-        raise SettingError(f"--gpus is {gpus:g}: above 1 it is a whole number, below 1 a part of one device")
-    concurrent = request.concurrent or max(1, fitting(resources, request.workers, request.cpus, gpus))
-    check_resources(resources, concurrent=concurrent, num_workers=request.workers, cpus=request.cpus, gpus=gpus)
+        apiece = math.ceil((request.concurrent or devices) / devices) if devices else 0  # trials that share a device
+        gpus = int(1000 / apiece) / 1000 if apiece else 0.0
+    fit = fitting(resources, request.workers, request.cpus, gpus, nodes=nodes)
+    concurrent = request.concurrent or max(1, fit)
+    check_resources(
+        resources, concurrent=concurrent, num_workers=request.workers, cpus=request.cpus, gpus=gpus, nodes=nodes
+    )
     return concurrent, gpus
 
 
-def _resources() -> dict[str, float]:
+def _resources() -> tuple[dict[str, float], list[dict[str, float]] | None]:
+    """Return what the cluster has, and what each of its machines where it is not this one alone."""
     if os.environ.get("RAY_ADDRESS"):
         with session():
             import ray
 
             found: dict[str, float] = ray.cluster_resources()
-            return found
-    return {"CPU": float(available_cores()), "GPU": float(torch.cuda.device_count())}
+            return found, alive_nodes()
+    return {"CPU": float(available_cores()), "GPU": float(torch.cuda.device_count())}, None
 
 
 def _with_lesions(store: CohortStore, out: Path, masks: str, progress: Progress) -> CohortStore:
