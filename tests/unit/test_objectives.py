@@ -72,7 +72,30 @@ def test_a_pass_stops_only_what_it_speaks_of(
     assert intermediate(names, healthy_store, 4) == on_healthy
 
 
+@pytest.mark.parametrize("name", ["seconds_per_volume", "training_seconds", "peak_memory"])
+def test_what_a_trial_takes_is_measured_on_validation_too(name: str) -> None:
+    class Empty:
+        path = "store"
+
+        def subjects(self, split: str) -> list[object]:
+            return []
+
+    with pytest.raises(SettingError, match=f"objective '{name}': store has in its validation split no subjects"):
+        choose_objectives((name,), Empty(), num_workers=1)  # type: ignore[arg-type]
+
+
 # ---- side by side
+
+
+def test_a_core_is_of_one_machine_and_a_share_of_one_device() -> None:
+    two = [{"CPU": 2.0}, {"CPU": 2.0}]
+    assert fitting({"CPU": 4.0}, 1, 4, 0, nodes=two) == 0
+    assert fitting({"CPU": 4.0}, 1, 1, 0, nodes=two) == 4
+    assert fitting({"CPU": 4.0}, 2, 1, 0, nodes=two) == 2
+    with pytest.raises(SettingError, match="would wait for ever"):
+        check_resources({"CPU": 4.0}, concurrent=1, num_workers=1, cpus=4, gpus=0, nodes=two)
+    with pytest.raises(SettingError, match="above 1 it is a whole number"):
+        check_resources({"CPU": 8.0, "GPU": 2.0}, concurrent=1, num_workers=1, cpus=1, gpus=1.5)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +109,8 @@ def test_a_pass_stops_only_what_it_speaks_of(
         ({"CPU": 8.0, "GPU": 1.0}, 1, 1, 0.25, 4),
         ({"CPU": 8.0, "GPU": 1.0}, 1, 1, 0.333, 3),
         ({"CPU": 8.0, "GPU": 2.0}, 1, 1, 1, 2),
+        ({"CPU": 8.0, "GPU": 2.0}, 1, 1, 0.6, 2),
+        ({"CPU": 8.0, "GPU": 2.0}, 1, 1, 0.5, 4),
         ({"CPU": 8.0, "GPU": 4.0}, 2, 1, 1, 2),
         ({"CPU": 8.0}, 1, 1, 0.5, 0),
     ],

@@ -74,6 +74,8 @@ def refused(match: str, given: dict[str, Any]) -> None:
         ("true,false", Choice(values=(True, False))),
         ("[10],[20,5]", Choice(values=("[10]", "[20, 5]"))),
         ([1, 2], Choice(values=(1, 2))),
+        (["1e-3", "1e-2"], Choice(values=(1e-3, 1e-2))),
+        ({"values": ["1e-3", "a"]}, Choice(values=(1e-3, "a"))),
         ({"low": 1, "high": 3}, Range(low=1, high=3)),
         ({"low": "1e-3", "high": 1, "log": True}, Range(low=1e-3, high=1, log=True)),
         ({"values": ["a", "b"]}, Choice(values=("a", "b"))),
@@ -99,6 +101,9 @@ def test_a_space_is_read(text: Any, space: Range | Choice) -> None:
         ("4", "names '4' alone: a space has two values or more"),
         ([], "names nothing"),
         ("4,4", "names a value twice"),
+        ("1,1.0", "names a value twice"),
+        ({"values": 3}, "expected low and high"),
+        ({"values": "abc"}, "expected low and high"),
         ({"low": 1}, "expected two numbers"),
         ({"lo": 1, "high": 2}, "expected low and high"),
         ({"low": 1, "high": 2, "values": [1, 2]}, "expected low and high"),
@@ -111,7 +116,19 @@ def test_a_space_that_is_none_is_refused(text: Any, match: str) -> None:
         parse_space("key", text)
 
 
-@pytest.mark.parametrize("text", ["4..16", "log:0.001..1", "64,128", "plain,fancy", "null,1.5", "[10],[20, 5]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4..16",
+        "log:0.001..1",
+        "log:0.00012345678..1",
+        "0..123456789",
+        "64,128",
+        "plain,fancy",
+        "null,1.5",
+        "[10],[20, 5]",
+    ],
+)
 def test_a_space_says_itself_as_it_is_given(text: str) -> None:
     space, _ = parse_space("key", text)
     assert parse_space("key", Dimension(key="key", space=space).text())[0] == space
@@ -131,6 +148,9 @@ def test_files_hold_what_options_hold(tmp_path: Path) -> None:
         ("a.yaml", "- 1\n", "holds no study"),
         ("a.yaml", "a: [", "is no YAML"),
         ("a.py", "1 / 0\n", "failed: ZeroDivisionError"),
+        ("a.py", "import sys\nsys.exit(3)\n", "failed: SystemExit: 3"),
+        ("a.yaml", "set: {a: 2026-01-01}\n", "set.a is of type date"),
+        ("a.yaml", "space: {a: [2026-01-01, 3]}\n", "space.a is of type date"),
         ("a.py", "x = 1\n", "defines no variable 'study'"),
         ("a.yaml", None, "cannot be read"),
         ("a.py", None, "is no file"),
@@ -188,6 +208,19 @@ def test_every_whole_number_of_a_short_range_is_tried() -> None:
 def test_a_value_may_need_another_one_beside_it() -> None:
     refused(r"width=6,16: the value 6 is refused: .*width must exceed length", {"width": "6,16"})
     assert searched(width="6,16", length="4,8").keys() == {"method.width", "method.length"}
+
+
+def test_a_method_is_asked_a_bounded_number_of_times() -> None:
+    asked: list[RunSettings] = []
+
+    def refuse(settings: RunSettings) -> None:
+        asked.append(settings)
+        raise CohortError("too many")
+
+    refused_by = {"classes": "2..12", "length": "4,8,9,10", "window": "1,3,5,7"}
+    with pytest.raises(SettingError, match="is refused: too many"):
+        dimensions(BASE, refused_by, refuse)
+    assert len(asked) <= 66
 
 
 def test_the_method_is_asked_too() -> None:

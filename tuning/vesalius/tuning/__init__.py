@@ -34,16 +34,17 @@ from vesalius.tuning.folder import (
     check_new_study,
     create_study,
     find_study,
+    new_study,
     studies_folder,
 )
 from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
 from vesalius.tuning.repeating import repeat
-from vesalius.tuning.resources import check_resources, fitting
+from vesalius.tuning.resources import alive_nodes, check_resources, fitting
 from vesalius.tuning.running import Driven, drive
 from vesalius.tuning.samplers import PRUNERS, SAMPLERS, check_sampler
 from vesalius.tuning.seeds import SeedComparison, SeedRow, compare_seeds, compared, other_seeds
-from vesalius.tuning.spaces import declared, dimensions
-from vesalius.tuning.storage import VARIABLE, check_address
+from vesalius.tuning.spaces import declared, dimensions, full_key
+from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
 from vesalius.tuning.trial import Trainer
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "StudySpec",
     "Trainer",
     "TrialRow",
+    "alive_nodes",
     "analyse",
     "check_address",
     "check_new_study",
@@ -78,7 +80,9 @@ __all__ = [
     "drive",
     "find_study",
     "fitting",
+    "full_key",
     "intermediate",
+    "new_study",
     "objective",
     "other_seeds",
     "parse_space",
@@ -86,4 +90,6 @@ __all__ = [
     "repeat",
     "spaces",
     "studies_folder",
+    "try_storage",
+    "whole_address",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +75,7 @@ class Dimension(Settings):
         if isinstance(self.space, Choice):
             said = ",".join(value if isinstance(value, str) else json.dumps(value) for value in self.space.values)
         else:
-            said = f"{'log:' if self.space.log else ''}{self.space.low:g}..{self.space.high:g}"
+            said = f"{'log:' if self.space.log else ''}{_digits(self.space.low)}..{_digits(self.space.high)}"
         if self.condition is None:
             return said
         values = ",".join(str(_plain(value)) for value in self.condition.values)
@@ -81,6 +83,12 @@ class Dimension(Settings):
 
 
 _FEW = 32
+
+
+def _digits(value: float) -> str:
+    """Return a number with all its digits, and no more of them than it needs."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(int(value) if value % 1 == 0 else value)
 
 
 def parse_space(key: str, value: Any) -> tuple[Range | Choice, tuple[str, tuple[Value, ...]] | None]:
@@ -98,7 +106,7 @@ def parse_space(key: str, value: Any) -> tuple[Range | Choice, tuple[str, tuple[
     if isinstance(value, dict):
         return _from_mapping(key, value)
     if isinstance(value, list | tuple):
-        return _choice(key, list(value)), None
+        return _choice(key, [_number(one) for one in value]), None
     text, *rest = _CONDITION.split(str(value).strip(), maxsplit=1)
     condition = _parse_condition(key, rest[0]) if rest else None
     found = _RANGE.fullmatch(text)
@@ -112,14 +120,15 @@ def parse_space(key: str, value: Any) -> tuple[Range | Choice, tuple[str, tuple[
 def _from_mapping(key: str, value: Mapping[str, Any]) -> tuple[Range | Choice, tuple[str, tuple[Value, ...]] | None]:
     known = {"low", "high", "log", "values", "if"}
     strangers = sorted(set(value) - known)
-    if strangers or ("values" in value) == ("low" in value or "high" in value):
+    is_choice = isinstance(value.get("values"), list | tuple)
+    if strangers or is_choice == ("low" in value or "high" in value) or is_choice != ("values" in value):
         raise SettingError(
-            f"space of '{key}' is {json.dumps(value, default=str)}: expected low and high (and log), or values, "
-            "and if as OTHER=VALUE where it has a condition"
+            f"space of '{key}' is {json.dumps(value, default=str)}: expected low and high (and log), or values as "
+            "a list, and if as OTHER=VALUE where it has a condition"
         )
     condition = _parse_condition(key, str(value["if"])) if "if" in value else None
     if "values" in value:
-        return _choice(key, list(value["values"])), condition
+        return _choice(key, [_number(one) for one in value["values"]]), condition
     return _range(key, value.get("low"), value.get("high"), log=bool(value.get("log", False))), condition
 
 
@@ -148,7 +157,7 @@ def _choice(key: str, values: list[Any]) -> Choice:
     if len(plain) < 2:
         said = f"'{values[0]}' alone" if values else "nothing"
         raise SettingError(f"--space {key} names {said}: a space has two values or more, such as {_EXAMPLES}")
-    if len(set(map(repr, plain))) < len(plain):
+    if any(_is_same(one, other) for one, other in itertools.combinations(plain, 2)):
         raise SettingError(f"--space {key} names a value twice: give each once")
     return Choice(values=plain)
 
@@ -166,6 +175,13 @@ def _read(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _number(value: Any) -> Any:
+    """Return a list's text as the number that it is: YAML reads 1e-3, without a point, as a text."""
+    read = _read(value) if isinstance(value, str) else value
+    is_number = isinstance(read, int | float) and not isinstance(read, bool) and math.isfinite(read)
+    return read if is_number else value
 
 
 def _is_same(one: Value, other: Value) -> bool:

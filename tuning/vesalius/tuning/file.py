@@ -25,7 +25,23 @@ def read_study_file(path: Path) -> dict[str, Any]:
     value = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise SettingError(f"{path} holds no study: expected keys such as method, store, space and trials")
+    for group in ("set", "space"):
+        if isinstance(value.get(group), dict):
+            for key, one in value[group].items():
+                _require_plain(path, f"{group}.{key}", one)
     return value
+
+
+def _require_plain(path: Path, name: str, value: Any) -> None:
+    """Refuse what is neither number nor text, such as the dates that YAML makes of 2026-01-01."""
+    if isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            _require_plain(path, name, one)
+    elif not isinstance(value, bool | int | float | str | None):
+        raise SettingError(
+            f"{path}: {name} is of type {type(value).__name__}: expected numbers, texts, true, false or null; put what "
+            "is meant as a text in quotes"
+        )
 
 
 def _from_python(path: Path) -> Any:
@@ -33,7 +49,7 @@ def _from_python(path: Path) -> Any:
         raise SettingError(f"{path} is no file: give a study file")
     try:
         variables = runpy.run_path(str(path))
-    except Exception as error:  # whatever somebody else's script raises
+    except (Exception, SystemExit) as error:  # whatever somebody else's script raises, or ends itself by
         raise SettingError(f"{path} failed: {type(error).__name__}: {error}") from error
     if "study" not in variables:
         raise SettingError(f"{path} defines no variable 'study': assign the study's keys to it")

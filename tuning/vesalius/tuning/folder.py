@@ -3,34 +3,38 @@
 ::
 
     HOME/studies/<name>/
-      study.json         the specification; written once, first
+      study.json         the specification; written last of what a study begins with, then only under the lock
       trials/0007.json   what became of a trial; written by its worker, before the driver hears of it
       seeds/0007-3.json  what became of it when it was trained again with seed 3
       optuna.db          the study's storage, unless another one was given
       cohort/            the cohort with synthetic lesions in its validation volumes, where they were asked for
       ray/               what Ray Tune writes while it runs; nothing is read from it again
-      .lock              held by the one process that drives the study from here
+      .lock              held by the one process that begins, changes or drives the study from here
 
 The runs of the trials lie among all other runs, under the names ``<study>-0007`` and ``<study>-0007-seed3``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
+import shutil
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from vesalius.platform.config import Settings, digest, validate
-from vesalius.platform.errors import SettingError, StudyError
+from vesalius.platform.config import Settings, validate
+from vesalius.platform.errors import SettingError, StoreError, StudyError
 from vesalius.platform.store.files import write_file
+from vesalius.platform.store.lock import exclusive
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.training import TrainingSettings
 from vesalius.tuning.dimension import Dimension
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -64,7 +68,9 @@ class StudySpec(Settings):
         concurrent: trials side by side.
         cpus: of a trial of one worker.
         gpus: of a trial of one worker; a fraction shares a device.
-        storage: where Optuna keeps the study, without a password.
+        storage: where Optuna keeps the study, without a password. Empty in the file where it is ``optuna.db`` beside
+            that: a folder that was moved or copied has its own.
+        source_digest: of the cohort that lesions were set into, where the study is judged on a copy with them.
         shared: whether other drivers may have a part in it; a file in the folder is nobody else's.
         experiment: name of the experiment that the runs are tracked under.
         created: time of creation, UTC, ISO 8601.
@@ -89,15 +95,11 @@ class StudySpec(Settings):
     concurrent: int = Field(1, ge=1)
     cpus: int = Field(1, ge=1)
     gpus: float = Field(0, ge=0)
-    storage: str
+    source_digest: str = ""
+    storage: str = ""
     shared: bool = False
     experiment: str
     created: str
-
-    @property
-    def identity(self) -> str:
-        """Digest of what all drivers of one study must agree on."""
-        return digest(self.terms())
 
     def terms(self) -> dict[str, Any]:
         """Return what all drivers of one study must agree on."""
@@ -154,14 +156,29 @@ class StudyFolder:
         except (OSError, ValueError):
             raise StudyError(f"{path} is missing or damaged: begin the study anew with `vesalius tune`") from None
         try:
-            return validate(StudySpec, value, str(path))
+            spec = validate(StudySpec, value, str(path))
         except SettingError as error:
             raise StudyError(f"{error}; the study is of another version: begin it anew") from None
+        return spec if spec.shared else spec.model_copy(update={"storage": file_address(self.path)})
 
     @property
     def lock(self) -> Path:
         """File that the one process driving the study from here holds."""
         return self.path / ".lock"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock.
+
+        Raises:
+            StudyError: another process holds it.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(self.lock))
+            except StoreError as error:
+                raise StudyError(str(error)) from None
+            yield
 
     @property
     def ray(self) -> Path:
@@ -209,6 +226,8 @@ class StudyFolder:
 
     def rewrite(self, spec: StudySpec) -> None:
         """Write the specification: the first time, or with another number of trials."""
+        if not spec.shared:
+            spec = spec.model_copy(update={"storage": ""})
         with space_errors(self.path):
             write_file(self.path / "study.json", spec.model_dump_json(indent=1).encode(), self.path)
 
@@ -232,17 +251,41 @@ def check_new_study(home: Path, name: str) -> None:
         )
 
 
+def file_address(folder: Path) -> str:
+    """Return the address of the storage in a study's own folder."""
+    return f"sqlite:///{folder.absolute() / 'optuna.db'}"
+
+
+@contextlib.contextmanager
+def new_study(home: Path, name: str) -> Iterator[StudyFolder]:
+    """Claim the folder of a new study; what is made in it goes again unless its specification comes to be written.
+
+    Raises:
+        StudyError: it is no plain name, or a study of that name exists or is being made by another process.
+    """
+    check_new_study(home, name)
+    folder = StudyFolder(studies_folder(home) / name)
+    with space_errors(home):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.alone():
+        check_new_study(home, name)  # somebody else may have made it a moment ago
+        try:
+            yield folder
+        finally:
+            if not (folder.path / "study.json").exists():
+                shutil.rmtree(folder.path, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    folder.path.parent.rmdir()
+
+
 def create_study(home: Path, spec: StudySpec) -> StudyFolder:
     """Make the folder of a new study and write its specification.
 
     Raises:
         StudyError: it is no plain name, or a study of that name exists.
     """
-    check_new_study(home, spec.name)
-    folder = StudyFolder(studies_folder(home) / spec.name)
-    with space_errors(home):
-        folder.path.mkdir(parents=True, exist_ok=True)
-    folder.rewrite(spec)
+    with new_study(home, spec.name) as folder:
+        folder.rewrite(spec)
     return folder
 
 

@@ -30,13 +30,11 @@ class Objective:
         summary: one sentence.
         direction: which way is better.
         needs: what the validation split must hold: outlined lesions, healthy and anomalous subjects, healthy ones.
-        unit: of the figure; empty where it has none.
     """
 
     summary: str
     direction: Direction
     needs: Needs = "nothing"
-    unit: str = ""
 
 
 _DETECTION: dict[str, Objective] = {
@@ -59,9 +57,9 @@ OBJECTIVES: dict[str, Objective] = {
         direction="maximize",
         needs="healthy",
     ),
-    "seconds_per_volume": Objective(summary="time to score a volume", direction="minimize", unit="s"),
-    "training_seconds": Objective(summary="time to train", direction="minimize", unit="s"),
-    "peak_memory": Objective(summary="the most memory held in training and scoring", direction="minimize", unit="MiB"),
+    "seconds_per_volume": Objective(summary="seconds to score a volume", direction="minimize"),
+    "training_seconds": Objective(summary="seconds to train", direction="minimize"),
+    "peak_memory": Objective(summary="the most memory held in training and scoring, in MiB", direction="minimize"),
 }
 
 _WHY_HEALTHY = (
@@ -71,7 +69,9 @@ _WHY_HEALTHY = (
 )
 
 
-def choose_objectives(names: Sequence[str], store: CohortStore, *, num_workers: int) -> tuple[tuple[str, ...], str]:
+def choose_objectives(
+    names: Sequence[str], store: CohortStore, *, num_workers: int, planted: bool = False
+) -> tuple[tuple[str, ...], str]:
     """Return the objectives of a study on a cohort, and a sentence where they are not what one would wish for.
 
     Args:
@@ -79,6 +79,7 @@ def choose_objectives(names: Sequence[str], store: CohortStore, *, num_workers: 
             ``healthy_image_score``.
         store: the cohort.
         num_workers: of a trial.
+        planted: whether validation is to have synthetic lesions, which the cohort does not have yet.
 
     Raises:
         SettingError: a name is unknown, given twice, of a split that is never chosen on, or cannot be measured.
@@ -87,19 +88,26 @@ def choose_objectives(names: Sequence[str], store: CohortStore, *, num_workers: 
     outlined = [one for one in subjects if one.has_lesion and "lesion" in one.arrays]
     healthy = [one for one in subjects if not one.has_lesion]
     if not names:
-        if outlined:
+        if outlined or planted:
             return ("average_precision",), ""
         _require(bool(healthy), "healthy_image_score", store, "healthy subjects")
         return ("healthy_image_score",), _WHY_HEALTHY
     for name in names:
         one = objective(name)
         if one.needs == "lesions":
-            _require(bool(outlined), name, store, "subjects with outlined lesions; --lesions MASKS sets synthetic ones")
+            _require(
+                bool(outlined) or planted,
+                name,
+                store,
+                "subjects with outlined lesions; --lesions MASKS sets synthetic ones",
+            )
         elif one.needs == "images":
-            anomalous = any(record.has_lesion for record in subjects)
+            anomalous = planted or any(record.has_lesion for record in subjects)
             _require(anomalous and bool(healthy), name, store, "healthy and anomalous subjects")
         elif one.needs == "healthy":
             _require(bool(healthy), name, store, "healthy subjects")
+        else:  # what a trial takes is measured while validation is scored
+            _require(bool(subjects), name, store, "subjects")
         if name == "peak_memory" and num_workers > 1:
             raise SettingError("peak_memory is measured of trials of one worker: use --workers 1, or leave it out")
     if len(set(names)) < len(names):
@@ -125,17 +133,20 @@ def objective(name: str) -> Objective:
     raise SettingError(f"unknown objective '{name}': {hint}")
 
 
-def intermediate(names: Sequence[str], store: CohortStore, num: int) -> str | None:
+def intermediate(names: Sequence[str], store: CohortStore, num: int, *, planted: bool = False) -> str | None:
     """Return the criterion by which a trial may be stopped early, or None where it says nothing of the objectives.
 
     Args:
         names: the objectives.
         store: the cohort.
         num: validation subjects of a pass, ``training.validate_subjects``.
+        planted: whether validation is to have synthetic lesions, which the cohort does not have yet.
     """
     if len(names) != 1:
         return None
     criterion, records = validation_subjects(store, num)
+    if planted:
+        criterion = AVERAGE_PRECISION
     needs = OBJECTIVES[names[0]].needs
     fitting = {AVERAGE_PRECISION: ("lesions", "images"), HEALTHY: ("healthy",)}[criterion]
     return criterion if records and needs in fitting else None

@@ -12,7 +12,7 @@ from vesalius.platform.cluster import session
 from vesalius.platform.progress import silent
 from vesalius.tuning.folder import Record
 from vesalius.tuning.resources import check_resources, trial_resources
-from vesalius.tuning.running import alone, failures, quiet
+from vesalius.tuning.running import failures, quiet
 from vesalius.tuning.trial import work
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def repeat(
     spec = study.spec
     # Seed by seed, so that what is broken off has pairs to show.
     wanted = [(row, seed) for seed in seeds for row in trials]
-    with alone(study):
+    with study.alone():
         left = [(row, seed) for row, seed in wanted if not _has_ended(study.record(row.number, seed))]
         progress(len(wanted) - len(left), len(wanted), "")
         if not left:

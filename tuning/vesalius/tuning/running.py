@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.cluster import session
-from vesalius.platform.errors import StoreError, StudyError
 from vesalius.platform.progress import silent
-from vesalius.platform.store.lock import exclusive
 from vesalius.tuning.ledger import Ledger
-from vesalius.tuning.resources import check_resources, trial_resources
+from vesalius.tuning.resources import alive_nodes, check_resources, trial_resources
 from vesalius.tuning.storage import PATIENCE_SECONDS, Patience, whole_address
 from vesalius.tuning.trial import work
 
@@ -84,7 +82,7 @@ def drive(
     """
     spec = study.spec
     begun = time.monotonic()
-    with alone(study), session():
+    with study.alone(), session():
         import ray
         from ray.tune import RunConfig, TuneConfig, Tuner, with_resources
 
@@ -96,6 +94,7 @@ def drive(
             num_workers=spec.num_workers,
             cpus=spec.cpus,
             gpus=spec.gpus,
+            nodes=alive_nodes(),
         )
         patience = Patience(spec.storage, patience_seconds, waiting=lambda said: progress(0, spec.trials, said))
         ledger = Ledger(spec, base, whole_address(spec.storage), patience, has_ended=study.has_ended)
@@ -148,21 +147,6 @@ def failures(spec: StudySpec) -> Any:
 
     # A worker that dies is replaced as often as one of a run is; the new one goes on from the last checkpoint.
     return FailureConfig(max_failures=spec.training.max_failures)
-
-
-@contextlib.contextmanager
-def alone(study: StudyFolder) -> Iterator[None]:
-    """Be the one process that drives a study from here.
-
-    Raises:
-        StudyError: another one does.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive(study.lock))
-        except StoreError as error:
-            raise StudyError(str(error)) from None
-        yield
 
 
 @contextlib.contextmanager

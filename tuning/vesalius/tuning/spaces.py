@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from vesalius.platform.config import Settings
     from vesalius.platform.runs import RunSettings
 
     Check = Callable[[RunSettings], None]
@@ -35,6 +34,8 @@ TRAINING = (
 """Of the loop's settings, those that a study may search: the others say where a run computes, and when it is seen."""
 
 _MOST_COMBINATIONS = 4096
+_MOST_ASKED = 64
+"""Of these, how many the method is built for: what that many refuse with one value is refused for the value."""
 
 
 def declared(base: RunSettings) -> dict[str, Range | Choice]:
@@ -56,11 +57,10 @@ def dimensions(base: RunSettings, given: Mapping[str, Any], check: Check) -> tup
             value is one that the method refuses, a condition leads in a circle, or nothing is left to search.
     """
     own = declared(base)
-    wanted = {_full(key): value for key, value in given.items()}
+    wanted = {full_key(key): value for key, value in given.items()}
     if len(wanted) < len(given):
         raise SettingError("a setting has two spaces: give each of them one")
     if not wanted:
-        # Of what a method declares, that which its base leaves without effect is no use: still, it says so itself.
         wanted = dict.fromkeys(own)
     if not wanted:
         raise SettingError("the method declares no search space: give one with --space, such as training.seed=1,2,3")
@@ -99,7 +99,8 @@ def point(base: RunSettings, searched: Sequence[Dimension]) -> dict[str, Any] | 
     return values
 
 
-def _full(key: str) -> str:
+def full_key(key: str) -> str:
+    """Return a setting's key with its group; without one it is the method's."""
     key = key.strip()
     return key if key.split(".")[0] in ("method", "training") else f"method.{key}"
 
@@ -141,7 +142,7 @@ def _dimension(
             )
     if condition is None:
         return Dimension(key=key, space=space, whole=whole)
-    other = _full(condition[0])
+    other = full_key(condition[0])
     _require_leaf(base, other)
     return Dimension(key=key, space=space, whole=whole, condition=Condition(key=other, values=condition[1]))
 
@@ -230,6 +231,7 @@ def _possible_beside(
     check: Check,
 ) -> bool:
     others = [other for other in searched if other is not one and other.key not in needed]
+    asked = 0
     combinations = itertools.product(*(other.probes() for other in others))
     for combination in itertools.islice(combinations, _MOST_COMBINATIONS):
         values = dict(zip((other.key for other in others), combination, strict=True))
@@ -239,10 +241,7 @@ def _possible_beside(
             continue
         if _refusal(settings, {}, check) is None:
             return True
+        asked += 1
+        if asked == _MOST_ASKED:
+            return False
     return False
-
-
-def as_changes(base: Settings, settings: Settings) -> dict[str, Any]:
-    """Return what settings change from others of their kind, by dotted key."""
-    before = flatten(base)
-    return {key: value for key, value in flatten(settings).items() if before[key] != value}

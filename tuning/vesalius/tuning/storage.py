@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from vesalius.platform.errors import SettingError, StudyError
 from vesalius.platform.tracking import shown
@@ -19,35 +21,65 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+
+class Calls(Protocol):
+    """Calls a function of a storage, once or as often as need be."""
+
+    def __call__(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Return ``function(...)``."""
+        ...
+
+
 VARIABLE = "VESALIUS_STUDY_STORAGE"
 """Environment variable that holds the whole address of a storage whose password is kept nowhere."""
 
 PATIENCE_SECONDS = 300.0
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
+_PASSWORD_KEYS = ("password", "passwd", "pwd")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 _SQLITE_TIMEOUT = 60.0
 
 
-def check_address(address: str) -> None:
-    """Check that a storage's address is one.
+def check_address(address: str) -> str:
+    """Check that a storage's address is one, and return it as it is kept: without its password, its file absolute.
 
     Raises:
-        SettingError: it is of no known kind, or the package for it is missing.
+        SettingError: it is of no known kind, is nowhere but in memory, holds a password where it cannot be hidden, or
+            the package for it is missing.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     try:
-        make_url(address).get_dialect().import_dbapi()
+        url = make_url(address)
+        dialect = url.get_dialect()
     except (ArgumentError, NoSuchModuleError, ValueError):
+        # What is no address may hold a password anywhere.
         raise SettingError(
-            f"--storage is '{shown(address)}': expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+            f"--storage is '{re.sub(r':.*@', ':***@', shown(address))}': expected sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
+    if any(name.lower().endswith(_PASSWORD_KEYS) for name in url.query):
+        raise SettingError(
+            f"--storage {shown(address)} has its password in the query: give it before the @, as in "
+            "postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+    if url.get_backend_name() == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise SettingError(
+                f"--storage {address} is in memory, where no other process finds it: give a file, as in sqlite:///FILE"
+            )
+        if not str(url.database).startswith("file:"):
+            url = url.set(database=str(Path(str(url.database)).absolute()))
+    kept = url.render_as_string(hide_password=True)
+    try:
+        dialect.import_dbapi()
     except ImportError as error:
         name = str(error.name)
         raise SettingError(
-            f"--storage {shown(address)} needs the package {name}: pip install {_PACKAGES.get(name, name)}"
+            f"--storage {kept} needs the package {name}: pip install {_PACKAGES.get(name, name)}"
         ) from None
+    return kept
 
 
 def whole_address(kept: str) -> str:
@@ -56,11 +88,21 @@ def whole_address(kept: str) -> str:
     Raises:
         StudyError: it has a password, which the environment does not hold.
     """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     if ":***@" not in kept:
         return kept
     given = os.environ.get(VARIABLE, "").strip()
-    if shown(given) != kept:
-        raise StudyError(f"the study is kept at {kept} and its password nowhere: set {VARIABLE} to the whole address")
+    try:
+        fits = make_url(given).render_as_string(hide_password=True) == kept
+    except (ArgumentError, ValueError):
+        fits = False
+    if not fits:
+        raise StudyError(
+            f"the study is kept at {kept} and its password nowhere: set {VARIABLE} to the whole address, so that "
+            "whoever goes on with the study can give it too"
+        )
     return given
 
 
@@ -93,9 +135,8 @@ class Patience:
             try:
                 return function(*arguments, **options)
             except (StorageInternalError, SQLAlchemyError) as error:
-                cause = error.__cause__ or error
                 left = self.seconds - (time.monotonic() - begun)
-                said = " ".join(str(cause).split("\n")[0].split())[:200]
+                said = _gist(error)
                 if left <= 0:
                     raise StudyError(
                         f"the study's storage at {self._address} has not answered for {self.seconds:.0f} s ({said}): "
@@ -107,7 +148,36 @@ class Patience:
                 pause = min(2 * pause, _LONGEST_WAIT)
 
 
-def open_storage(address: str, patience: Patience) -> RDBStorage:
+def try_storage(address: str) -> None:
+    """Open a storage once, as a study does that begins: one that was never there is not to be waited for.
+
+    Args:
+        address: whole, with its password.
+
+    Raises:
+        SettingError: it cannot be opened.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    def once(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        return function(*arguments, **options)
+
+    try:
+        open_storage(address, once).remove_session()
+    except (StorageInternalError, SQLAlchemyError) as error:
+        said = _gist(error)
+        raise SettingError(
+            f"--storage {shown(address)} cannot be opened ({said}): check its path or its user, password, host and "
+            "database"
+        ) from None
+
+
+def _gist(error: Exception) -> str:
+    return shown(" ".join(str(error.__cause__ or error).split("\n")[0].split()))[:200]
+
+
+def open_storage(address: str, patience: Calls) -> RDBStorage:
     """Open a storage, which is made where it does not exist.
 
     Raises:

@@ -48,7 +48,11 @@ def tune(
     sampler: Annotated[str | None, typer.Option(help="tpe, random, gp, cmaes, nsgaii or qmc (default: tpe)")] = None,
     pruner: Annotated[
         str | None,
-        typer.Option(help="asha, median or none: stops trials by their validation passes (default: asha where it can)"),
+        typer.Option(
+            help="asha, median or none: stops trials by their validation passes (default: asha where it can). Passes "
+            "are compared by the share of a trial's own training that is done: where epochs are searched, leave "
+            "training.validate_every unset, so that the shares are equal."
+        ),
     ] = None,
     concurrent: Annotated[int | None, typer.Option(min=1, help="Trials side by side (default: as many as fit)")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers of one trial (default: 1)")] = None,
@@ -63,7 +67,11 @@ def tune(
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Database that several drivers share: postgresql://... (default: a file beside the study)"),
+        typer.Option(
+            help="Database that several drivers share: postgresql://USER@HOST/DATABASE (default: a file beside the "
+            "study). A password is kept nowhere: the variable VESALIUS_STUDY_STORAGE holds the whole address, here as "
+            "with --resume."
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="YAML, or Python that assigns `study`; options beside it win.")
@@ -162,7 +170,7 @@ def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
     from vesalius.infra import pipeline
     from vesalius.platform.config import validate
     from vesalius.platform.errors import SettingError
-    from vesalius.tuning import read_study_file
+    from vesalius.tuning import full_key, read_study_file
 
     said: dict[str, Any] = {} if file is None else read_study_file(absolute(file))
     if isinstance(said.get("objective"), str):
@@ -170,9 +178,12 @@ def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
     if isinstance(said.get("store"), str) and "store" not in given:
         given["store"] = place(said["store"])
     joined = {**said, **given}
-    for key in ("space", "set"):
-        if isinstance(said.get(key), dict) and key in given:
-            joined[key] = {**said[key], **given[key]}
+    if isinstance(said.get("set"), dict) and "set" in given:
+        joined["set"] = {**said["set"], **given["set"]}
+    if isinstance(said.get("space"), dict) and "space" in given:
+        replaced = {full_key(key) for key in given["space"]}
+        joined["space"] = {key: one for key, one in said["space"].items() if full_key(str(key)) not in replaced}
+        joined["space"] |= given["space"]
     for key, shown in (("method", "METHOD"), ("store", "STORE")):
         if key not in joined:
             raise SettingError(

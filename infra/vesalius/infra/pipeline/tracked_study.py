@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vesalius.infra.pipeline.training import tracked_as
 from vesalius.platform import tracking
+from vesalius.platform.config import digest
 from vesalius.platform.errors import VesaliusError
 from vesalius.platform.runs import find_run
 from vesalius.tuning import analyse, compare_seeds
@@ -86,7 +87,8 @@ def track_trial(run: RunFolder, figures: Mapping[str, float]) -> None:
 
 
 def _begin(uri: str, spec: StudySpec) -> str:
-    key = spec.identity if spec.shared else spec.token
+    # Drivers that share a study agree on its terms, and each has a token of its own.
+    key = digest(spec.terms()) if spec.shared else spec.token
     found = tracking.find_run(uri, spec.experiment, {_KEY: key})
     if found is not None:
         tracking.resume_run(uri, found)

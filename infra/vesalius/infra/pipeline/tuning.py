@@ -28,6 +28,7 @@ from vesalius.platform.training.memory import PeakMemory
 from vesalius.tuning import (
     PRUNERS,
     StudySpec,
+    alive_nodes,
     analyse,
     check_address,
     check_new_study,
@@ -35,14 +36,15 @@ from vesalius.tuning import (
     check_sampler,
     choose_objectives,
     compared,
-    create_study,
     dimensions,
     fitting,
     intermediate,
+    new_study,
     objective,
     other_seeds,
     repeat,
-    studies_folder,
+    try_storage,
+    whole_address,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         SettingError: a setting, a space or an objective is unknown or does not fit.
         StoreError: the store cannot be used.
         CohortError: it holds no healthy training subjects, or none to set lesions into.
-        StudyError: the name is taken.
+        StudyError: the name is taken, or the storage's password is missing.
     """
     if request.trials < 1:
         raise SettingError(f"--trials is {request.trials}: a study has 1 or more")
@@ -124,8 +126,8 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         objective(one)
     if request.pruner is not None and request.pruner not in PRUNERS:
         raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
-    storage = request.storage or f"sqlite:///{studies_folder(home) / name / 'optuna.db'}"
-    check_address(storage)
+    storage = "" if request.storage is None else check_address(request.storage)
+    whole_address(storage)
     texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in request.set.items()]
     method, training = choose_settings(request.method, request.preset, texts)
     store = CohortStore.open(request.store)
@@ -135,45 +137,70 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     searched = dimensions(base, request.space, check)
     check_sampler(request.sampler)
     concurrent, gpus = _side_by_side(request, training.device)
-    threads = training.threads or max(1, available_cores() // (concurrent * request.workers))
+    threads = training.threads or max(request.cpus, available_cores() // (concurrent * request.workers))
     training = training.model_copy(update={"threads": threads})
-    if request.lesions is not None:
-        store = _with_lesions(store, studies_folder(home) / name / "cohort", request.lesions, progress)
-    objectives, said = choose_objectives(request.objective, store, num_workers=request.workers)
+    if request.gpus == 0 and training.device not in ("auto", "cpu"):
+        raise SettingError(f"--gpus is 0 and training.device {training.device}: leave one of them out")
+    if request.gpus == 0:  # Ray hides no device from a trial that asked for none
+        training = training.model_copy(update={"device": "cpu"})
+    source = store
+    objectives, criterion = _judged_by(request, store, training.validate_subjects, say)
+    if request.storage is not None:
+        try_storage(whole_address(storage))
+    with new_study(home, name) as folder:
+        if request.lesions is not None:
+            store = _with_lesions(source, folder.path / "cohort", request.lesions, progress)
+        spec = StudySpec(
+            name=name,
+            token=secrets.token_hex(8),
+            method=request.method,
+            preset=request.preset,
+            settings=method.model_dump(mode="json"),
+            training=training,
+            store=str(store.path),
+            cohort_digest=store.digest,
+            source_digest="" if store is source else source.digest,
+            searched=searched,
+            objectives=objectives,
+            sampler=request.sampler,
+            pruner=request.pruner or ("none" if criterion is None else "asha"),
+            criterion=criterion,
+            seed=request.seed,
+            trials=request.trials,
+            num_workers=request.workers,
+            concurrent=concurrent,
+            cpus=request.cpus,
+            gpus=gpus,
+            storage=storage,
+            shared=request.storage is not None,
+            experiment=name,
+            created=now(),
+        )
+        folder.rewrite(spec)
+    return folder
+
+
+def _judged_by(
+    request: StudyRequest, store: CohortStore, validate_subjects: int, say: Callable[[str], None]
+) -> tuple[tuple[str, ...], str | None]:
+    """Return a study's objectives and the criterion that a trial may be stopped by.
+
+    Lesions that are asked for count as there: setting them in takes long, and what does not fit is to be said before.
+
+    Raises:
+        SettingError: an objective or a pruner does not fit the cohort.
+    """
+    planted = request.lesions is not None
+    objectives, said = choose_objectives(request.objective, store, num_workers=request.workers, planted=planted)
     if said:
         say(said)
-    criterion = intermediate(objectives, store, training.validate_subjects)
+    criterion = intermediate(objectives, store, validate_subjects, planted=planted)
     if request.pruner not in (None, "none") and criterion is None:
         raise SettingError(
             f"--pruner {request.pruner} stops trials by their validation passes, which say nothing of "
             f"{' and '.join(objectives)}: use --pruner none"
         )
-    spec = StudySpec(
-        name=name,
-        token=secrets.token_hex(8),
-        method=request.method,
-        preset=request.preset,
-        settings=method.model_dump(mode="json"),
-        training=training,
-        store=str(store.path),
-        cohort_digest=store.digest,
-        searched=searched,
-        objectives=objectives,
-        sampler=request.sampler,
-        pruner=request.pruner or ("none" if criterion is None else "asha"),
-        criterion=criterion,
-        seed=request.seed,
-        trials=request.trials,
-        num_workers=request.workers,
-        concurrent=concurrent,
-        cpus=request.cpus,
-        gpus=gpus,
-        storage=tracking.shown(storage),
-        shared=request.storage is not None,
-        experiment=name,
-        created=now(),
-    )
-    return create_study(home, spec)
+    return objectives, criterion
 
 
 def _check_no_runs(home: Path, name: str) -> None:
@@ -217,7 +244,8 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
         )
     if asked.get("method") not in (None, spec.method):
         raise StudyError(f"study '{spec.name}' is of {spec.method}, not of {asked['method']}: {begin}")
-    if asked.get("store") is not None and (digest := CohortStore.open(asked["store"]).digest) != spec.cohort_digest:
+    own = (spec.cohort_digest, spec.source_digest)  # the latter without the lesions that the study's copy has
+    if asked.get("store") is not None and (digest := CohortStore.open(asked["store"]).digest) not in own:
         raise StudyError(
             f"study '{spec.name}' is of another cohort than {asked['store']} (digest {spec.cohort_digest[:12]}, not "
             f"{digest[:12]}): {begin}"
@@ -226,8 +254,8 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
         base = base_of(spec)
         given = dimensions(base, asked["space"], _check(spec.method, store))
         if given != spec.searched:
-            own = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
-            raise StudyError(f"study '{spec.name}' searches other spaces ({own}): leave --space out, or {begin}")
+            said = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
+            raise StudyError(f"study '{spec.name}' searches other spaces ({said}): leave --space out, or {begin}")
     if asked.get("objective") and tuple(asked["objective"]) != spec.objectives:
         raise StudyError(f"study '{spec.name}' is judged by {', '.join(spec.objectives)}: {begin}")
 
@@ -241,16 +269,24 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
 
     Raises:
         SettingError: there is to be no trial, or they do not fit.
+        StudyError: a process drives the study.
     """
     if changes.get("trials", 1) < 1:
         raise SettingError(f"--trials is {changes['trials']}: a study has 1 or more")
     if not changes:
         return
-    spec = study.spec.model_copy(update=dict(changes))
-    check_resources(
-        _resources(), concurrent=spec.concurrent, num_workers=spec.num_workers, cpus=spec.cpus, gpus=spec.gpus
-    )
-    study.rewrite(spec)
+    resources, nodes = _resources()
+    with study.alone():
+        spec = study.spec.model_copy(update=dict(changes))
+        check_resources(
+            resources,
+            concurrent=spec.concurrent,
+            num_workers=spec.num_workers,
+            cpus=spec.cpus,
+            gpus=spec.gpus,
+            nodes=nodes,
+        )
+        study.rewrite(spec)
 
 
 def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress) -> None:
@@ -297,8 +333,8 @@ def _side_by_side(request: StudyRequest, device: str) -> tuple[int, float]:
     Raises:
         SettingError: they do not fit, or a share is one that no device can give.
     """
-    resources = _resources()
-    devices = 0.0 if device == "cpu" else float(resources.get("GPU", 0))
+    resources, nodes = _resources()
+    devices = 0.0 if device == "cpu" or request.gpus == 0 else float(resources.get("GPU", 0))
     if request.workers > 1:
         if request.gpus not in (None, 0, 1):
             raise SettingError("--gpus shares devices among trials of one worker; several workers take whole ones")
@@ -306,23 +342,25 @@ def _side_by_side(request: StudyRequest, device: str) -> tuple[int, float]:
     elif request.gpus is not None:
         gpus = request.gpus
     else:
-        shared = request.concurrent or int(devices)
-        gpus = min(1.0, int(1000 * devices / shared) / 1000) if devices else 0.0
-    if gpus > 1 and gpus % 1:
-        raise SettingError(f"--gpus is {gpus:g}: above 1 it is a whole number, below 1 a part of one device")
-    concurrent = request.concurrent or max(1, fitting(resources, request.workers, request.cpus, gpus))
-    check_resources(resources, concurrent=concurrent, num_workers=request.workers, cpus=request.cpus, gpus=gpus)
+        apiece = math.ceil((request.concurrent or devices) / devices) if devices else 0  # trials that share a device
+        gpus = int(1000 / apiece) / 1000 if apiece else 0.0
+    fit = fitting(resources, request.workers, request.cpus, gpus, nodes=nodes)
+    concurrent = request.concurrent or max(1, fit)
+    check_resources(
+        resources, concurrent=concurrent, num_workers=request.workers, cpus=request.cpus, gpus=gpus, nodes=nodes
+    )
     return concurrent, gpus
 
 
-def _resources() -> dict[str, float]:
+def _resources() -> tuple[dict[str, float], list[dict[str, float]] | None]:
+    """Return what the cluster has, and what each of its machines where it is not this one alone."""
     if os.environ.get("RAY_ADDRESS"):
         with session():
             import ray
 
             found: dict[str, float] = ray.cluster_resources()
-            return found
-    return {"CPU": float(available_cores()), "GPU": float(torch.cuda.device_count())}
+            return found, alive_nodes()
+    return {"CPU": float(available_cores()), "GPU": float(torch.cuda.device_count())}, None
 
 
 def _with_lesions(store: CohortStore, out: Path, masks: str, progress: Progress) -> CohortStore:
@@ -335,7 +373,6 @@ def _with_lesions(store: CohortStore, out: Path, masks: str, progress: Progress)
 
     from vesalius.datasets.lesions import plant_lesions
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     plant_lesions(store, out, Folder(masks), splits=(VALIDATION,), progress=progress)
     return CohortStore.open(out)
 
