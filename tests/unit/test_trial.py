@@ -67,7 +67,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_trial_is_told(
 ) -> None:
     study = toy_study(tmp_path)
 
-    def full(self: StudyFolder, record: Record) -> None:
+    def full(self: StudyFolder, record: Record, _seed: int | None = None) -> None:
         raise DiskSpaceError("the disk is full")
 
     monkeypatch.setattr(StudyFolder, "keep", full)
