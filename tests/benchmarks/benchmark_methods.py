@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vesalius.datasets.phantom import PhantomSettings, make_phantom
 from vesalius.methods import METHODS
-from vesalius.platform.contracts import bfloat16_pays
+from vesalius.platform.contracts import bfloat16_pays, trains_in_bfloat16
 from vesalius.platform.geometry import as_matrix
 from vesalius.platform.loading import augmented
 from vesalius.platform.scoring import score_volume, volume_of
@@ -138,7 +138,6 @@ def measure(names: Sequence[str], preset: str, edge: int, device: torch.device) 
     """Time every stage with optimisers of the methods, and one scoring each; return the figures."""
     precision = torch.bfloat16 if bfloat16_pays(device) else torch.float32
     rates = {str(dtype).removeprefix("torch."): matrix_rate(device, dtype) for dtype in {torch.float32, precision}}
-    rate = rates[str(precision).removeprefix("torch.")]
     training = TrainingSettings(device=device.type, threads=torch.get_num_threads(), cache_mib=512)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -153,8 +152,11 @@ def measure(names: Sequence[str], preset: str, edge: int, device: torch.device) 
                 with computing_as(training, device):
                     found = _stage(method, plan, index, training, device)
                 if found:
-                    share = found["samples_per_second"] * found["flops_per_sample"] / rate
-                    rows.append({"method": name, "stage": stage.name, **found, "share_of_matrix_rate": share})
+                    in_bf16 = trains_in_bfloat16(training.precision, device, stage.trains)
+                    kind = "bfloat16" if in_bf16 else "float32"
+                    share = found["samples_per_second"] * found["flops_per_sample"] / rates[kind]
+                    row = {"method": name, "stage": stage.name, "precision": kind, **found}
+                    rows.append({**row, "share_of_matrix_rate": share})
                     sys.stderr.write(json.dumps(rows[-1]) + "\n")
             method.eval().requires_grad_(False)
             _, seconds = score_volume(method, volume_of(store, held), device)
@@ -166,7 +168,6 @@ def measure(names: Sequence[str], preset: str, edge: int, device: torch.device) 
         "edge": edge,
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "precision": str(precision).removeprefix("torch."),
         "matrix_flops_per_second": rates,
         "rows": rows,
     }
@@ -202,14 +203,15 @@ def main(arguments: list[str] | None = None) -> int:
     lines = [
         f"preset {figures['preset']}, {figures['edge']}-cubes, {where}: {rates}",
         "",
-        "| method | stage | samples/s | MFLOP a sample | share of the matrix rate | s / volume |",
-        "|---|---|---|---|---|---|",
+        "| method | stage | in | samples/s | MFLOP a sample | share of its matrix rate | s / volume |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in figures["rows"]:
         if "seconds_per_volume" in row:
-            lines.append(f"| {row['method']} | scoring | | | | {row['seconds_per_volume']:.3g} |")
+            lines.append(f"| {row['method']} | scoring | | | | | {row['seconds_per_volume']:.3g} |")
         else:
-            cells = f"{row['samples_per_second']:.4g} | {row['flops_per_sample'] / 1e6:.4g}"
+            counted = f"{row['samples_per_second']:.4g} | {row['flops_per_sample'] / 1e6:.4g}"
+            cells = f"{row['precision']} | {counted}"
             lines.append(f"| {row['method']} | {row['stage']} | {cells} | {row['share_of_matrix_rate']:.3f} | |")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

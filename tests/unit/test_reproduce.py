@@ -761,7 +761,8 @@ def test_rows_of_the_same_settings_are_one_run(
     assert len(trained) == len(set(trained)) == 4
     assert {label: row["same_run_as"] for label, row in rows.items() if row["same_run_as"]} == {"same": "IF"}
     for key in ("figures", "training_minutes"):
-        assert rows["IF"][key] == rows["same"][key] is not None
+        assert rows["IF"][key] is not None
+        assert rows["IF"][key] == rows["same"][key]
     assert rows["IF"]["settings"] == rows["same"]["settings"] != rows["other map"]["settings"]
     assert "- same: one run with IF, trained once: the settings are the same; " in (out / "toy.md").read_text()
 

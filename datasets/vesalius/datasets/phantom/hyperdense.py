@@ -53,10 +53,10 @@ def with_ridges(seed: int, anatomy: Anatomy) -> Anatomy:
 
     Lesions keep out of it, as they keep out of ventricles.
     """
-    at: Axes = tuple(np.meshgrid(*BRAIN.axes, indexing="ij", sparse=True))  # type: ignore[assignment]  # three axes
+    x, y, z = np.meshgrid(*BRAIN.axes, indexing="ij", sparse=True)
     # Beyond the inner table there is bone or air as it is.
     inner = HEAD.read(anatomy.head["cavity"], BRAIN.axes) + np.float32(2)
-    depths = [intersection(capsule(at, *ridge), inner, 2) for ridge in _ridges(seed)]
+    depths = [intersection(capsule((x, y, z), *ridge), inner, 2) for ridge in _ridges(seed)]
     return replace(anatomy, fields={**anatomy.fields, "ridge": np.max(depths, axis=0)})
 
 
@@ -71,7 +71,8 @@ def with_bright(seed: int, anatomy: Anatomy, tissues: Tissues, axes: Axes, spaci
         spacing_mm: of the grid.
     """
     width = seen_mm(spacing_mm)
-    at: Axes = tuple(np.meshgrid(*axes, indexing="ij", sparse=True))  # type: ignore[assignment]  # three axes
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    at = (x, y, z)
     cavity = HEAD.read(anatomy.head["cavity"], axes)
     for depth, thick in _sinuses(anatomy, at, axes, cavity):
         tissues = replaced(tissues, inside(np.minimum(depth, cavity), width, thick=thick), "venous_blood")
