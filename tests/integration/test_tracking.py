@@ -88,6 +88,9 @@ def test_a_run_keeps_settings_environment_and_digest(uri: str) -> None:
         ("https://me:s3cr@t@host:5000", "https://me:***@host:5000"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
         ("http://host:5000", "http://host:5000"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("postgresql://me:se/cret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&password=secret&a=b", "postgresql://host/db?user=me&password=***&a=b"),
     ],
 )
 def test_a_password_is_kept_in_the_environment_alone(whole: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:

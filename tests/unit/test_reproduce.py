@@ -278,7 +278,7 @@ def test_a_time_is_read(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "20", "m", "-3m", "0s", "20x", "1h 30", "nan s", "ten minutes"])
 def test_what_is_no_time_is_said(text: str) -> None:
-    with pytest.raises(SettingError, match="expected a time for each row, such as 90s, 20m"):
+    with pytest.raises(SettingError, match="expected a time, such as 90s, 20m"):
         parse_budget(text)
 
 

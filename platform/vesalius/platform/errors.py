@@ -11,6 +11,7 @@
     │   │   └── UnreachableError      its URL: no credentials, no bucket, no package, no answer
     │   ├── RunError                  a run: missing, unfinished, without the checkpoint asked for
     │   ├── ModelError                a model: missing, damaged, of another cohort
+    │   ├── StudyError                a study: missing, of another cohort or other spaces, its storage out of reach
     │   └── DiskSpaceError            not enough room for what is about to be written
     ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
     ├── WorkerLostError               a worker process died, again and again         (exit code 1)
@@ -65,6 +66,10 @@ class RunError(InputError):
 
 class ModelError(InputError):
     """A model is missing, damaged, or was made for other data."""
+
+
+class StudyError(InputError):
+    """A study is missing, of another cohort or other spaces, or its storage cannot be reached."""
 
 
 class DiskSpaceError(InputError):

@@ -25,9 +25,10 @@ import secrets
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from vesalius.platform.config import Settings, flatten, validate
+from vesalius.platform.contracts import MethodSettings
 from vesalius.platform.errors import RunError, SettingError
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.space import space_errors
@@ -41,6 +42,27 @@ def home(path: Path | None = None) -> Path:
     """Return where runs, tracking and locks live: ``path``, else ``$VESALIUS_HOME``, else ``~/.vesalius``."""
     chosen = path or Path(os.environ.get("VESALIUS_HOME") or Path.home() / ".vesalius")
     return chosen.expanduser().absolute()
+
+
+class RunSettings(Settings):
+    """What may be set of a run, under one root: ``method.*`` and ``training.*``.
+
+    Attributes:
+        method: of the method; see :meth:`of`.
+        training: of the loop.
+    """
+
+    method: MethodSettings
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+
+    @classmethod
+    def of(cls, method: MethodSettings, training: TrainingSettings | None = None) -> RunSettings:
+        """Return settings whose ``method`` is of that method's own class, so that an override is checked against it."""
+        loop = training or TrainingSettings()
+        kind = create_model(
+            "RunSettings", __base__=cls, method=(type(method), method), training=(TrainingSettings, loop)
+        )
+        return kind(method=method)
 
 
 class RunSpec(Settings):

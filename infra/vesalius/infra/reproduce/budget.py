@@ -66,7 +66,7 @@ def parse_budget(text: str) -> float:
     plain = text.strip().lower().replace(" ", "")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(plain))
     if not _BUDGET.fullmatch(plain) or not math.isfinite(seconds) or seconds <= 0:
-        raise SettingError(f"--budget is '{text}': expected a time for each row, such as 90s, 20m, 1h30m or 2d")
+        raise SettingError(f"--budget is '{text}': expected a time, such as 90s, 20m, 1h30m or 2d")
     return seconds
 
 

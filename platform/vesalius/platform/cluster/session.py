@@ -7,6 +7,8 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
+from vesalius.platform.errors import RunError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,6 +38,9 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
 
     Args:
         num_cpus: cores of a local runtime; all that this process may use where None.
+
+    Raises:
+        RunError: nothing answers at ``RAY_ADDRESS``.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -47,7 +52,13 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray's own start-up
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level="ERROR")
+            try:
+                ray.init(log_to_driver=False, logging_level="ERROR")
+            except ConnectionError:
+                raise RunError(
+                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, or "
+                    "unset RAY_ADDRESS to compute on this machine"
+                ) from None
         else:
             # A runtime on loopback that ends with us needs no token; a cluster's own mode is left as it is.
             for name, value in {"RAY_AUTH_MODE": "disabled", **_UNWATCHED}.items():

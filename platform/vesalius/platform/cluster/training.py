@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vesalius.platform import errors
 from vesalius.platform.cluster.session import session
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def train(
-    run: RunFolder, method_type: type[Method], *, progress: Progress = silent, watch_every_seconds: float = 0.5
+    run: RunFolder,
+    method_type: type[Method],
+    *,
+    progress: Progress = silent,
+    watch_every_seconds: float = 0.5,
+    tuned: bool = False,
 ) -> RunFolder:
     """Train a run to its end, from where it stands; write its model folder's weights as the last checkpoint.
 
@@ -36,6 +41,7 @@ def train(
         method_type: the class that the run's method names.
         progress: called with steps done, steps in all and the stage's name, from a thread of its own.
         watch_every_seconds: how often.
+        tuned: whether a trial of Ray Tune calls: validation passes are then reported to it, and it may stop the run.
 
     Raises:
         RunError: the store has changed since the run was created, or its checkpoints are gone.
@@ -44,10 +50,12 @@ def train(
         VesaliusError: whatever a worker raised on purpose.
     """
     with exclusive(run.lock):  # two drivers of one run would drop each other's checkpoints
-        return _train(run, method_type, progress, watch_every_seconds)
+        return _train(run, method_type, progress, watch_every_seconds, tuned=tuned)
 
 
-def _train(run: RunFolder, method_type: type[Method], progress: Progress, watch_every_seconds: float) -> RunFolder:
+def _train(
+    run: RunFolder, method_type: type[Method], progress: Progress, watch_every_seconds: float, *, tuned: bool
+) -> RunFolder:
     failure = run.path / "failure.json"
     check_store(run.spec)
     attempt = run.begin_attempt()
@@ -56,9 +64,9 @@ def _train(run: RunFolder, method_type: type[Method], progress: Progress, watch_
     try:
         with _watching(run, progress, watch_every_seconds):
             if run.spec.num_workers == 0:
-                work({"run": str(run.path), "method": method_type, "attempt": attempt})
+                work({"run": str(run.path), "method": method_type, "attempt": attempt, "tuned": tuned})
             else:
-                _train_on_ray(run, method_type, attempt)
+                _train_on_ray(run, method_type, attempt, tuned=tuned)
         if failure.is_file():
             raise _failure(failure)
     except BaseException as error:  # an interrupt too is written into the run's state
@@ -69,7 +77,7 @@ def _train(run: RunFolder, method_type: type[Method], progress: Progress, watch_
     return run
 
 
-def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> None:
+def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tuned: bool) -> None:
     spec = run.spec
     with session():
         import ray
@@ -95,7 +103,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> No
             )
         trainer = TorchTrainer(
             work,
-            train_loop_config={"run": str(run.path), "method": method_type, "attempt": attempt},
+            train_loop_config={"run": str(run.path), "method": method_type, "attempt": attempt, "tuned": False},
             torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
             scaling_config=ScalingConfig(
                 num_workers=spec.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}
@@ -104,6 +112,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> No
                 name=f"{run.run_id}-{int(time.time())}",
                 storage_path=str(run.path / "ray"),
                 failure_config=FailureConfig(max_failures=spec.training.max_failures),
+                callbacks=_callbacks(tuned=tuned),
             ),
         )
         with warnings.catch_warnings():
@@ -119,6 +128,14 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str) -> No
                     f"training of '{run.run_id}' failed on the cluster: {_said(error)}; "
                     f"go on with `vesalius train --resume {run.run_id}`"
                 ) from error
+
+
+def _callbacks(*, tuned: bool) -> list[Any]:
+    if not tuned:
+        return []
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    return [TuneReportCallback()]
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def work(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(threads)
     watcher: _Recorder | None = None
     try:
-        watcher = _Recorder(run, spec, ranks.rank, config["attempt"], on_ray=on_ray)
+        watcher = _Recorder(run, spec, ranks.rank, config["attempt"], on_ray=on_ray, tuned=config["tuned"])
         store = check_store(spec)
         if run.has_checkpointed and Checkpoints(run.checkpoints).last() is None:
             raise RunError(
@@ -107,13 +107,15 @@ def check_store(spec: RunSpec) -> CohortStore:
 
 
 class _Recorder:
-    """Rank 0 writes progress and tracked metrics; every rank reports milestones to Ray Train."""
+    """Rank 0 writes progress and tracked metrics; every rank reports milestones to Ray Train, or a lone one to Tune."""
 
-    def __init__(self, run: RunFolder, spec: RunSpec, rank: int, attempt: str, *, on_ray: bool) -> None:
+    def __init__(self, run: RunFolder, spec: RunSpec, rank: int, attempt: str, *, on_ray: bool, tuned: bool) -> None:
         self._run = run
         self._attempt = attempt
         self._rank = rank
         self._on_ray = on_ray
+        self._tuned = tuned
+        self._total = 0
         self._written = 0.0
         self._logger: Any = None
         if rank == 0 and spec.mlflow_run_id and spec.mlflow_tracking_uri and not is_tracking_off():
@@ -128,6 +130,7 @@ class _Recorder:
 
     def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
         now = time.monotonic()
+        self._total = total
         if self._rank == 0 and (now - self._written > 0.3 or overall == total):
             self._written = now
             if self._run.attempt != self._attempt:
@@ -141,10 +144,18 @@ class _Recorder:
             self._logger.metrics(overall, metrics)
 
     def milestone(self, overall: int, metrics: Mapping[str, float]) -> None:
+        said = {"step": overall, "total": self._total, **metrics}
         if self._on_ray:
             import ray.train
 
-            ray.train.report({"step": overall, **metrics})
+            ray.train.report(said)
+        elif self._tuned:
+            import ray.tune
+
+            try:
+                ray.tune.report(said)
+            except SystemExit:  # how Tune stops a trial: to the run it is an interruption
+                raise KeyboardInterrupt from None
 
     def saved(self, name: str) -> None:
         self._run.note_checkpoint()

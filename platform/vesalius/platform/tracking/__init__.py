@@ -2,7 +2,16 @@
 
 from vesalius.platform.tracking.connection import answering, client, is_tracking_off, shown, tracking_uri, with_password
 from vesalius.platform.tracking.logger import RunLogger, artifact_name, metric_key
-from vesalius.platform.tracking.runs import end_run, environment, log_metrics, resume_run, start_run
+from vesalius.platform.tracking.runs import (
+    end_run,
+    environment,
+    find_run,
+    log_metrics,
+    resume_run,
+    start_run,
+    tag_run,
+    tags_of,
+)
 
 __all__ = [
     "RunLogger",
@@ -11,12 +20,15 @@ __all__ = [
     "client",
     "end_run",
     "environment",
+    "find_run",
     "is_tracking_off",
     "log_metrics",
     "metric_key",
     "resume_run",
     "shown",
     "start_run",
+    "tag_run",
+    "tags_of",
     "tracking_uri",
     "with_password",
 ]

@@ -143,9 +143,19 @@ def existing_run(mlflow: Any, uri: str, run_id: str) -> Any:
     return run
 
 
+_PASSWORDS = (
+    (re.compile(r"(://[^/@:\s]*):[^/\s]*@"), r"\1:***@"),
+    # A database's may hold a slash; of a server's address what comes after the first one is a path.
+    (re.compile(r"\b((?!https?:)[a-z][a-z0-9+.-]*://[^/@:\s]*):\S*@"), r"\1:***@"),
+    (re.compile(r"([?&]\w*(?:password|passwd|pwd)=)[^&#\s]+", re.IGNORECASE), r"\1***"),
+)
+
+
 def shown(uri: str) -> str:
     """Return an address without its password; so it is shown, and so it is kept with a run."""
-    return re.sub(r"(://[^/@:\s]*):[^/\s]*@", r"\1:***@", uri)
+    for pattern, hidden in _PASSWORDS:
+        uri = pattern.sub(hidden, uri)
+    return uri
 
 
 def with_password(kept: str) -> str:
@@ -154,7 +164,7 @@ def with_password(kept: str) -> str:
     Raises:
         RunError: ``MLFLOW_TRACKING_URI`` is not that store's.
     """
-    if shown(kept) != kept or ":***@" not in kept:
+    if shown(kept) != kept or "***" not in kept:
         return kept  # it never had a password, or an earlier version kept it whole
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if shown(given) != kept:

@@ -90,6 +90,49 @@ def end_run(uri: str, run_id: str, status: RunStatus) -> None:
         mlflow.set_terminated(run_id, status=status)
 
 
+def find_run(uri: str, experiment: str, tags: Mapping[str, str]) -> str | None:
+    """Return the id of the oldest tracked run of an experiment that has some tags, or None where there is none.
+
+    Args:
+        uri: the tracking store.
+        experiment: its name.
+        tags: plain names, and values without quotes.
+
+    Raises:
+        RunError: nothing answers at ``uri``.
+    """
+    mlflow = client(uri)
+    with answering(uri, f"look for a run of experiment '{experiment}'"):
+        found = mlflow.get_experiment_by_name(experiment)
+        if found is None or found.lifecycle_stage != "active":
+            return None
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        runs = mlflow.search_runs([found.experiment_id], wanted, order_by=["attributes.start_time"], max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+
+def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a tracked run.
+
+    Raises:
+        RunError: there is no such run, or nothing answers at ``uri``.
+    """
+    mlflow = client(uri)
+    existing_run(mlflow, uri, run_id)
+    with answering(uri, f"tag tracked run {run_id}"):
+        for key, value in tags.items():
+            mlflow.set_tag(run_id, key, value[:_LONGEST_TAG])
+
+
+def tags_of(uri: str, run_id: str) -> dict[str, str]:
+    """Return the tags of a tracked run.
+
+    Raises:
+        RunError: there is no such run, or nothing answers at ``uri``.
+    """
+    return dict(existing_run(client(uri), uri, run_id).data.tags)
+
+
 def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float | None], step: int = 0) -> None:
     """Log a handful of figures at once; what is None (undefined) is left out.
 
