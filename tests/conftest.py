@@ -97,6 +97,13 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> CohortStore:
 
 
 @pytest.fixture(scope="session")
+def healthy_store(tmp_path_factory: pytest.TempPathFactory) -> CohortStore:
+    """Return a tiny cohort whose lesions lie in the test split alone: 6 train, 4 validation, 2 test."""
+    folder = tmp_path_factory.mktemp("healthy")
+    return write_cohort(folder / "healthy.zarr", {"train": 6, "validation": 4, "test": 2}, lesions_in=("test",))
+
+
+@pytest.fixture(scope="session")
 def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> CohortStore:
     """Return a phantom cohort small enough for every contract test: 6 train, 3 each of the other splits."""
     from vesalius.datasets.phantom import PhantomSettings, phantom_cohort

@@ -1,9 +1,95 @@
 """Search spaces, studies and their analysis.
 
 What a study may search is declared beside each setting of a method (:func:`vesalius.platform.contracts.setting`) and
-read here; nothing on this floor names a method.
+narrowed or widened here; nothing on this floor names a method. How a trial is trained and judged the floor above hands
+in (:class:`Trainer`).
+
+::
+
+    dimension.py   one setting, what it may be, when it is searched
+    spaces.py      the dimensions of a study, checked before anything starts
+    objectives.py  what is made better: figures of validation, never of gate or test
+    samplers.py    samplers and pruners by name
+    file.py        a study's description, YAML or Python
+    folder.py      a study on disk
+    storage.py     where Optuna keeps it; patience where that is down
+    ledger.py      what is tried, was tried, and was left half-way: the one truth
+    searcher.py    how Ray Tune is told of it
+    trial.py       a trial in its worker
+    resources.py   what fits side by side
+    running.py     a study driven to its end
+    repeating.py   trials trained again with other seeds
+    analysis.py    what it has found
+    seeds.py       whether the best is better than the start over other seeds
 """
 
 from vesalius.platform.contracts import Choice, Range, spaces
+from vesalius.tuning.analysis import Analysis, TrialRow, analyse
+from vesalius.tuning.dimension import Condition, Dimension, parse_space
+from vesalius.tuning.file import read_study_file
+from vesalius.tuning.folder import (
+    Record,
+    StudyFolder,
+    StudySpec,
+    check_new_study,
+    create_study,
+    find_study,
+    new_study,
+    studies_folder,
+)
+from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
+from vesalius.tuning.repeating import repeat
+from vesalius.tuning.resources import alive_nodes, check_resources, fitting
+from vesalius.tuning.running import Driven, drive
+from vesalius.tuning.samplers import PRUNERS, SAMPLERS, check_sampler
+from vesalius.tuning.seeds import SeedComparison, SeedRow, compare_seeds, compared, other_seeds
+from vesalius.tuning.spaces import declared, dimensions, full_key
+from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
+from vesalius.tuning.trial import Trainer
 
-__all__ = ["Choice", "Range", "spaces"]
+__all__ = [
+    "OBJECTIVES",
+    "PRUNERS",
+    "SAMPLERS",
+    "VARIABLE",
+    "Analysis",
+    "Choice",
+    "Condition",
+    "Dimension",
+    "Driven",
+    "Range",
+    "Record",
+    "SeedComparison",
+    "SeedRow",
+    "StudyFolder",
+    "StudySpec",
+    "Trainer",
+    "TrialRow",
+    "alive_nodes",
+    "analyse",
+    "check_address",
+    "check_new_study",
+    "check_resources",
+    "check_sampler",
+    "choose_objectives",
+    "compare_seeds",
+    "compared",
+    "create_study",
+    "declared",
+    "dimensions",
+    "drive",
+    "find_study",
+    "fitting",
+    "full_key",
+    "intermediate",
+    "new_study",
+    "objective",
+    "other_seeds",
+    "parse_space",
+    "read_study_file",
+    "repeat",
+    "spaces",
+    "studies_folder",
+    "try_storage",
+    "whole_address",
+]

@@ -1,0 +1,73 @@
+"""Samplers and pruners of Optuna, by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from typing import Any
+
+from vesalius.platform.errors import SettingError
+from vesalius.platform.tables import TableEntry, lookup
+
+SAMPLERS: dict[str, TableEntry] = {
+    "tpe": TableEntry(
+        path="optuna.samplers:TPESampler", summary="tree-structured Parzen estimator, all settings together (default)"
+    ),
+    "random": TableEntry(path="optuna.samplers:RandomSampler", summary="independent draws"),
+    "gp": TableEntry(path="optuna.samplers:GPSampler", summary="Gaussian process; some tenths of a second a trial"),
+    "cmaes": TableEntry(path="optuna.samplers:CmaEsSampler", summary="covariance matrix adaptation; numbers only"),
+    "nsgaii": TableEntry(path="optuna.samplers:NSGAIISampler", summary="genetic, for several objectives"),
+    "qmc": TableEntry(path="optuna.samplers:QMCSampler", summary="quasi-random draws that fill the space evenly"),
+}
+
+PRUNERS: dict[str, TableEntry] = {
+    "asha": TableEntry(
+        path="optuna.pruners:SuccessiveHalvingPruner",
+        summary="asynchronous successive halving: the best third goes on at a ninth, and again at a third of training",
+    ),
+    "median": TableEntry(
+        path="optuna.pruners:MedianPruner", summary="what lies below the median of the trials before it is stopped"
+    ),
+    "none": TableEntry(path="optuna.pruners:NopPruner", summary="every trial is trained to its end"),
+}
+
+_PRUNER_OPTIONS: dict[str, dict[str, Any]] = {
+    # In hundredths of a trial's training, which is how trials report.
+    "asha": {"min_resource": 11, "reduction_factor": 3},
+    "median": {"n_startup_trials": 4, "n_warmup_steps": 10},
+    "none": {},
+}
+_REQUIRES = {"cmaes": "cmaes"}
+
+
+def check_sampler(name: str) -> None:
+    """Say now what a sampler would say in the middle of a study.
+
+    Raises:
+        SettingError: no such sampler, or its package is missing.
+    """
+    lookup(SAMPLERS, name, "sampler")
+    package = _REQUIRES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise SettingError(f"sampler '{name}' needs the package {package}: pip install {package}, or use tpe")
+
+
+def make_sampler(name: str, seed: int) -> Any:
+    """Return a sampler; its state but for its seed lies in the study's storage.
+
+    Raises:
+        SettingError: no such sampler.
+    """
+    kind = lookup(SAMPLERS, name, "sampler")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls experimental what it has had for years
+        return kind(seed=seed)
+
+
+def make_pruner(name: str) -> Any:
+    """Return a pruner; it keeps no state but what trials have reported.
+
+    Raises:
+        SettingError: no such pruner.
+    """
+    return lookup(PRUNERS, name, "pruner")(**_PRUNER_OPTIONS[name])

@@ -1,0 +1,169 @@
+"""Whether the best trial is better than the start when both are trained again with other seeds.
+
+The best of many noisy trials is better than it is: it was chosen for its luck too. So its own figure, and the seed that
+it had it with, have no part in this comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from vesalius.platform.config import Settings
+from vesalius.platform.errors import StudyError
+from vesalius.tuning.folder import Record
+from vesalius.tuning.objectives import OBJECTIVES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vesalius.tuning.analysis import Analysis
+    from vesalius.tuning.folder import StudyFolder
+
+LEVEL = 0.95
+
+
+class SeedRow(Settings):
+    """Best and start, trained with one seed.
+
+    Attributes:
+        seed: of both trainings.
+        best: what became of the best; None where it has not come to its end.
+        start: what became of the start.
+    """
+
+    seed: int
+    best: Record | None = None
+    start: Record | None = None
+
+
+class SeedComparison(Settings):
+    """The best trial beside the start over seeds that neither was chosen with.
+
+    Attributes:
+        objective: that is compared.
+        best: number of the trial.
+        start: number of the trial.
+        rows: a seed each.
+        means: of the best and of the start over the seeds that both came to their end with.
+        differences: of those seeds, best less start.
+        mean: of the differences.
+        interval: of the mean difference over seeds, at :data:`LEVEL`, by Student's t on the differences of pairs; None
+            where fewer than two seeds have both.
+        sentence: all this for people.
+    """
+
+    objective: str
+    best: int
+    start: int
+    rows: tuple[SeedRow, ...]
+    means: tuple[float, float] | None
+    differences: tuple[float, ...]
+    mean: float | None
+    interval: tuple[float, float] | None
+    sentence: str
+
+
+def compared(found: Analysis) -> tuple[int, int]:
+    """Return the numbers of the trials that are to be compared: the best and the start.
+
+    Raises:
+        StudyError: there is no single best, it is the start itself, or the start did not come to its end.
+    """
+    if len(found.objectives) > 1:
+        raise StudyError(
+            f"study '{found.study}' has several objectives and so no single best trial: train one of its front again "
+            "with `vesalius train` and --set training.seed"
+        )
+    if found.best is None:
+        raise StudyError(f"study '{found.study}' has no complete trial yet: go on with `vesalius tune --resume`")
+    if found.start is None:
+        raise StudyError(f"the first trial of study '{found.study}' did not come to its end: there is no start")
+    if found.best == found.start:
+        raise StudyError(
+            f"the best trial of study '{found.study}' has the settings that it started from: none to compare"
+        )
+    return found.best, found.start
+
+
+def other_seeds(taken: Sequence[int], num: int) -> list[int]:
+    """Return the first seeds from 0 on that are not among those that were taken in choosing."""
+    return [seed for seed in range(num + len(taken)) if seed not in taken][:num]
+
+
+def compare_seeds(folder: StudyFolder, found: Analysis) -> SeedComparison | None:
+    """Return what the folder has of best and start over other seeds, or None where it has nothing of the best.
+
+    Args:
+        folder: of the study.
+        found: the study as it stands.
+    """
+    try:
+        best, start = compared(found)
+    except StudyError:
+        return None
+    records = folder.repeats()
+    if not any(number == best for number, _ in records):
+        return None
+    rows = tuple(
+        SeedRow(seed=seed, best=records.get((best, seed)), start=records.get((start, seed)))
+        for seed in sorted({seed for number, seed in records if number in (best, start)})
+    )
+    (objective,) = found.objectives
+    pairs = [
+        (row.best.figures[objective], row.start.figures[objective])
+        for row in rows
+        if row.best is not None and row.start is not None
+        if objective in row.best.figures and objective in row.start.figures
+    ]
+    differences = [one - other for one, other in pairs]
+    means = None
+    if pairs:
+        means = (math.fsum(one for one, _ in pairs) / len(pairs), math.fsum(other for _, other in pairs) / len(pairs))
+    mean = math.fsum(differences) / len(differences) if differences else None
+    interval = mean_interval(differences)
+    return SeedComparison(
+        objective=objective,
+        best=best,
+        start=start,
+        rows=rows,
+        means=means,
+        differences=tuple(differences),
+        mean=mean,
+        interval=interval,
+        sentence=_sentence(objective, best, means, differences, interval),
+    )
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the interval of a mean by Student's t, at :data:`LEVEL`; None of fewer than two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    mean = math.fsum(values) / len(values)
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+def _sentence(
+    objective: str,
+    best: int,
+    means: tuple[float, float] | None,
+    differences: Sequence[float],
+    interval: tuple[float, float] | None,
+) -> str:
+    if means is None:
+        return f"of trial {best} and the start there is no other seed yet that both have come to their end with"
+    num = len(differences)
+    seeds = "1 other seed" if num == 1 else f"{num} other seeds"
+    said = f"over {seeds} trial {best} has {objective} {means[0]:.4g}, the start {means[1]:.4g}"
+    if interval is None:
+        return f"{said}; one seed has no interval"
+    mean, (low, high) = means[0] - means[1], interval
+    said = f"{said}; difference {mean:+.4g}, {100 * LEVEL:.0f} % interval {low:+.4g} to {high:+.4g} (paired t)"
+    if low <= 0 <= high:
+        return f"{said}: they cannot be told apart"
+    is_better = (low > 0) == (OBJECTIVES[objective].direction == "maximize")
+    return f"{said}: the best is {'better' if is_better else 'worse'}"

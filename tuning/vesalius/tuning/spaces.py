@@ -1,0 +1,247 @@
+"""The spaces of a study: what a method declares, narrowed or widened, and checked before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import types
+import typing
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from vesalius.platform.config import flatten, override
+from vesalius.platform.contracts import Choice, Range, spaces
+from vesalius.platform.errors import InputError, SettingError
+from vesalius.tuning.dimension import Condition, Dimension, parse_space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pydantic import BaseModel
+
+    from vesalius.platform.runs import RunSettings
+
+    Check = Callable[[RunSettings], None]
+    """Raises an InputError where a method refuses settings on the study's cohort."""
+
+TRAINING = (
+    "seed",
+    "precision",
+    "micro_batch_size",
+    "checkpoint_activations",
+    "channels_last",
+    "clip_norm",
+    "deterministic",
+)
+"""Of the loop's settings, those that a study may search: the others say where a run computes, and when it is seen."""
+
+_MOST_COMBINATIONS = 4096
+_MOST_ASKED = 64
+"""Of these, how many the method is built for: what that many refuse with one value is refused for the value."""
+
+
+def declared(base: RunSettings) -> dict[str, Range | Choice]:
+    """Return the spaces that a method declares of its settings, by dotted key."""
+    return {f"method.{name}": space for name, space in spaces(type(base.method)).items()}
+
+
+def dimensions(base: RunSettings, given: Mapping[str, Any], check: Check) -> tuple[Dimension, ...]:
+    """Return what a study searches, checked.
+
+    Args:
+        base: the settings that a study starts from.
+        given: by key (``num_classes`` is ``method.num_classes``), a text such as ``4..16``, a list, a mapping, or None
+            for the space that the method declares. Empty takes all that the method declares.
+        check: asked of settings with each choice and both ends of each range; it may raise an InputError.
+
+    Raises:
+        SettingError: a key names no setting (with the nearest known one), a space is empty or of the wrong type, a
+            value is one that the method refuses, a condition leads in a circle, or nothing is left to search.
+    """
+    own = declared(base)
+    wanted = {full_key(key): value for key, value in given.items()}
+    if len(wanted) < len(given):
+        raise SettingError("a setting has two spaces: give each of them one")
+    if not wanted:
+        wanted = dict.fromkeys(own)
+    if not wanted:
+        raise SettingError("the method declares no search space: give one with --space, such as training.seed=1,2,3")
+    found = []
+    for key, value in wanted.items():
+        _require_known(base, key)
+        if value is None and key not in own:
+            raise SettingError(f"the method declares no space of '{key}': give one, such as --space {key}=LOW..HIGH")
+        space, condition = (own[key], None) if value is None else parse_space(key, value)
+        found.append(_dimension(base, key, space, condition))
+    ordered = _parents_first(found)
+    _check_values(base, ordered, check)
+    return tuple(ordered)
+
+
+def chosen(base: RunSettings, values: Mapping[str, Any]) -> RunSettings:
+    """Return the settings of a trial.
+
+    Raises:
+        SettingError: the settings class refuses these values together.
+    """
+    return override(base, values)
+
+
+def point(base: RunSettings, searched: Sequence[Dimension]) -> dict[str, Any] | None:
+    """Return where the base's own settings lie in the spaces, or None where they lie outside."""
+    flat = flatten(base)
+    values: dict[str, Any] = {}
+    for one in searched:
+        if one.condition is not None and not one.condition.holds(flat):
+            continue
+        value = one.own(flat[one.key])
+        if value is None:
+            return None
+        values[one.key] = value
+    return values
+
+
+def full_key(key: str) -> str:
+    """Return a setting's key with its group; without one it is the method's."""
+    key = key.strip()
+    return key if key.split(".")[0] in ("method", "training") else f"method.{key}"
+
+
+def _require_known(base: RunSettings, key: str) -> None:
+    _require_leaf(base, key)
+    group, _, name = key.partition(".")
+    if group == "training" and name not in TRAINING:
+        raise SettingError(
+            f"'{key}' changes nothing that a study could judge: of training these are searched: {', '.join(TRAINING)}; "
+            "set others with --set"
+        )
+
+
+def _require_leaf(base: RunSettings, key: str) -> None:
+    flat = flatten(base)
+    if key in flat:
+        return
+    below = next((name for name in flat if name.startswith(f"{key}.")), None)
+    if below is not None:
+        raise SettingError(f"'{key}' is a group of settings: name one of them, such as '{below}'")
+    override(base, {key: None})  # unknown: it knows how to say what may have been meant
+
+
+def _dimension(
+    base: RunSettings, key: str, space: Range | Choice, condition: tuple[str, tuple[Any, ...]] | None
+) -> Dimension:
+    kinds = _kinds(type(base), key)
+    whole = False
+    if isinstance(space, Range):
+        if not kinds & {int, float}:
+            raise SettingError(
+                f"'{key}' is no number and --space {key} gives a range: list values, separated by commas"
+            )
+        whole = float not in kinds
+        if whole and (space.low % 1 or space.high % 1):
+            raise SettingError(
+                f"'{key}' takes whole numbers and --space {key} begins or ends between two: give whole ones"
+            )
+    if condition is None:
+        return Dimension(key=key, space=space, whole=whole)
+    other = full_key(condition[0])
+    _require_leaf(base, other)
+    return Dimension(key=key, space=space, whole=whole, condition=Condition(key=other, values=condition[1]))
+
+
+def _kinds(settings_type: type[BaseModel], key: str) -> set[Any]:
+    """Return the plain types that a setting takes."""
+    kind: Any = settings_type
+    for name in key.split("."):
+        kind = kind.model_fields[name].annotation
+    found: set[Any] = set()
+    waiting = [kind]
+    while waiting:
+        one = waiting.pop()
+        if get_origin(one) in (typing.Union, types.UnionType, typing.Annotated):
+            waiting.extend(get_args(one)[:1] if get_origin(one) is typing.Annotated else get_args(one))
+        elif get_origin(one) is Literal:
+            found.update(type(value) for value in get_args(one) if isinstance(value, str))
+        else:
+            found.add(one)
+    return found
+
+
+def _parents_first(found: Sequence[Dimension]) -> list[Dimension]:
+    keys = {one.key for one in found}
+    ordered: list[Dimension] = []
+    waiting = list(found)
+    while waiting:
+        done = {one.key for one in ordered} | ({one.condition.key for one in waiting if one.condition} - keys)
+        ready = [one for one in waiting if one.condition is None or one.condition.key in done]
+        if not ready:
+            raise SettingError(f"the condition of '{waiting[0].key}' leads in a circle: leave one of them out")
+        ordered += ready
+        waiting = [one for one in waiting if one not in ready]
+    return ordered
+
+
+def _check_values(base: RunSettings, searched: Sequence[Dimension], check: Check) -> None:
+    """Try every choice and both ends, each with the base's other settings, or with others of the study where need be.
+
+    A value may be impossible beside the base's and possible beside another one that the study searches.
+    """
+    for one in searched:
+        needed = _needed(base, one, searched)
+        for value in one.probes():
+            said = _refusal(base, {**needed, one.key: value}, check)
+            if said is not None and not _possible_beside(base, one, value, needed, searched, check):
+                raise SettingError(f"--space {one.key}={one.text()}: the value {value} is refused: {said}")
+
+
+def _needed(base: RunSettings, one: Dimension, searched: Sequence[Dimension]) -> dict[str, Any]:
+    """Return what must be set besides, so that a dimension's condition holds."""
+    needed: dict[str, Any] = {}
+    by_key = {other.key: other for other in searched}
+    flat = flatten(base)
+    while one.condition is not None:
+        key = one.condition.key
+        if not one.condition.holds({**flat, **needed}):
+            parent = by_key.get(key)
+            possible = [value for value in one.condition.values if parent is not None and parent.own(value) is not None]
+            if not possible:
+                raise SettingError(
+                    f"'{one.key}' is searched if {key} is {', '.join(map(str, one.condition.values))}, which it never "
+                    f"is: set it with --set {key}=..., or search it too"
+                )
+            needed[key] = possible[0]
+        if key not in by_key:
+            break
+        one = by_key[key]
+    return needed
+
+
+def _refusal(base: RunSettings, values: Mapping[str, Any], check: Check) -> str | None:
+    try:
+        check(override(base, values))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _possible_beside(
+    base: RunSettings,
+    one: Dimension,
+    value: Any,
+    needed: Mapping[str, Any],
+    searched: Sequence[Dimension],
+    check: Check,
+) -> bool:
+    others = [other for other in searched if other is not one and other.key not in needed]
+    asked = 0
+    combinations = itertools.product(*(other.probes() for other in others))
+    for combination in itertools.islice(combinations, _MOST_COMBINATIONS):
+        values = dict(zip((other.key for other in others), combination, strict=True))
+        try:
+            settings = override(base, {**values, **needed, one.key: value})
+        except SettingError:
+            continue
+        if _refusal(settings, {}, check) is None:
+            return True
+        asked += 1
+        if asked == _MOST_ASKED:
+            return False
+    return False

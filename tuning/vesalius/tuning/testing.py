@@ -1,0 +1,140 @@
+"""A study over settings of no method, for tests of what keeps and drives studies; shipped as other test kits are."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import model_validator
+
+from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+from vesalius.platform.errors import DivergenceError, StoreError
+from vesalius.platform.runs import RunFolder, RunSettings
+from vesalius.tuning.folder import StudyFolder, StudySpec, create_study
+from vesalius.tuning.spaces import dimensions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CRITERION = "validation_average_precision"
+STEPS = 9
+
+
+class ToySettings(MethodSettings):
+    """Settings whose worth is known: see :func:`worth`."""
+
+    x: float = setting(0.5, "best at 0.3", space=Range(low=0, high=1))
+    k: int = setting(3, "best at 5", space=Range(low=1, high=8))
+    kind: str = setting("a", "a is better", space=Choice(values=("a", "b")))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.k == 8 and self.kind == "b":
+            raise ValueError("k is 8 and kind is b: not both")
+        return self
+
+
+BASE = RunSettings.of(ToySettings())
+
+
+def worth(values: Mapping[str, Any]) -> float:
+    """Return what a trial comes to; the higher its seed, the less."""
+    x, k = float(values.get("method.x", 0.5)), int(values.get("method.k", 3))
+    kind = 0.1 if values.get("method.kind", "a") == "b" else 0
+    return 0.9 - (x - 0.3) ** 2 - 0.01 * abs(k - 5) - kind - 0.001 * int(values.get("seed", 0))
+
+
+def toy_spec(home: Path, **changes: Any) -> StudySpec:
+    """Return a study's specification."""
+    given = changes.pop("space", {})
+    values: dict[str, Any] = {
+        "name": "toy",
+        "token": secrets.token_hex(4),
+        "method": "toy",
+        "settings": BASE.method.model_dump(mode="json"),
+        "store": str(home / "store"),
+        "cohort_digest": "d" * 64,
+        "searched": dimensions(BASE, given, lambda settings: None),
+        "objectives": ("average_precision",),
+        "criterion": CRITERION,
+        "trials": 6,
+        "concurrent": 2,
+        "storage": f"sqlite:///{home / 'studies' / 'toy' / 'optuna.db'}",
+        "experiment": "toy",
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    return StudySpec.model_validate({**values, **changes})
+
+
+def toy_study(home: Path, **changes: Any) -> StudyFolder:
+    """Make a study's folder."""
+    return create_study(home, toy_spec(home, **changes))
+
+
+@dataclass(frozen=True)
+class ToyTrainer:
+    """Trains by waiting; appends what it does to a file, a line each, so that nothing is done twice unseen.
+
+    Attributes:
+        home: of the runs.
+        seconds: of a step.
+        closing: seconds that a trial needs to let go of its run, stopped or not.
+        wrong: by key of a setting, the value from which on a trial fails, and how.
+    """
+
+    home: str
+    seconds: float = 0.01
+    closing: float = 0.0
+    wrong: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    def _say(self, text: str) -> None:
+        with (Path(self.home) / "log").open("a") as log:
+            log.write(text + "\n")
+
+    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
+        """Make a folder."""
+        run = RunFolder(Path(self.home) / "runs" / spec.run_id(number, seed))
+        run.path.mkdir(parents=True, exist_ok=True)
+        (run.path / "values.json").write_text(json.dumps({**values, "seed": seed or 0}))
+        return run
+
+    def train(self, run: RunFolder) -> None:
+        """Wait for some steps, from the one that an earlier worker came to."""
+        try:
+            self._train(run)
+        finally:
+            time.sleep(self.closing)
+
+    def _train(self, run: RunFolder) -> None:
+        from ray import tune
+
+        values = json.loads((run.path / "values.json").read_text())
+        self._say(f"train {run.run_id}")
+        done = run.path / "step"
+        for step in range(int(done.read_text()) if done.exists() else 0, STEPS):
+            time.sleep(self.seconds)
+            for key, (least, how) in self.wrong.items():
+                if float(values.get(key, 0)) >= least:
+                    raise {
+                        "diverges": DivergenceError(f"the loss is not finite in step {step} of stage 'toy'"),
+                        "memory": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+                        "defect": ValueError("a defect"),
+                        "store": StoreError("the store is gone"),
+                    }[how]
+            value = worth(values) * (step + 1) / STEPS
+            done.write_text(str(step + 1))
+            tune.report({"step": step + 1, "total": STEPS, CRITERION: value, f"best_{CRITERION}": value})
+
+    def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
+        """Return what the values are worth."""
+        values = json.loads((run.path / "values.json").read_text())
+        self._say(f"judge {run.run_id}")
+        return {"average_precision": worth(values), "seconds_per_volume": float(values.get("method.k", 3))}
+
+    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
+        """Say so."""
+        self._say(f"abandon {spec.run_id(number, seed)}")

@@ -1,0 +1,152 @@
+"""One trial, as its worker sees it: train the run, judge it, keep what came out, tell the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vesalius.platform import errors
+from vesalius.platform.errors import CohortError, DivergenceError, SettingError, VesaliusError
+from vesalius.platform.loading.budget import memory_shared_by
+from vesalius.tuning.folder import Record, StudyFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vesalius.platform.runs import RunFolder
+    from vesalius.tuning.folder import StudySpec
+
+_OWN_FAULT = (DivergenceError, SettingError, CohortError)
+"""What a trial's own settings are to blame for; whatever else is wrong is wrong for all trials."""
+
+_LOCK_SECONDS = 90.0
+_CLOSING_SECONDS = 120
+"""How long the next trial of a worker waits until a stopped one has let go: its tracked run may have to be closed."""
+
+
+class Trainer(Protocol):
+    """How a trial's run is made, trained and judged; the floor above knows how. It travels to the worker as it is."""
+
+    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
+        """Return the run of a trial: the one there is already, to be gone on with, or a new one.
+
+        ``seed`` asks for the run that trains the trial again with that seed.
+        """
+        ...
+
+    def train(self, run: RunFolder) -> None:
+        """Train a run to its end from where it stands, reporting validation passes to Ray Tune."""
+        ...
+
+    def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
+        """Return a finished run's figures on validation, and what it took, by the objectives' names."""
+        ...
+
+    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
+        """Note of a trial's run that it will not be gone on with."""
+        ...
+
+
+def work(config: dict[str, Any], *, folder: Path, trainer: Trainer) -> None:
+    """Do a trial's work in a worker of Ray Tune; going on where an earlier worker of this trial was killed.
+
+    Validation passes reach the driver as they are made, and the end as JSON under ``record`` or ``fatal``. A
+    failure that the trial's settings are to blame for is a record too: raised, it would be tried again.
+
+    Args:
+        config: ``number`` and ``values`` of the trial, and ``seed`` where it is to be trained again with another one.
+        folder: of the study.
+        trainer: how it is done.
+    """
+    from ray import tune
+
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(_CLOSING_SECONDS))  # read here, not by the driver
+    study = StudyFolder(folder)
+    number = int(config["number"])
+    seed = config.get("seed")
+    try:
+        record = study.record(number, seed)
+        if record is None or (seed is not None and record.ending == "failed"):
+            record = _run(study.spec, number, config["values"], trainer, seed)
+            study.keep(record, seed)
+    except VesaliusError as error:
+        tune.report({"fatal": _fatal(type(error).__name__, str(error))})
+    except OSError as error:
+        said = f"trial {number} of study '{folder.name}' could not go on: {error}"
+        tune.report({"fatal": _fatal("StudyError", said)})
+    else:
+        tune.report({"record": record.model_dump_json()})
+
+
+def _fatal(kind: str, message: str) -> str:
+    """Return what is wrong for all trials as :func:`error_of` reads it."""
+    return json.dumps({"kind": kind, "message": message})
+
+
+def error_of(text: str) -> VesaliusError:
+    """Return the error that a worker told of."""
+    fatal = json.loads(text)
+    kind = getattr(errors, fatal["kind"], VesaliusError)
+    error: VesaliusError = kind(fatal["message"])
+    return error
+
+
+def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Trainer, seed: int | None) -> Record:
+    """Return what becomes of a trial.
+
+    Raises:
+        VesaliusError, OSError: what is wrong is wrong for all trials.
+    """
+    from vesalius.platform.training.memory import is_out_of_memory
+
+    run_id = spec.run_id(number, seed)
+
+    def failed(reason: str) -> Record:
+        # Notes that cannot be written say less than the reason.
+        with contextlib.suppress(VesaliusError):
+            trainer.abandon(spec, number, seed)
+        return Record(number=number, ending="failed", reason=" ".join(reason.split())[:500], run_id=run_id)
+
+    try:
+        with memory_shared_by(spec.concurrent):
+            run = trainer.start(spec, number, values, seed)
+            _wait_for(run)
+            trainer.train(run)
+            figures = trainer.judge(run, spec)
+    except _OWN_FAULT as error:
+        return failed(str(error))
+    except VesaliusError as error:
+        # A trial of several workers says in a sentence what one of a single worker raises.
+        if "out of memory" in str(error) or _is_of_its_workers(error):
+            return failed(str(error))
+        raise
+    except OSError:
+        raise
+    except Exception as error:  # a defect that some settings bring out is one trial's, and the others go on
+        if is_out_of_memory(error):
+            return failed(f"out of memory: {error or type(error).__name__}")
+        return failed(f"{type(error).__name__}: {error}")
+    missing = [name for name in spec.objectives if name not in figures]
+    if missing:
+        return failed(f"{', '.join(missing)} is undefined on the validation split")
+    return Record(number=number, ending="complete", run_id=run_id, figures=figures)
+
+
+def _is_of_its_workers(error: VesaliusError) -> bool:
+    """Say whether Ray Train gave a run up since its workers failed, and not since the cluster did."""
+    from ray.train import WorkerGroupError
+
+    return isinstance(error.__cause__, WorkerGroupError)
+
+
+def _wait_for(run: RunFolder) -> None:
+    """Wait until a worker that a killed driver left behind has let go of the run: it ends by itself within seconds."""
+    from vesalius.platform.store.lock import is_held
+
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while is_held(run.lock) and time.monotonic() < deadline:
+        time.sleep(0.5)
