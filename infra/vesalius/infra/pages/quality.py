@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from vesalius.datasets.quality.report import TITLES
 from vesalius.infra.pages.cards import MEASURES, card
+from vesalius.infra.pages.document import QUALITY, render_page, write_page
 from vesalius.infra.pages.overview import demographics_table, rules, split_order, strips
-from vesalius.platform.errors import SettingError
-from vesalius.platform.store import require_space, space_errors
-from vesalius.platform.store.files import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from vesalius.datasets.quality import CohortQuality
     from vesalius.infra.pages.slices import Slices
     from vesalius.platform.store import CohortStore
-
-_TEMPLATES = Path(__file__).parent / "templates"
-_GENERATOR = "Vesalius quality page"
-
-
-def page_path(out: Path) -> Path:
-    """Return the file a page is written to: ``out`` where it is named .html, else ``out/index.html``.
-
-    Raises:
-        SettingError: something that is not a page of ours is there.
-    """
-    is_file_name = out.suffix.lower() in (".html", ".htm")
-    if not is_file_name and out.exists() and not out.is_dir():
-        raise SettingError(f"{out} is a file: give a folder for the page, or a name that ends in .html")
-    path = out if is_file_name else out / "index.html"
-    if path.is_dir():
-        raise SettingError(f"{path} is a folder: give another name for the page")
-    if path.exists() and _GENERATOR.encode() not in path.read_bytes()[:4096]:
-        raise SettingError(f"{path} exists and is not a page of this kind: give another place with --html")
-    return path
 
 
 def write_quality_page(
@@ -68,12 +41,7 @@ def write_quality_page(
     Raises:
         DiskSpaceError: there is no room.
     """
-    content = render(store, quality, slices, common_outline=common_outline, problems=problems).encode()
-    require_space(path.parent, len(content))
-    with space_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, content, path.parent)
-    return len(content)
+    return write_page(path, render(store, quality, slices, common_outline=common_outline, problems=problems))
 
 
 def render(
@@ -85,26 +53,16 @@ def render(
     problems: Sequence[str] | None = None,
 ) -> str:
     """Return the page's HTML. Everything that comes from data is escaped; no style, script or address comes from it."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["begun"] = _begun
-    style, script = ((_TEMPLATES / name).read_text() for name in ("quality.css", "quality.js"))
     outliers = [card(subject, quality, slices, number) for number, subject in enumerate(quality.outliers)]
     others = [subject for subject in quality.subjects if not subject.findings]
     splits: dict[str, int] = {}
     for subject in sorted(quality.subjects, key=lambda one: split_order(one.split)):
         splits[subject.split] = splits.get(subject.split, 0) + 1
-    return environment.get_template("quality.html.j2").render(
-        generator=_GENERATOR,
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
+    return render_page(
+        "quality",
+        QUALITY,
+        styles=("page", "quality"),
+        filters={"begun": _begun},
         name=store.name or store.path.name,
         path=str(store.path),
         digest=store.digest,
@@ -132,7 +90,3 @@ def _begun(sentence: str) -> str:
     """Return a clause as the beginning of a sentence; what begins with a file's or a channel's name keeps it."""
     first = sentence.split(" ", 1)[0]
     return sentence[:1].upper() + sentence[1:] if first in ("it", "its", "the", "half") else sentence
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

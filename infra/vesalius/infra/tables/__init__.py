@@ -6,6 +6,7 @@
     choices.py     settings, presets, the steps of a paper
     forecasts.py   what a run would take
     reproduction.py  a paper's table with ours beside it
+    studies.py     trials, importance, seeds
     judgements.py  figures, image scores, readers, the gate
     volumes.py     exported files, outliers
 """
@@ -17,6 +18,7 @@ from vesalius.infra.tables.forecasts import forecast
 from vesalius.infra.tables.frames import as_time, heading, key_values, listing, pairs, plain_text
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion, readers
 from vesalius.infra.tables.reproduction import PaperTable, row_notes
+from vesalius.infra.tables.studies import importance, seeds, trials
 from vesalius.infra.tables.volumes import exported, findings
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "gate",
     "heading",
     "image_scores",
+    "importance",
     "key_values",
     "listing",
     "memory",
@@ -42,5 +45,7 @@ __all__ = [
     "promotion",
     "readers",
     "row_notes",
+    "seeds",
     "settings",
+    "trials",
 ]
