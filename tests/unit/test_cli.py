@@ -86,6 +86,8 @@ def test_the_verbs_are_those_that_were_agreed() -> None:
         "check",
         "export",
         "train",
+        "tune",
+        "study",
         "score",
         "evaluate",
         "promote",

@@ -16,7 +16,9 @@ from vesalius.infra.cli import (
     promote,
     reproduce,
     score,
+    study,
     train,
+    tune,
 )
 
 app = typer.Typer(
@@ -41,6 +43,8 @@ VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (check.check, PREPARE, "vesalius check cohort --html cohort.html"),
     (export.export, PREPARE, "vesalius export cohort sub-01 --what lesion --out exported"),
     (train.train, LEARN, "vesalius train implicit_field cohort --set method.latent_dim=64 --workers 2"),
+    (tune.tune, LEARN, "vesalius tune implicit_field cohort --trials 40 --space num_classes=4..16 --budget 8h"),
+    (study.study, LEARN, "vesalius study STUDY --html study.html"),
     (score.score, LEARN, "vesalius score models:/brain@champion patient_T1w.nii.gz --out patient"),
     (evaluate.evaluate, LEARN, "vesalius evaluate RUN OTHER_RUN --split test --picture maps.png"),
     (promote.promote, LEARN, "vesalius promote RUN --name brain"),

@@ -16,6 +16,8 @@ from vesalius.infra.pipeline.judging import (
     scores_folder,
 )
 from vesalius.infra.pipeline.registered import model_folder, promote_run, score_reference
+from vesalius.infra.pipeline.studies import StudyRequest, begin_study, change_study, check_resumed, repeat_best
+from vesalius.infra.pipeline.tracked_study import tracked_study
 from vesalius.infra.pipeline.training import (
     choose_settings,
     describe_run,
@@ -24,10 +26,17 @@ from vesalius.infra.pipeline.training import (
     start_run,
     train,
 )
+from vesalius.infra.pipeline.trials import TrialTrainer, base_of
 
 __all__ = [
     "Forecast",
+    "StudyRequest",
     "ThresholdRule",
+    "TrialTrainer",
+    "base_of",
+    "begin_study",
+    "change_study",
+    "check_resumed",
     "choose_settings",
     "describe_forecast",
     "describe_run",
@@ -38,10 +47,12 @@ __all__ = [
     "method_type",
     "model_folder",
     "promote_run",
+    "repeat_best",
     "require_model",
     "score_reference",
     "score_run",
     "scores_folder",
     "start_run",
+    "tracked_study",
     "train",
 ]

@@ -7,20 +7,18 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import create_model
-
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
 from vesalius.platform.cluster import check_store
-from vesalius.platform.config import Settings, flatten, override, parse_assignments, validate
+from vesalius.platform.config import flatten, override, parse_assignments, validate
 from vesalius.platform.contracts import trains_in_bfloat16
 from vesalius.platform.errors import RunError, SettingError, VesaliusError
 from vesalius.platform.models import ModelCard, read_card, save_model
 from vesalius.platform.progress import silent
-from vesalius.platform.runs import RunFolder, RunSpec, check_new_run, create_run, find_run, new_run_id
+from vesalius.platform.runs import RunFolder, RunSettings, RunSpec, check_new_run, create_run, find_run, new_run_id
 from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
-from vesalius.platform.training import Checkpoints, TrainingSettings, choose_device, stage_subjects
+from vesalius.platform.training import Checkpoints, choose_device, stage_subjects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts import Method, MethodSettings
     from vesalius.platform.progress import Progress
     from vesalius.platform.store import Place
+    from vesalius.platform.training import TrainingSettings
 
 
 def method_type(name: str) -> type[Method]:
@@ -42,7 +41,11 @@ def method_type(name: str) -> type[Method]:
 
 
 def choose_settings(
-    name: str, preset: str, assignments: Sequence[str], settings: Mapping[str, Any] | None = None
+    name: str,
+    preset: str,
+    assignments: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+    training: TrainingSettings | None = None,
 ) -> tuple[MethodSettings, TrainingSettings]:
     """Return a method's and the loop's settings: a preset, changed by ``method.*`` and ``training.*`` assignments.
 
@@ -51,6 +54,7 @@ def choose_settings(
         preset: where its settings start.
         assignments: texts such as ``method.latent_dim=64``.
         settings: the method's settings, complete, in the preset's place.
+        training: the loop's, in the defaults' place.
 
     Raises:
         SettingError: an unknown method, preset or key (with the nearest known one), or a value that does not fit.
@@ -60,13 +64,8 @@ def choose_settings(
     if preset not in presets:
         raise SettingError(f"{name} has no preset '{preset}': it has {', '.join(presets)}")
     start = presets[preset] if settings is None else validate(kind.settings_type, settings, f"settings of {name}")
-    combined = create_model(
-        "RunSettings", __base__=Settings, method=(type(start), start), training=(TrainingSettings, TrainingSettings())
-    )
-    chosen = override(combined(), parse_assignments(assignments))
-    method_settings: MethodSettings = getattr(chosen, "method")  # noqa: B009 - a field made above
-    training: TrainingSettings = getattr(chosen, "training")  # noqa: B009
-    return method_settings, training
+    chosen = override(RunSettings.of(start, training), parse_assignments(assignments))
+    return chosen.method, chosen.training
 
 
 def start_run(
@@ -77,14 +76,17 @@ def start_run(
     preset: str = "paper",
     assignments: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    training: TrainingSettings | None = None,
     num_workers: int = 1,
     name: str | None = None,
     start_from: str | None = None,
     experiment: str = "vesalius",
+    tags: Mapping[str, str] | None = None,
 ) -> RunFolder:
     """Check all that can be checked, then create a run's folder and, unless tracking is off, its tracked run.
 
     ``settings`` are the method's, complete, as plain JSON, in the place of the preset's; the preset is then a tag.
+    ``training`` stands in the place of the loop's defaults; ``tags`` join those of the tracked run.
 
     Raises:
         SettingError: the method or a setting is not known or does not fit.
@@ -92,7 +94,7 @@ def start_run(
         CohortError: it holds no healthy training subjects, or not of one grid where a stage needs that.
         RunError: the name is taken, or the run to start from is missing.
     """
-    chosen, training = choose_settings(name_of_method, preset, assignments, settings)
+    chosen, training = choose_settings(name_of_method, preset, assignments, settings, training)
     # Of several workers the cluster's devices decide, not this machine's.
     device = choose_device(training.device) if num_workers == 0 or training.device == "cpu" else None
     cohort = CohortStore.open(store)
@@ -123,8 +125,8 @@ def start_run(
     )
     if uri is None:
         return create_run(home, spec)
-    tags = {"method": spec.method, "cohort_digest": spec.cohort_digest, "vesalius_run": run_id}
-    tracked = tracking.start_run(uri, experiment, run_id, {**spec.flat(), "preset": preset}, tags)
+    own = {"method": spec.method, "cohort_digest": spec.cohort_digest, "vesalius_run": run_id, **(tags or {})}
+    tracked = tracking.start_run(uri, experiment, run_id, {**spec.flat(), "preset": preset}, own)
     return create_run(home, spec.model_copy(update={"mlflow_run_id": tracked}))
 
 
@@ -161,8 +163,10 @@ def _check_start(start_from: str, home: Path, name_of_method: str, method: Metho
         )
 
 
-def train(run: RunFolder, *, progress: Progress = silent) -> ModelCard:
+def train(run: RunFolder, *, progress: Progress = silent, tuned: bool = False) -> ModelCard:
     """Train a run to its end from where it stands and write its model; a finished run is left alone.
+
+    ``tuned`` says that a trial of Ray Tune calls; see :func:`vesalius.platform.cluster.train`.
 
     Raises:
         RunError: the store has changed since the run was created.
@@ -176,7 +180,7 @@ def train(run: RunFolder, *, progress: Progress = silent) -> ModelCard:
         tracking.resume_run(*tracked)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        cluster.train(run, method_type(spec.method), progress=progress)
+        cluster.train(run, method_type(spec.method), progress=progress, tuned=tuned)
         card = _write_model(run)
         status = "FINISHED"
     except KeyboardInterrupt:

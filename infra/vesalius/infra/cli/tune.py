@@ -1,0 +1,227 @@
+"""``vesalius tune``: search a method's settings on a cohort, or go on with a broken-off study."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vesalius.infra.cli.options import HomeOption, JsonOption, SetOption, absolute, home_folder, place
+from vesalius.infra.console import Terminal
+
+if TYPE_CHECKING:
+    from vesalius.infra.pipeline import StudyRequest
+    from vesalius.tuning import StudyFolder
+
+
+def tune(
+    method: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help="See `vesalius methods`.", show_default=False)
+    ] = None,
+    store: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="A cohort store: a folder or a URL.", show_default=False)
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="How many in all (default: 20)")] = None,
+    spaces: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--space",
+            metavar="KEY=SPACE",
+            help="Search a setting: num_classes=4..16, prior_sigma=log:1e-3..1, latent_dim=64,128,256; KEY alone takes "
+            "the method's own space. Ends with ` if OTHER=VALUE` where it goes with another setting's value. Without "
+            "any, all that the method declares.",
+        ),
+    ] = None,
+    objectives: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--objective",
+            help="On validation: average_precision, best_dice, auroc (brain/... inside the brain), image_auroc, "
+            "healthy_image_score, seconds_per_volume, training_seconds, peak_memory. Several give a front.",
+        ),
+    ] = None,
+    lesions: Annotated[
+        Path | None,
+        typer.Option(help="Lesion masks in MNI space to set into validation volumes, where nobody outlined lesions."),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings to start from (default: paper)")] = None,
+    assignments: SetOption = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, random, gp, cmaes, nsgaii or qmc (default: tpe)")] = None,
+    pruner: Annotated[
+        str | None,
+        typer.Option(
+            help="asha, median or none: stops trials by their validation passes (default: asha where it can). Passes "
+            "are compared by the share of a trial's own training that is done: where epochs are searched, leave "
+            "training.validate_every unset, so that the shares are equal."
+        ),
+    ] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials side by side (default: as many as fit)")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers of one trial (default: 1)")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Cores of a trial of one worker (default: 1)")] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of a trial of one worker; 0.5 shares one (default: what there is)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampler (default: 0)")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time for this call, such as 2h; what is under way then goes on with --resume."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database that several drivers share: postgresql://USER@HOST/DATABASE (default: a file beside the "
+            "study). A password is kept nowhere: the variable VESALIUS_STUDY_STORAGE holds the whole address, here as "
+            "with --resume."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="YAML, or Python that assigns `study`; options beside it win.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study (default: method, date, a few letters)")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="STUDY", help="Go on with this study where it was broken off.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search METHOD's settings on STORE: train many trials, judge them on the validation split, learn from each.
+
+    The first trial has the settings that the study starts from, the paper's unless --preset or --set say otherwise. A
+    trial that fails (memory, divergence) is a failed trial with its reason. Gate and test subjects are never seen.
+    Killed at whatever moment, `vesalius tune --resume STUDY` goes on: no finished trial is run again, none is lost.
+    """
+    with Terminal(as_json) as terminal:
+        from vesalius.infra import pipeline
+        from vesalius.infra.cli.study import show_study
+        from vesalius.infra.reproduce.budget import parse_budget
+        from vesalius.tuning import drive, find_study
+
+        folder = home_folder(home)
+        seconds = None if budget is None else parse_budget(budget)
+        given: dict[str, Any] = {
+            "method": method,
+            "store": None if store is None else place(store),
+            "trials": trials,
+            "space": _spaces(spaces),
+            "objective": tuple(objectives) if objectives else None,
+            "lesions": None if lesions is None else str(absolute(lesions)),
+            "preset": preset,
+            "set": _assigned(assignments),
+            "sampler": sampler,
+            "pruner": pruner,
+            "concurrent": concurrent,
+            "workers": workers,
+            "cpus": cpus,
+            "gpus": gpus,
+            "seed": seed,
+            "storage": storage,
+            "name": name,
+        }
+        given = {key: value for key, value in given.items() if value is not None}
+        if resume is not None:
+            study = _resumed(find_study(folder, resume), given, file)
+        else:
+            request = _request(given, file)
+            with terminal.progress("lesions") as progress:
+                study = pipeline.begin_study(request, home=folder, say=terminal.warn, progress=progress)
+        spec = study.spec
+        if spec.concurrent > spec.trials and resume is None:
+            terminal.say(f"{spec.trials} trials and room for {spec.concurrent} side by side")
+        terminal.resume_hint = f"vesalius tune --resume {spec.name}"
+        terminal.say(f"study {spec.name}: {_described(study)}")
+        with pipeline.tracked_study(study, folder) as parent, terminal.progress("trials") as progress:
+            driven = drive(
+                study,
+                pipeline.base_of(spec),
+                pipeline.TrialTrainer(folder, parent),
+                budget_seconds=seconds,
+                progress=progress,
+            )
+        if driven.is_exhausted:
+            terminal.warn("the spaces hold nothing that was not tried: widen them for more trials")
+        elif not driven.is_finished:
+            terminal.say(f"the time is over; to go on: {terminal.resume_hint}")
+        show_study(terminal, study, finished=driven.is_finished, seconds=round(driven.seconds, 2))
+
+
+def _spaces(texts: list[str] | None) -> dict[str, Any] | None:
+    from vesalius.platform.errors import SettingError
+
+    if not texts:
+        return None
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not key.strip() or (separator and not value.strip()):
+            raise SettingError(f"--space '{text}': expected KEY=SPACE, such as num_classes=4..16")
+        if key.strip() in found:
+            raise SettingError(f"--space gives '{key.strip()}' twice: give it once")
+        found[key.strip()] = value if separator else None
+    return found
+
+
+def _assigned(assignments: list[str] | None) -> dict[str, Any] | None:
+    from vesalius.platform.config import parse_assignments
+
+    return dict(parse_assignments(assignments)) if assignments else None
+
+
+def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
+    """Return what is asked for: a file's keys, and over them the options; spaces and settings join the file's."""
+    from vesalius.infra import pipeline
+    from vesalius.platform.config import validate
+    from vesalius.platform.errors import SettingError
+    from vesalius.tuning import full_key, read_study_file
+
+    said: dict[str, Any] = {} if file is None else read_study_file(absolute(file))
+    if isinstance(said.get("objective"), str):
+        said["objective"] = (said["objective"],)
+    if isinstance(said.get("store"), str) and "store" not in given:
+        given["store"] = place(said["store"])
+    joined = {**said, **given}
+    if isinstance(said.get("set"), dict) and "set" in given:
+        joined["set"] = {**said["set"], **given["set"]}
+    if isinstance(said.get("space"), dict) and "space" in given:
+        replaced = {full_key(key) for key in given["space"]}
+        joined["space"] = {key: one for key, one in said["space"].items() if full_key(str(key)) not in replaced}
+        joined["space"] |= given["space"]
+    for key, shown in (("method", "METHOD"), ("store", "STORE")):
+        if key not in joined:
+            raise SettingError(
+                f"{shown} is missing: name a method and a store, as in `vesalius tune implicit_field STORE`, or "
+                "use --resume STUDY"
+            )
+    joined["store"] = str(joined["store"])
+    return validate(pipeline.StudyRequest, joined, "the study" if file is None else str(file))
+
+
+def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None) -> "StudyFolder":
+    """Return a study to be gone on with, its number of trials and how many run side by side changed where given."""
+    from vesalius.infra import pipeline
+    from vesalius.platform.errors import SettingError
+
+    fixed = {
+        "preset": "--preset",
+        "set": "--set",
+        "lesions": "--lesions",
+        "sampler": "--sampler",
+        "pruner": "--pruner",
+        "workers": "--workers",
+        "seed": "--seed",
+        "storage": "--storage",
+        "name": "--name",
+    }
+    extra = [flag for key, flag in fixed.items() if key in given] + ([] if file is None else ["--file"])
+    if extra:
+        raise SettingError(f"--resume goes on with the study's own settings: leave out {', '.join(extra)}")
+    pipeline.check_resumed(study, given)
+    pipeline.change_study(study, {key: given[key] for key in ("trials", "concurrent", "cpus", "gpus") if key in given})
+    return study
+
+
+def _described(study: "StudyFolder") -> str:
+    spec = study.spec
+    searched = ", ".join(f"{one.key.removeprefix('method.')}={one.text()}" for one in spec.searched)
+    judged = " and ".join(spec.objectives)
+    return (
+        f"{spec.trials} trials, {spec.concurrent} side by side, {spec.sampler}, {spec.pruner}; {searched}; by {judged}"
+    )

@@ -1,0 +1,167 @@
+"""What a study's trial needs of the pipeline: its run, its training, its figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
+from vesalius.infra.pipeline.tracked_study import track_trial, trial_tags
+from vesalius.infra.pipeline.training import method_type, start_run, tracked_as, train
+from vesalius.platform import tracking
+from vesalius.platform.config import override, validate
+from vesalius.platform.errors import RunError, StudyError, VesaliusError
+from vesalius.platform.runs import RunSettings, find_run
+from vesalius.platform.store import place_of
+from vesalius.platform.training import Checkpoints, choose_device
+from vesalius.platform.training.memory import PeakMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vesalius.platform.runs import RunFolder
+    from vesalius.tuning import StudySpec
+
+_MIB = 2**20
+_DETECTION = ("average_precision", "best_dice", "auroc")
+_PEAK = "peak_memory.json"
+
+
+def base_of(spec: StudySpec) -> RunSettings:
+    """Return the settings that a study's trials start from."""
+    settings = validate(method_type(spec.method).settings_type, spec.settings, f"study '{spec.name}'")
+    return RunSettings.of(settings, spec.training)
+
+
+@dataclass(frozen=True)
+class TrialTrainer:
+    """What a trial needs of the pipeline; see :class:`vesalius.tuning.Trainer`.
+
+    Attributes:
+        home: of the runs.
+        parent: id of the study's tracked run, of which those of its trials are children; None where it has none.
+    """
+
+    home: Path
+    parent: str | None = None
+
+    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
+        """Return the run of a trial, which is begun where there is none."""
+        run_id = spec.run_id(number, seed)
+        chosen = override(base_of(spec), values if seed is None else {**values, "training.seed": seed})
+        with suppress(RunError):
+            run = find_run(self.home, run_id)
+            _check_own(run, spec, number, chosen)
+            return run
+        _remove_unbegun(self.home / "runs" / run_id)
+        return start_run(
+            spec.method,
+            place_of(spec.store),
+            home=self.home,
+            preset=spec.preset,
+            settings=chosen.method.model_dump(mode="json"),
+            training=chosen.training,
+            num_workers=0 if spec.num_workers == 1 else spec.num_workers,
+            name=run_id,
+            experiment=spec.experiment,
+            tags=trial_tags(spec, number, seed, self.parent),
+        )
+
+    def train(self, run: RunFolder) -> None:
+        """Train a run to its end, and keep how much memory that took."""
+        if run.spec.num_workers:
+            train(run, tuned=True)
+            return
+        memory = PeakMemory(choose_device(run.spec.training.device))
+        memory.begin()
+        train(run, tuned=True)
+        _keep_peak(run, memory.read())
+
+    def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
+        """Return a run's figures on validation; they go to its model's card and to tracking as of any run."""
+        device = choose_device(spec.training.device).type
+        memory = PeakMemory(torch.device(device))
+        memory.begin()
+        card = fit_thresholds(run, device=device)
+        figures: dict[str, float] = {}
+        for voxels, prefix in (("all", ""), ("brain", "brain/")):
+            for name in _DETECTION:
+                figures[f"{prefix}{name}"] = card.metrics.get(f"{VALIDATION}/{voxels}/{name}")  # type: ignore[assignment]
+        for name in ("image_auroc", "seconds_per_volume"):
+            figures[name] = card.metrics.get(f"{VALIDATION}/all/{name}")  # type: ignore[assignment]
+        healthy = [one.image_score for one in score_run(run, VALIDATION, device=device).records if not one.has_lesion]
+        if healthy:
+            figures["healthy_image_score"] = -sum(healthy) / len(healthy)
+        checkpoints = Checkpoints(run.checkpoints)
+        last = checkpoints.last()
+        if last is not None:
+            figures["training_seconds"] = sum(checkpoints.state(last).seconds.values())
+        if not run.spec.num_workers:
+            figures["peak_memory"] = _keep_peak(run, memory.read()) / _MIB
+        found = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+        track_trial(run, found)
+        return found
+
+    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
+        """Note of a trial's run that nobody goes on with it."""
+        with suppress(VesaliusError):
+            run = find_run(self.home, spec.run_id(number, seed))
+            if run.state == "training":
+                run.set_state("interrupted")
+                tracked = tracked_as(run.spec)
+                if tracked is not None:
+                    tracking.end_run(*tracked, "KILLED")
+
+
+def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings) -> None:
+    """Refuse a run that has a trial's name and is not that trial.
+
+    Raises:
+        StudyError: it trains something else.
+    """
+    found = run.spec
+    different = [
+        what
+        for what, is_same in (
+            ("another method", found.method == spec.method),
+            ("another cohort", found.cohort_digest == spec.cohort_digest),
+            ("other settings", found.settings == chosen.method.model_dump(mode="json")),
+            ("other training settings", found.training == chosen.training),
+        )
+        if not is_same
+    ]
+    if different:
+        raise StudyError(
+            f"run '{run.run_id}' in {run.path.parent} is of {', '.join(different)} than trial {number} of study "
+            f"'{spec.name}': move it away, or begin a study with another name"
+        )
+
+
+def _remove_unbegun(folder: Path) -> None:
+    """Remove what a kill left of a run between its folder and its specification: at most a part of the latter.
+
+    Raises:
+        StudyError: the folder holds something else.
+    """
+    if not folder.exists():
+        return
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("run.json."))
+    if others:
+        raise StudyError(f"{folder} is no run and holds {', '.join(others[:3])}: move it away, a trial needs the name")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_peak(run: RunFolder, num_bytes: int) -> int:
+    """Keep the most memory that a run has taken so far, and return it."""
+    path = run.path / _PEAK
+    with suppress(OSError, ValueError, KeyError):
+        num_bytes = max(num_bytes, int(json.loads(path.read_text())["bytes"]))
+    path.write_text(json.dumps({"bytes": num_bytes}))
+    return num_bytes

@@ -1,0 +1,200 @@
+"""Kill a study's driver, and a trial's worker: no finished trial is run again, none is lost, the search goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from vesalius.tuning import StudyFolder, analyse, find_study
+from vesalius.tuning.testing import toy_study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vesalius.platform.store import CohortStore
+
+pytestmark = pytest.mark.long
+
+_TRIALS = 12
+_DRIVER = """
+import sys
+from pathlib import Path
+from vesalius.tuning import drive, find_study
+from vesalius.tuning.testing import BASE, ToyTrainer
+home = Path(sys.argv[1])
+drive(find_study(home, "toy"), BASE, ToyTrainer(str(home), seconds=0.15))
+"""
+
+
+def _start(*command: str, home: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "off"}
+    with (home / "driver.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, *command], start_new_session=True, env=environment, stdout=log, stderr=log
+        )
+
+
+def _of_session(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return what the driver started; they share its session, which is nobody else's."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == driver.pid:
+                found.append(process)
+        except (ProcessLookupError, psutil.Error):
+            continue
+    return found
+
+
+def _end_group(driver: subprocess.Popen[bytes]) -> None:
+    for process in _of_session(driver):
+        process.kill()
+
+
+def _wait(condition: Callable[[], bool], driver: subprocess.Popen[bytes], home: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert driver.poll() is None, (home / "driver.log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (home / "driver.log").read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def _log(home: Path) -> list[str]:
+    path = home / "log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _num_ended(study: StudyFolder) -> int:
+    return len(list((study.path / "trials").glob("*.json"))) if (study.path / "trials").is_dir() else 0
+
+
+def test_a_driver_killed_twice_loses_nothing(tmp_path: Path) -> None:
+    study = toy_study(tmp_path, trials=_TRIALS, space={"x": "0..1", "k": "1..8"}, criterion=None)
+    before: dict[int, dict[str, float]] = {}
+    for ended in (3, 6):
+        driver = _start("-c", _DRIVER, str(tmp_path), home=tmp_path)
+        try:
+            _wait(lambda least=ended: _num_ended(study) >= least, driver, tmp_path)  # type: ignore[misc]
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait(30)
+        finally:
+            _end_group(driver)
+        rows = {row.number: row.figures for row in analyse(study).trials if row.state == "complete"}
+        assert before.items() <= rows.items(), "what had ended stands"
+        before = rows
+    last = _start("-c", _DRIVER, str(tmp_path), home=tmp_path)
+    try:
+        assert last.wait(300) == 0, (tmp_path / "driver.log").read_text()[-3000:]
+    finally:
+        _end_group(last)
+    found = analyse(study)
+    assert found.counts == {"complete": _TRIALS}
+    assert [row.number for row in found.trials] == list(range(_TRIALS)), "none is lost, none was begun in vain"
+    values = [tuple(row.values.values()) for row in found.trials]
+    assert len(set(values)) == _TRIALS, "what was drawn is not drawn again"
+    lines = Counter(_log(tmp_path))
+    # A kill may fall between a trial's last step and its record: it is then judged again, and never trained again.
+    assert all(lines[f"judge toy-{row.number:04d}"] <= 2 for row in found.trials)
+    again = [line for line, count in lines.items() if line.startswith("train") and count > 1]
+    assert 1 <= len(again) <= 4, "only those that were under way at a kill go on, two at each"
+    for row in found.trials:
+        assert row.number not in before or lines[f"judge toy-{row.number:04d}"] == 1 or row.number in _caught(again)
+
+
+def _caught(lines: list[str]) -> set[int]:
+    return {int(line.rpartition("-")[2]) for line in lines}
+
+
+def test_an_interrupted_study_says_how_to_go_on(toy_store: CohortStore, tmp_path: Path) -> None:
+    command = "from vesalius.infra.cli import main; main()"
+    arguments = [
+        "implicit_field", str(toy_store.path), "--preset", "tiny", "--trials", "2", "--name", "study", "--space",
+        "num_classes=4..8", "--set", "training.device=cpu", "--set", "method.epochs=3000", "--concurrent", "1",
+    ]  # fmt: skip
+    driver = _start("-c", command, "tune", "--home", str(tmp_path), *arguments, home=tmp_path)
+    try:
+        state = tmp_path / "runs" / "study-0000" / "progress.json"
+        _wait(state.exists, driver, tmp_path)
+        os.kill(driver.pid, signal.SIGINT)
+        assert driver.wait(60) == 130
+    finally:
+        _end_group(driver)
+    said = (tmp_path / "driver.log").read_text()
+    assert "stopped by you; to go on: vesalius tune --resume study" in said
+    assert "Traceback" not in said
+    assert [row.state for row in analyse(find_study(tmp_path, "study")).trials] == ["running"]
+
+
+def test_a_killed_trial_goes_on(tmp_path: Path) -> None:
+    study = toy_study(tmp_path, trials=4, criterion=None)
+    driver = _start("-c", _DRIVER, str(tmp_path), home=tmp_path)
+    killed = ""
+    try:
+        step = tmp_path / "runs" / "toy-0000" / "step"
+        _wait(lambda: step.exists() and step.read_text() not in ("", "1"), driver, tmp_path)
+        workers = [one for one in _of_session(driver) if "ImplicitFunc" in one.name() + " ".join(one.cmdline())]
+        assert workers, [" ".join(one.cmdline())[:80] for one in _of_session(driver)]
+        workers[0].kill()
+        killed = "yes"
+        assert driver.wait(300) == 0, (tmp_path / "driver.log").read_text()[-3000:]
+    finally:
+        _end_group(driver)
+    assert killed
+    assert analyse(study).counts == {"complete": 4}
+    trained = Counter(line for line in _log(tmp_path) if line.startswith("train"))
+    assert sorted(trained.values()) == [1, 1, 1, 2], "the killed one went on, the others did not notice"
+
+
+def test_a_method_goes_on_bit_for_bit(toy_store: CohortStore, tmp_path: Path) -> None:
+    """The search too: the same trials with the same figures, whether the study was broken off or not."""
+
+    def begin(home: Path, *more: str) -> subprocess.Popen[bytes]:
+        home.mkdir(exist_ok=True)
+        command = "from vesalius.infra.cli import main; main()"
+        return _start("-c", command, "tune", "--home", str(home), *more, home=home)
+
+    wanted = [
+        "implicit_field", str(toy_store.path), "--preset", "tiny", "--trials", "3", "--name", "study", "--space",
+        "num_classes=4..8", "--space", "prior_sigma=log:1e-2..1", "--set", "training.device=cpu", "--set",
+        "method.epochs=300", "--set", "training.checkpoint_every=20", "--set", "training.threads=1", "--pruner", "none",
+        "--concurrent", "1",
+    ]  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    driver = begin(whole, *wanted)
+    try:
+        assert driver.wait(400) == 0, (whole / "driver.log").read_text()[-3000:]
+    finally:
+        _end_group(driver)
+    driver = begin(broken, *wanted)
+    try:
+        checkpoints = broken / "runs" / "study-0000" / "checkpoints"
+        _wait(lambda: len(list(checkpoints.glob("0001-*"))) >= 2, driver, broken)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait(30)
+    finally:
+        _end_group(driver)
+    assert json.loads((broken / "runs" / "study-0000" / "state.json").read_text())["state"] == "training"
+    driver = begin(broken, "--resume", "study")
+    try:
+        assert driver.wait(400) == 0, (broken / "driver.log").read_text()[-3000:]
+    finally:
+        _end_group(driver)
+    one, other = (analyse(find_study(home, "study")) for home in (whole, broken))
+    assert [row.state for row in other.trials] == ["complete"] * 3
+    assert [row.values for row in one.trials] == [row.values for row in other.trials]
+    assert [row.curve for row in one.trials] == [row.curve for row in other.trials]
+    found = [[row.figures["average_precision"] for row in study.trials] for study in (one, other)]
+    assert found[0] == found[1]
+    weights = [load_file(home / "runs" / "study-0000" / "model" / "weights.safetensors") for home in (whole, broken)]
+    assert all(weights[0][name].equal(value) for name, value in weights[1].items())
