@@ -498,7 +498,7 @@ def test_a_stopped_trial_of_two_workers_makes_room_for_the_next(toy_store: Cohor
     # The samples that the network has to tell apart vanish in noise: all but the start are worse.
     result = call(
         "tune", "implicit_field", toy_store.path, "--preset", "tiny", "--trials", 4, "--space",
-        "learning_rate=log:1e-9..1e-8", "--set", "training.device=cpu", "--set", "training.validate_every=2",
+        "decoder_lr=log:1e-9..1e-8", "--set", "training.device=cpu", "--set", "training.validate_every=2",
         "--workers", 2, "--concurrent", 1, "--pruner", "asha", "--name", "stopped", "--budget", "5m", "--home", home,
         "--json",
     )  # fmt: skip

@@ -6,6 +6,7 @@
       run.json          the specification; written once, first
       state.json        created | training | finished | interrupted | failed
       progress.json     where training is, for whoever looks
+      reserved          what its workers hold of a cluster while they train
       checkpoints/      see vesalius.platform.training.checkpoint
       model/            the trained model, written last
       scores/<split>/   anomaly maps

@@ -15,6 +15,7 @@ from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_ru
 from vesalius.infra.pipeline.tracked_study import track_trial, trial_tags
 from vesalius.infra.pipeline.training import method_type, start_run, tracked_as, train
 from vesalius.platform import tracking
+from vesalius.platform.cluster import free_reserved
 from vesalius.platform.config import override, validate
 from vesalius.platform.errors import RunError, StudyError, VesaliusError
 from vesalius.platform.runs import RunSettings, find_run
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _MIB = 2**20
 _DETECTION = ("average_precision", "best_dice", "auroc")
 _PEAK = "peak_memory.json"
+_ENDING_SECONDS = 20.0
+"""How long the process of a trial of several workers may take to end once it is stopped."""
 
 
 def base_of(spec: StudySpec) -> RunSettings:
@@ -113,6 +116,8 @@ class TrialTrainer:
         """Note of a trial's run that nobody goes on with it."""
         with suppress(VesaliusError):
             run = find_run(self.home, spec.run_id(number, seed))
+            if run.spec.num_workers:
+                free_reserved(run, wait_seconds=_ENDING_SECONDS)
             if run.state == "training":
                 run.set_state("interrupted")
                 tracked = tracked_as(run.spec)

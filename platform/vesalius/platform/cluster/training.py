@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform import errors
+from vesalius.platform.cluster.reserved import free_reserved
 from vesalius.platform.cluster.session import session
 from vesalius.platform.cluster.worker import check_store, work
 from vesalius.platform.errors import RunError, VesaliusError
@@ -86,6 +87,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
 
         from vesalius.platform.training import backend_for
 
+        free_reserved(run)  # the lock is ours: whoever trained it before has ended
         # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs.
         wants = spec.training.device
         gpus = ray.cluster_resources().get("GPU", 0)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vesalius.platform.cluster.reserved import note_reserved
 from vesalius.platform.cluster.session import available_cores
 from vesalius.platform.errors import RunError, VesaliusError
 from vesalius.platform.runs import Progressed, RunFolder, RunSpec, find_run
@@ -41,6 +42,8 @@ def work(config: Mapping[str, Any]) -> None:
         device = torch.device("cpu")
     threads = spec.training.threads or max(1, available_cores() // max(1, spec.num_workers))
     torch.set_num_threads(threads)
+    if on_ray and ranks.rank == 0:
+        note_reserved(run)
     watcher: _Recorder | None = None
     try:
         watcher = _Recorder(run, spec, ranks.rank, config["attempt"], on_ray=on_ray, tuned=config["tuned"])
