@@ -9,8 +9,9 @@ from sqlalchemy.engine.default import DefaultDialect
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
-from vesalius.infra.pipeline import check_resumed
+from vesalius.infra.pipeline import StudyRequest, begin_study, check_resumed
 from vesalius.platform.errors import CohortError
+from vesalius.platform.progress import silent
 from vesalius.tuning import create_study
 from vesalius.tuning.storage import VARIABLE
 from vesalius.tuning.testing import toy_spec
@@ -94,3 +95,21 @@ def test_a_study_goes_on_with_the_cohort_that_lesions_were_set_into(
     study = create_study(home, spec)
     check_resumed(study, {"store": str(healthy_store.path)})
     check_resumed(study, {"store": str(toy_store.path)})
+
+
+@pytest.mark.parametrize(
+    ("pruner", "chosen", "passes"), [(None, {}, 9), ("none", {}, 4), (None, {"training.validations": 6}, 6)]
+)
+def test_trials_that_may_be_stopped_have_a_pass_where_the_first_rung_stands(
+    toy_store: CohortStore, home: Path, pruner: str | None, chosen: dict[str, int], passes: int
+) -> None:
+    request = StudyRequest(
+        method="implicit_field",
+        store=str(toy_store.path),
+        preset="tiny",
+        set={"training.device": "cpu", **chosen},
+        space={"num_classes": "4..6"},
+        pruner=pruner,
+    )
+    study = begin_study(request, home=home, say=print, progress=silent)
+    assert study.spec.training.validations == passes

@@ -192,6 +192,7 @@ def test_validation_passes_are_those_of_the_loop() -> None:
     every_seven = TrainingSettings(validate_every=7)
     assert [num_validations(num, every_seven) for num in (1, 7, 8, 21)] == [1, 1, 2, 3]
     assert [num_validations(num, TrainingSettings()) for num in (0, 1, 3, 30, 1000)] == [0, 1, 3, 4, 4]
+    assert [num_validations(num, TrainingSettings(validations=9)) for num in (5, 9, 100)] == [5, 9, 9]
 
 
 def test_a_probe_measures_every_stage(toy_store: CohortStore) -> None:

@@ -41,7 +41,7 @@ from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermedia
 from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import alive_nodes, check_resources, fitting
 from vesalius.tuning.running import Driven, drive
-from vesalius.tuning.samplers import PRUNERS, SAMPLERS, check_sampler
+from vesalius.tuning.samplers import PRUNERS, SAMPLERS, VALIDATIONS, check_sampler
 from vesalius.tuning.seeds import SeedComparison, SeedRow, compare_seeds, compared, other_seeds
 from vesalius.tuning.spaces import declared, dimensions, full_key
 from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
@@ -51,6 +51,7 @@ __all__ = [
     "OBJECTIVES",
     "PRUNERS",
     "SAMPLERS",
+    "VALIDATIONS",
     "VARIABLE",
     "Analysis",
     "Choice",

@@ -37,6 +37,9 @@ _PRUNER_OPTIONS: dict[str, dict[str, Any]] = {
     "median": {"n_startup_trials": 4, "n_warmup_steps": 10},
     "none": {},
 }
+VALIDATIONS = 9
+"""Validation passes of a trial that may be stopped: the first of them where the first rung stands."""
+
 _REQUIRES = {"cmaes": "cmaes"}
 
 

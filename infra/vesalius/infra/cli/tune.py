@@ -50,8 +50,8 @@ def tune(
         str | None,
         typer.Option(
             help="asha, median or none: stops trials by their validation passes (default: asha where it can). Passes "
-            "are compared by the share of a trial's own training that is done: where epochs are searched, leave "
-            "training.validate_every unset, so that the shares are equal."
+            "are compared by the share of a trial's own training that is done, and made in each ninth of it unless "
+            "training.validations says otherwise; where epochs are searched leave training.validate_every unset."
         ),
     ] = None,
     concurrent: Annotated[int | None, typer.Option(min=1, help="Trials side by side (default: as many as fit)")] = None,

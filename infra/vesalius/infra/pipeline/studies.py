@@ -23,6 +23,7 @@ from vesalius.platform.store import CohortStore
 from vesalius.platform.training import stage_subjects
 from vesalius.tuning import (
     PRUNERS,
+    VALIDATIONS,
     StudySpec,
     alive_nodes,
     analyse,
@@ -136,6 +137,9 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         training = training.model_copy(update={"device": "cpu"})
     source = store
     objectives, criterion = _judged_by(request, store, training.validate_subjects, say)
+    pruner = request.pruner or ("none" if criterion is None else "asha")
+    if pruner != "none" and not {"training.validations", "training.validate_every"} & set(request.set):
+        training = training.model_copy(update={"validations": VALIDATIONS})
     if request.storage is not None:
         try_storage(whole_address(storage))
     with new_study(home, name) as folder:
@@ -154,7 +158,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
             searched=searched,
             objectives=objectives,
             sampler=request.sampler,
-            pruner=request.pruner or ("none" if criterion is None else "asha"),
+            pruner=pruner,
             criterion=criterion,
             seed=request.seed,
             trials=request.trials,

@@ -25,13 +25,9 @@ HEALTHY = "validation_healthy_image_score"
 """Minus the mean image score of healthy validation subjects: higher means that healthy anatomy is explained."""
 
 
-_DEFAULT_VALIDATIONS = 4
-"""Validation passes of a selectable stage where no interval is set: enough for a best that is not just the last."""
-
-
 def validation_interval(num_steps: int, settings: TrainingSettings) -> int:
     """Return the steps between validation passes of a selectable stage; the last step has one in any case."""
-    return settings.validate_every or max(1, math.ceil(num_steps / _DEFAULT_VALIDATIONS))
+    return settings.validate_every or max(1, math.ceil(num_steps / settings.validations))
 
 
 def num_validations(num_steps: int, settings: TrainingSettings) -> int:

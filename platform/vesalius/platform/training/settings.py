@@ -39,8 +39,11 @@ class TrainingSettings(Settings):
     clip_norm: float | None = Field(None, gt=0, description="clip each optimiser's gradient to this l2 norm")
     log_every: int = Field(20, ge=1, description="steps between logged metrics")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    validations: int = Field(
+        4, ge=1, description="validation passes of a selectable stage, evenly spread, the last at its end"
+    )
     validate_every: int | None = Field(
-        None, ge=1, description="steps between validation passes of a selectable stage; none: a quarter of it"
+        None, ge=1, description="steps between validation passes of a selectable stage; none: as validations says"
     )
     validate_subjects: int = Field(4, ge=1, description="validation subjects scored in a validation pass")
     cache_mib: int | None = Field(
