@@ -33,7 +33,7 @@ from pathlib import Path
 from vesalius.tuning import drive, find_study
 from vesalius.tuning.testing import BASE, ToyTrainer
 home = Path(sys.argv[1])
-drive(find_study(home, "toy"), BASE, ToyTrainer(str(home), seconds=0.15))
+drive(find_study(home, "toy"), BASE, ToyTrainer(str(home), seconds=float(sys.argv[2])))
 """
 
 
@@ -83,7 +83,7 @@ def test_a_driver_killed_twice_loses_nothing(tmp_path: Path) -> None:
     study = toy_study(tmp_path, trials=_TRIALS, space={"x": "0..1", "k": "1..8"}, criterion=None)
     before: dict[int, dict[str, float]] = {}
     for ended in (3, 6):
-        driver = _start("-c", _DRIVER, str(tmp_path), home=tmp_path)
+        driver = _start("-c", _DRIVER, str(tmp_path), "0.15", home=tmp_path)
         try:
             _wait(lambda least=ended: _num_ended(study) >= least, driver, tmp_path)  # type: ignore[misc]
             os.kill(driver.pid, signal.SIGKILL)
@@ -93,7 +93,7 @@ def test_a_driver_killed_twice_loses_nothing(tmp_path: Path) -> None:
         rows = {row.number: row.figures for row in analyse(study).trials if row.state == "complete"}
         assert before.items() <= rows.items(), "what had ended stands"
         before = rows
-    last = _start("-c", _DRIVER, str(tmp_path), home=tmp_path)
+    last = _start("-c", _DRIVER, str(tmp_path), "0.15", home=tmp_path)
     try:
         assert last.wait(300) == 0, (tmp_path / "driver.log").read_text()[-3000:]
     finally:
@@ -138,7 +138,7 @@ def test_an_interrupted_study_says_how_to_go_on(toy_store: CohortStore, tmp_path
 
 def test_a_killed_trial_goes_on(tmp_path: Path) -> None:
     study = toy_study(tmp_path, trials=4, criterion=None)
-    driver = _start("-c", _DRIVER, str(tmp_path), home=tmp_path)
+    driver = _start("-c", _DRIVER, str(tmp_path), "0.15", home=tmp_path)
     killed = ""
     try:
         step = tmp_path / "runs" / "toy-0000" / "step"
@@ -198,3 +198,28 @@ def test_a_method_goes_on_bit_for_bit(toy_store: CohortStore, tmp_path: Path) ->
     assert found[0] == found[1]
     weights = [load_file(home / "runs" / "study-0000" / "model" / "weights.safetensors") for home in (whole, broken)]
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_node_that_dies_costs_its_trial_one_more_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    study = toy_study(tmp_path, trials=4, criterion=None)
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    driver = None
+    try:
+        doomed = cluster.add_node(**node)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        driver = _start("-c", _DRIVER, str(tmp_path), "1.5", home=tmp_path)
+        steps = [tmp_path / "runs" / f"toy-000{number}" / "step" for number in range(2)]
+        _wait(lambda: all(step.exists() and step.read_text() not in ("", "1") for step in steps), driver, tmp_path)
+        os.kill(doomed.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        assert driver.wait(300) == 0, (tmp_path / "driver.log").read_text()[-3000:]
+    finally:
+        if driver is not None:
+            _end_group(driver)
+        cluster.shutdown()
+    assert analyse(study).counts == {"complete": 4}
+    trained = Counter(line for line in _log(tmp_path) if line.startswith("train"))
+    assert sorted(trained.values()) == [1, 1, 1, 2], "the one on that node went on, the others did not notice"
