@@ -20,3 +20,20 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(monkeypatch: pytest.Monkey
         cluster.session(),
     ):
         pass
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_cluster_that_runs_on_this_machine_is_not_joined_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    memory = 100 * 2**20
+    others = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": memory, "include_dashboard": False}
+    )
+    try:
+        with cluster.session(1):
+            assert ray.get_runtime_context().gcs_address != others.address
+    finally:
+        others.shutdown()

@@ -64,6 +64,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
             for name, value in {"RAY_AUTH_MODE": "disabled", **_UNWATCHED}.items():
                 os.environ.setdefault(name, value)
             ray.init(
+                address="local",  # without a word Ray would join whatever cluster was started on this machine
                 num_cpus=num_cpus or available_cores(),
                 object_store_memory=512 * 2**20,
                 log_to_driver=False,
