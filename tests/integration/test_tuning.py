@@ -367,7 +367,21 @@ def test_a_study_is_tracked_compared_shown_and_promoted(
         assert parent.data.metrics["seeds/difference"] == pytest.approx(compared["mean"])
         assert find_run(home, f"told-{best:04d}-seed2").spec.training.seed == 2
         page = (tmp_path / "page" / "index.html").read_text()
-        assert f"vesalius evaluate told-{best:04d}-seed1 told-0000-seed1" in page
+        assert "vesalius study told --seeds 5" in page
+        early = call("study", "told", "--test", "--home", home)
+        assert early.exit_code == 2
+        assert "has 2 of 3 trials" in " ".join(early.stderr.split())
+        assert call("tune", "--resume", "told", "--trials", 2, "--home", home).exit_code == 0
+        held_out = call("study", "told", "--test", "--html", tmp_path / "page", "--home", home, "--json")
+        assert held_out.exit_code == 0, held_out.stderr
+        test = json.loads(held_out.stdout)["test"]
+        assert test["split"] == "test"
+        runs_of_one = [test["rows"][0][word]["run_id"] for word in ("best", "start")]
+        evaluated = json.loads(call("evaluate", *runs_of_one, "--home", home, "--json").stdout)["figures"]
+        theirs = [one["average_precision"] for one in evaluated if one["voxel_set"] == "all"]
+        assert test["differences"] == pytest.approx([theirs[0] - theirs[1]] * 2)
+        assert "On the test split" in (tmp_path / "page" / "index.html").read_text()
+        assert json.loads(call("study", "told", "--home", home, "--json").stdout)["test"] == test, "it is kept"
 
     promoted = call("study", "told", "--promote", "brain", "--home", home, "--json")
     assert promoted.exit_code == 0, promoted.stderr
@@ -382,6 +396,7 @@ def test_a_study_is_tracked_compared_shown_and_promoted(
         (["own", "--html", "FILE"], "is not a page of this kind"),
         (["own", "--promote", "brain"], "has not begun"),
         (["own", "--seeds", "3"], "has not begun"),
+        (["own", "--test"], "has not begun"),
     ],
 )
 def test_what_a_study_cannot_show_is_a_sentence(

@@ -187,7 +187,7 @@ def test_a_long_study_stays_a_small_page(spec: StudySpec) -> None:
 
 def test_seeds_and_the_runs_to_compare_are_named(spec: StudySpec) -> None:
     found = analysis([trial(number) for number in range(9)])
-    assert f"vesalius evaluate toy-{found.best:04d} toy-0000 --split test" in render_study(found, spec, START)
+    assert "vesalius study toy --seeds 3" in render_study(found, spec, START)
     figures = {"average_precision": 0.5}
     row = SeedRow(
         seed=4,
@@ -198,9 +198,17 @@ def test_seeds_and_the_runs_to_compare_are_named(spec: StudySpec) -> None:
         objective="average_precision", best=2, start=0, rows=(row,), means=(0.5, 0.5), differences=(0.0,), mean=0.0,
         interval=None, sentence="over 1 other seed nothing differs",
     )  # fmt: skip
-    page = render_study(found, spec, START, seeds=seeds, home="/a home")
+    over = found.model_copy(update={"counts": {"complete": spec.trials}})
+    under_way = found.model_copy(update={"counts": {"complete": spec.trials - 1}})
+    page = render_study(over, spec, START, seeds=seeds, home="/a home")
     assert "Over 1 other seed nothing differs." in page
-    assert "vesalius evaluate toy-0002-seed4 toy-0000-seed4 --split test --home &#39;/a home&#39;" in page
+    assert "toy-0002-seed4" in page
+    assert "vesalius study toy --test --home &#39;/a home&#39;" in page
+    assert "vesalius study toy --test" not in render_study(under_way, spec, START, seeds=seeds), "trials are to come"
+    test = seeds.model_copy(update={"split": "test", "sentence": "over 1 other seed on test nothing differs"})
+    page = render_study(over, spec, START, seeds=seeds, test=test)
+    assert "Over 1 other seed on test nothing differs." in page
+    assert "vesalius study toy --test" not in page, "once"
 
 
 def test_a_page_replaces_only_a_page_of_its_kind(tmp_path: Path, spec: StudySpec) -> None:

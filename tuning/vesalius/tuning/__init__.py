@@ -28,6 +28,7 @@ from vesalius.tuning.analysis import Analysis, TrialRow, analyse
 from vesalius.tuning.dimension import Condition, Dimension, parse_space
 from vesalius.tuning.file import read_study_file
 from vesalius.tuning.folder import (
+    COUNTED,
     Record,
     StudyFolder,
     StudySpec,
@@ -42,12 +43,22 @@ from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import alive_nodes, check_resources, fitting
 from vesalius.tuning.running import Driven, drive
 from vesalius.tuning.samplers import PRUNERS, SAMPLERS, VALIDATIONS, check_sampler
-from vesalius.tuning.seeds import SeedComparison, SeedRow, compare_seeds, compared, other_seeds
+from vesalius.tuning.seeds import (
+    SeedComparison,
+    SeedRow,
+    compare_seeds,
+    compared,
+    held_out,
+    keep_held_out,
+    other_seeds,
+    seed_comparison,
+)
 from vesalius.tuning.spaces import declared, dimensions, full_key
 from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
 from vesalius.tuning.trial import Trainer
 
 __all__ = [
+    "COUNTED",
     "OBJECTIVES",
     "PRUNERS",
     "SAMPLERS",
@@ -82,13 +93,16 @@ __all__ = [
     "find_study",
     "fitting",
     "full_key",
+    "held_out",
     "intermediate",
+    "keep_held_out",
     "new_study",
     "objective",
     "other_seeds",
     "parse_space",
     "read_study_file",
     "repeat",
+    "seed_comparison",
     "spaces",
     "studies_folder",
     "try_storage",

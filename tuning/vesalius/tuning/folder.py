@@ -6,6 +6,7 @@
       study.json         the specification; written last of what a study begins with, then only under the lock
       trials/0007.json   what became of a trial; written by its worker, before the driver hears of it
       seeds/0007-3.json  what became of it when it was trained again with seed 3
+      test.json          the best beside the start on the test split, where that was asked for at the end
       optuna.db          the study's storage, unless another one was given
       cohort/            the cohort with synthetic lesions in its validation volumes, where they were asked for
       ray/               what Ray Tune writes while it runs; nothing is read from it again

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import StudyError
+from vesalius.platform.store.files import write_file
+from vesalius.platform.store.space import space_errors
 from vesalius.tuning.folder import Record
 from vesalius.tuning.objectives import OBJECTIVES
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from vesalius.tuning.folder import StudyFolder
 
 LEVEL = 0.95
+_HELD_OUT = "test.json"
 
 
 class SeedRow(Settings):
@@ -42,6 +45,7 @@ class SeedComparison(Settings):
 
     Attributes:
         objective: that is compared.
+        split: on which.
         best: number of the trial.
         start: number of the trial.
         rows: a seed each.
@@ -54,6 +58,7 @@ class SeedComparison(Settings):
     """
 
     objective: str
+    split: str = "validation"
     best: int
     start: int
     rows: tuple[SeedRow, ...]
@@ -109,7 +114,21 @@ def compare_seeds(folder: StudyFolder, found: Analysis) -> SeedComparison | None
         SeedRow(seed=seed, best=records.get((best, seed)), start=records.get((start, seed)))
         for seed in sorted({seed for number, seed in records if number in (best, start)})
     )
-    (objective,) = found.objectives
+    return seed_comparison(next(iter(found.objectives)), best, start, rows)
+
+
+def seed_comparison(
+    objective: str, best: int, start: int, rows: tuple[SeedRow, ...], split: str = "validation"
+) -> SeedComparison:
+    """Return what the rows say of the best and the start.
+
+    Args:
+        objective: that is compared; a record that lacks it has no part.
+        best: number of the trial.
+        start: number of the trial.
+        rows: a seed each.
+        split: that their figures are of.
+    """
     pairs = [
         (row.best.figures[objective], row.start.figures[objective])
         for row in rows
@@ -124,6 +143,7 @@ def compare_seeds(folder: StudyFolder, found: Analysis) -> SeedComparison | None
     interval = mean_interval(differences)
     return SeedComparison(
         objective=objective,
+        split=split,
         best=best,
         start=start,
         rows=rows,
@@ -131,8 +151,28 @@ def compare_seeds(folder: StudyFolder, found: Analysis) -> SeedComparison | None
         differences=tuple(differences),
         mean=mean,
         interval=interval,
-        sentence=_sentence(objective, best, means, differences, interval),
+        sentence=_sentence(objective, split, best, means, differences, interval),
     )
+
+
+def keep_held_out(folder: StudyFolder, comparison: SeedComparison) -> None:
+    """Keep how the best and the start compare on the test split."""
+    with space_errors(folder.path):
+        write_file(folder.path / _HELD_OUT, comparison.model_dump_json(indent=1).encode(), folder.path)
+
+
+def held_out(folder: StudyFolder, seeds: SeedComparison | None) -> SeedComparison | None:
+    """Return what was kept of the test split, where it is of the trials that are compared now.
+
+    Args:
+        folder: of the study.
+        seeds: the comparison on validation.
+    """
+    try:
+        kept = SeedComparison.model_validate_json((folder.path / _HELD_OUT).read_text())
+    except (OSError, ValueError):
+        return None
+    return kept if seeds is not None and (kept.best, kept.start) == (seeds.best, seeds.start) else None
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -149,6 +189,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 def _sentence(
     objective: str,
+    split: str,
     best: int,
     means: tuple[float, float] | None,
     differences: Sequence[float],
@@ -158,7 +199,8 @@ def _sentence(
         return f"of trial {best} and the start there is no other seed yet that both have come to their end with"
     num = len(differences)
     seeds = "1 other seed" if num == 1 else f"{num} other seeds"
-    said = f"over {seeds} trial {best} has {objective} {means[0]:.4g}, the start {means[1]:.4g}"
+    where = f"over {seeds} on {split}"
+    said = f"{where} trial {best} has {objective} {means[0]:.4g}, the start {means[1]:.4g}"
     if interval is None:
         return f"{said}; one seed has no interval"
     mean, (low, high) = means[0] - means[1], interval

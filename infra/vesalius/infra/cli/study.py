@@ -28,6 +28,13 @@ def study(
             show_default=False,
         ),
     ] = None,
+    test: Annotated[
+        bool,
+        typer.Option(
+            "--test",
+            help="Compare the two on the test split, as --seeds trained them: once, when the study has all its trials.",
+        ),
+    ] = False,
     promote: Annotated[
         str | None,
         typer.Option(
@@ -42,8 +49,8 @@ def study(
     """Show a study's trials, the best or the front of several objectives, and which settings matter.
 
     The trial marked `start` has the settings that the study started from. The best of many noisy trials is not the
-    best: --seeds trains both again, at validation, and gives the difference with its interval over seeds. Held-out
-    subjects are asked once, at the end: `vesalius evaluate` with the runs that the page names.
+    best: --seeds trains both again and gives the difference on validation with its interval over seeds; --test gives
+    it on held-out subjects, which nothing was chosen on.
     """
     with Terminal(as_json) as terminal:
         from vesalius.infra import pipeline
@@ -57,6 +64,10 @@ def study(
             terminal.resume_hint = f"vesalius study {name} --seeds {seeds}"
             with terminal.progress("seeds") as progress:
                 pipeline.repeat_best(found, seeds, home=folder, progress=progress)
+        if test:
+            terminal.resume_hint = f"vesalius study {name} --test"
+            with terminal.progress("test") as progress:
+                pipeline.judge_held_out(found, home=folder, device=pipeline.device_name("auto"), progress=progress)
         more: dict[str, Any] = {}
         if page is not None:
             _write(terminal, found, page, folder if home is not None else None)
@@ -72,13 +83,15 @@ def study(
 def show_study(terminal: Terminal, found: "StudyFolder", promotion: "Promotion | None" = None, **more: Any) -> None:
     """Write a study as it stands; ``more`` joins the JSON document."""
     from vesalius.infra import tables
-    from vesalius.tuning import analyse, compare_seeds
+    from vesalius.tuning import analyse, compare_seeds, held_out
 
     analysis = analyse(found)
     seeds = compare_seeds(found, analysis)
+    test = held_out(found, seeds)
     document = {
         **analysis.model_dump(mode="json"),
         "seeds": None if seeds is None else seeds.model_dump(mode="json"),
+        "test": None if test is None else test.model_dump(mode="json"),
         "folder": str(found.path),
         **more,
     }
@@ -89,7 +102,9 @@ def show_study(terminal: Terminal, found: "StudyFolder", promotion: "Promotion |
     if best is not None:
         shown.append(_beside_the_start(document))
     if seeds is not None:
-        shown += [tables.seeds(document), seeds.sentence]
+        shown += [tables.seeds(document["seeds"]), seeds.sentence]
+    if test is not None:
+        shown += [tables.seeds(document["test"]), test.sentence]
     if promotion is not None:
         document["promotion"] = promotion.model_dump(mode="json")
         shown.append(tables.promotion(document["promotion"]))
@@ -119,12 +134,20 @@ def _write(terminal: Terminal, found: "StudyFolder", page: Path, home: Path | No
     from vesalius.infra import pipeline
     from vesalius.infra.pages import write_study_page
     from vesalius.platform.config import flatten
-    from vesalius.tuning import analyse, compare_seeds
+    from vesalius.tuning import analyse, compare_seeds, held_out
 
     analysis = analyse(found)
     start = flatten(pipeline.base_of(found.spec))
     seeds = compare_seeds(found, analysis)
-    num_bytes = write_study_page(page, analysis, found.spec, start, seeds=seeds, home="" if home is None else str(home))
+    num_bytes = write_study_page(
+        page,
+        analysis,
+        found.spec,
+        start,
+        seeds=seeds,
+        test=held_out(found, seeds),
+        home="" if home is None else str(home),
+    )
     terminal.say(f"wrote {page} ({num_bytes / 1e3:.0f} kB)")
 
 

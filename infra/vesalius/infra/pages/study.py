@@ -29,6 +29,7 @@ def write_study_page(
     start: Mapping[str, Any],
     *,
     seeds: SeedComparison | None = None,
+    test: SeedComparison | None = None,
     home: str = "",
 ) -> int:
     """Write the page, complete or absent, and return its size in bytes.
@@ -39,12 +40,13 @@ def write_study_page(
         spec: of the study.
         start: the settings that it started from, by dotted key.
         seeds: best and start over other seeds, where they were trained.
+        test: the same on the test split, where that was asked for.
         home: of the study, for the commands; empty where it is the usual one.
 
     Raises:
         DiskSpaceError: there is no room.
     """
-    return write_page(path, render_study(found, spec, start, seeds=seeds, home=home))
+    return write_page(path, render_study(found, spec, start, seeds=seeds, test=test, home=home))
 
 
 def render_study(
@@ -53,6 +55,7 @@ def render_study(
     start: Mapping[str, Any],
     *,
     seeds: SeedComparison | None = None,
+    test: SeedComparison | None = None,
     home: str = "",
 ) -> str:
     """Return the page's HTML; see :func:`write_study_page`."""
@@ -76,6 +79,7 @@ def render_study(
         first=first,
         beside=[] if best is None or first is None else _beside(view, best, first),
         seeds=seeds,
+        test=test,
         counts=[(state, number) for state, number in found.counts.items() if number],
         courses=[studies.course(view, name) for name in names] if view.complete else [],
         importance=_importance(found),
@@ -89,7 +93,7 @@ def render_study(
         table=[_table_row(view, row, [*names, *further], keys) for row in found.trials],
         failures=[row for row in found.trials if row.state == "failed"],
         front=[rows[number] for number in found.front],
-        steps=_steps(found, spec, seeds, home),
+        steps=_steps(found, spec, seeds, test, home),
         written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )
 
@@ -135,7 +139,9 @@ def _table_row(view: StudyView, row: TrialRow, heads: list[str], keys: list[str]
     }
 
 
-def _steps(found: Analysis, spec: StudySpec, seeds: SeedComparison | None, home: str) -> list[tuple[str, str]]:
+def _steps(
+    found: Analysis, spec: StudySpec, seeds: SeedComparison | None, test: SeedComparison | None, home: str
+) -> list[tuple[str, str]]:
     """Return what may be done next: a sentence and the command."""
     at = f" --home {shlex.quote(home)}" if home else ""
     ended = sum(found.counts.get(state, 0) for state in ("complete", "pruned", "failed"))
@@ -147,20 +153,18 @@ def _steps(found: Analysis, spec: StudySpec, seeds: SeedComparison | None, home:
         steps.append(("Try twenty more; they learn from all there are.", more))
     best = next((row for row in found.trials if row.number == found.best), None)
     first = next((row for row in found.trials if row.number == found.start), None)
-    runs = [row.run for row in (best, first) if row is not None]
     if best is not None and best is not first and first is not None:
         said = "Train the best and the start again with other seeds, before the best is believed."
         if seeds is not None:
-            pairs = [record for row in seeds.rows for record in (row.best, row.start)]
-            runs = [record.run_id for record in pairs if record is not None and record.ending == "complete"]
             said = "Train the best and the start with more seeds: the interval grows narrower."
         number = 3 if seeds is None else len(seeds.rows) + 3
         steps.append((said, f"vesalius study {spec.name} --seeds {number}{at}"))
-    if found.best is None:
-        runs = [row.run for row in found.trials if row.number in found.front]
-    if runs:
-        said = "Compare these runs on subjects that had no part in the choice; do it once, at the end."
-        steps.append((said, f"vesalius evaluate {' '.join(map(shlex.quote, runs))} --split test{at}"))
+    said = "Compare them on subjects that had no part in the choice; do it once, at the end."
+    if seeds is not None and test is None and ended >= spec.trials:
+        steps.append((said, f"vesalius study {spec.name} --test{at}"))
+    front = [row.run for row in found.trials if row.number in found.front]
+    if found.best is None and front:
+        steps.append((said, f"vesalius evaluate {' '.join(map(shlex.quote, front))} --split test{at}"))
     if best is not None:
         said = "Let the best challenge a registered model on the gate split."
         steps.append((said, f"vesalius study {spec.name} --promote NAME{at}"))

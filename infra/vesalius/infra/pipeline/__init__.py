@@ -7,6 +7,7 @@ the work once, and a broken-off one goes on.
 from __future__ import annotations
 
 from vesalius.infra.pipeline.forecasting import Forecast, describe_forecast, forecast
+from vesalius.infra.pipeline.held_out import judge_held_out
 from vesalius.infra.pipeline.judging import (
     ThresholdRule,
     device_name,
@@ -44,6 +45,7 @@ __all__ = [
     "evaluate_run",
     "fit_thresholds",
     "forecast",
+    "judge_held_out",
     "method_type",
     "model_folder",
     "promote_run",

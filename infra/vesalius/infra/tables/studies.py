@@ -54,10 +54,9 @@ def importance(document: Mapping[str, Any]) -> Table:
     return table
 
 
-def seeds(document: Mapping[str, Any]) -> Table:
-    """Return the best and the start over other seeds: the same document, whose ``seeds`` are there."""
-    found = document["seeds"]
-    table = plain(title=f"trained again: {found['objective']}", title_style="dim")
+def seeds(found: Mapping[str, Any]) -> Table:
+    """Return the best and the start over other seeds: a comparison as the document has it."""
+    table = plain(title=f"trained again: {found['objective']} on {found['split']}", title_style="dim")
     for head in ("seed", "best", "start", "difference"):
         table.add_column(head, justify="right", style="cyan" if head == "seed" else "")
     table.add_column("runs", overflow="fold")
