@@ -1,7 +1,7 @@
 """What a run's workers have reserved of a cluster, freed where whoever started them was killed.
 
-Ray Train leaves that to an actor which asks Ray's dashboard whether the controller still lives. A runtime without a
-dashboard does not answer, and the cores stay reserved for workers that are gone.
+Ray Train leaves that to an actor which asks a dashboard whether the controller still lives. It looks for the dashboard
+without an address, fails where two runtimes are on one machine, and the cores stay reserved for workers that are gone.
 """
 
 from __future__ import annotations
