@@ -8,14 +8,14 @@ surface of the brain is to a map kept inside it, a setting says (``MapSettings.o
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch.nn import functional as F
 
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, setting
+from vesalius.platform.contracts import SCORING, Choice, setting
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ Box = tuple[int, int, int]
 
 class MapSettings(Settings):
     """How raw evidence becomes a score map and a number for the volume."""
+
+    since: ClassVar[str | None] = SCORING
 
     median_pool: Window = setting(1, "edge of the median window in voxels; 1 is none", source="this implementation")
     min_pool: Window = setting(1, "edge of the minimum window in voxels; 1 is none", source="this implementation")

@@ -121,26 +121,48 @@ class VaeSettings(MethodSettings):
     """What the two methods set alike."""
 
     latent_dim: int = setting(
-        10, "Z, length of the latent", source=f"{_PAPER}, Table 1", ge=1, space=Choice(values=(10, 32, 128))
+        10,
+        "Z, length of the latent",
+        source=f"{_PAPER}, Table 1",
+        ge=1,
+        space=Choice(values=(10, 32, 128)),
+        since="vae",
     )
     widths: tuple[int, ...] = setting(
-        (16, 32, 64, 128, 256, 256), "channels before the first halving of the plane and after each", source=_OURS
+        (16, 32, 64, 128, 256, 256),
+        "channels before the first halving of the plane and after each",
+        source=_OURS,
+        since="vae",
     )
-    blocks: int = setting(2, "residual blocks at each resolution below the first", source=_OURS, ge=1)
+    blocks: int = setting(2, "residual blocks at each resolution below the first", source=_OURS, ge=1, since="vae")
     reconstruction: Literal["l1", "l2"] = setting(
         "l1",
         "what the ELBO's reconstruction term sums over the pixels: absolute or squared differences",
         source=f"{_PAPER}, Table 1",
+        since="vae",
     )
     kl_weight: float = setting(
-        1.0, "weight of the divergence in the ELBO", source=_OURS, ge=0, space=Range(low=0.1, high=10, log=True)
+        1.0,
+        "weight of the divergence in the ELBO",
+        source=_OURS,
+        ge=0,
+        space=Range(low=0.1, high=10, log=True),
+        since="vae",
     )
-    batch_slices: int = setting(64, "slices in a batch", source=_OURS, ge=2)
+    batch_slices: int = setting(64, "slices in a batch", source=_OURS, ge=2, since="vae")
     group_slices: int = setting(
-        16, "slices that batch statistics are taken over; batch_slices must be a multiple", source=_OURS, ge=2
+        16,
+        "slices that batch statistics are taken over; batch_slices must be a multiple",
+        source=_OURS,
+        ge=2,
+        since="vae",
     )
     epochs: float = setting(
-        600, "passes over the training slices", source="the VQ-VAE's; the paper gives none for the VAEs", gt=0
+        600,
+        "passes over the training slices",
+        source="the VQ-VAE's; the paper gives none for the VAEs",
+        gt=0,
+        since="vae",
     )
     learning_rate: float = setting(
         1e-4,
@@ -148,11 +170,13 @@ class VaeSettings(MethodSettings):
         source="the VQ-VAE's; the paper gives none for the VAEs",
         gt=0,
         space=Range(low=3e-5, high=3e-3, log=True),
+        since="vae",
     )
     augment: bool = setting(
         True,
         "elastic, scaling, rotation, brightness and contrast; the paper names the kinds, not the magnitudes",
         source=f"{_PAPER}, section 3",
+        since="vae",
     )
     slices: EveryFourthSlice = EveryFourthSlice()
     map: PooledMapSettings = PooledMapSettings()

@@ -73,6 +73,9 @@ class State(Settings):
         best: the best so far.
         steps: steps of each finished stage that its weights stand for: of the best, where one was chosen.
         seconds: wall time spent in each stage.
+        learnt: names of the weights that are no longer what the method was built with, at the end of a stage; None in
+            its middle. What else there is belongs to later stages and is as the run's own settings have it.
+        inherited: of the finished stages, those that another run has trained.
     """
 
     stage_index: int = 0
@@ -82,6 +85,8 @@ class State(Settings):
     best: Best | None = None
     steps: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    learnt: tuple[str, ...] | None = None
+    inherited: tuple[str, ...] = ()
 
 
 def checkpoint_name(stage_index: int, step: int) -> str:
@@ -149,6 +154,23 @@ class Checkpoints:
         path = self.folder / name / "weights.safetensors"
         with _reading(path):
             method.load_state_dict(load_file(path))
+
+    def load_learnt(self, name: str, method: Method) -> None:
+        """Load into ``method`` what the finished stages have learnt, and leave all else as it was built.
+
+        Raises:
+            RunError: the file is missing, damaged, of another method, or does not say what was learnt.
+        """
+        learnt = self.state(name).learnt
+        if learnt is None:
+            raise RunError(
+                f"checkpoint {self.folder / name} does not say what its stages have learnt: it is of an earlier "
+                "version, train its run anew"
+            )
+        path = self.folder / name / "weights.safetensors"
+        with _reading(path):
+            kept = load_file(path)
+            method.load_state_dict({**method.state_dict(), **{key: kept[key] for key in learnt}})
 
     def load_optimizers(self, name: str, optimizers: Mapping[str, Optimizer]) -> None:
         """Load the state of a stage's optimisers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -105,6 +106,7 @@ class _Run:
         self.watcher = watcher
         self.plan = Plan(method, store, settings, collective, device)
         self.state = State(stage=self.plan.names[0])
+        self._built = {name: _fingerprint(value) for name, value in method.state_dict().items()}
 
     def to_the_end(self, start_from: tuple[Checkpoints, str] | None) -> TrainingResult:
         last = self._agree_on_last()
@@ -134,10 +136,23 @@ class _Run:
         if stage not in names:
             raise RunError(f"this method has no stage '{stage}': its stages are {', '.join(names)}")
         index = names.index(stage) + 1
-        if index == len(names):
-            raise RunError(f"'{stage}' is the last stage: nothing is left to train after it; take that run's model")
-        other.load_weights(other.end_of(stage), self.method)
-        self.state = State(stage_index=index, stage=names[index], finished_stages=tuple(names[:index]))
+        end = other.end_of(stage)
+        theirs = other.state(end)
+        if theirs.finished_stages != tuple(names[:index]):
+            raise RunError(
+                f"checkpoint {other.folder / end} was reached by the stages {', '.join(theirs.finished_stages)}, which "
+                f"are here {', '.join(names[:index])}: start from a run of the same stages"
+            )
+        other.load_learnt(end, self.method)
+        self.state = State(
+            stage_index=index,
+            stage=names[index] if index < len(names) else "",
+            finished_stages=theirs.finished_stages,
+            steps=theirs.steps,
+            seconds=theirs.seconds,
+            learnt=theirs.learnt,
+            inherited=theirs.finished_stages,
+        )
         self._save({})
 
     def _train_stage(self, stage: Stage, resumed: str | None) -> None:
@@ -188,6 +203,7 @@ class _Run:
                 "stage": stage.name,
                 "step": step,
                 "seconds": {**self.state.seconds, stage.name: seconds},
+                "learnt": None,
             }
         )
 
@@ -218,7 +234,8 @@ class _Run:
 
     def _leave(self, stage: Stage, index: int, before: int, seconds: float) -> None:
         num_steps = self.plan.steps[index]
-        for name, value in self.method.state_dict().items():
+        weights = self.method.state_dict()
+        for name, value in weights.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise DivergenceError(
                     f"'{name}' is not finite after step {num_steps} of stage '{stage.name}': "
@@ -234,6 +251,7 @@ class _Run:
                 "step": 0,
                 "finished_stages": (*self.state.finished_stages, stage.name),
                 "steps": {**self.state.steps, stage.name: best_step or num_steps},
+                "learnt": tuple(name for name, value in weights.items() if _fingerprint(value) != self._built[name]),
             }
         )
         self._save({})
@@ -256,6 +274,12 @@ class _Run:
 
 def _dropout_seed(seed: int, stage: str, step: int, rank: int) -> int:
     return generator("dropout", seed, stage, step, rank).initial_seed()
+
+
+def _fingerprint(value: torch.Tensor) -> str:
+    """Return a digest of a tensor's bits."""
+    bits = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(bits.numpy().data).hexdigest()
 
 
 def _means(stage: str, window: Sequence[Mapping[str, float | torch.Tensor]]) -> dict[str, float]:
