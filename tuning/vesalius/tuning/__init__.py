@@ -29,6 +29,7 @@ from vesalius.tuning.dimension import Condition, Dimension, parse_space
 from vesalius.tuning.file import read_study_file
 from vesalius.tuning.folder import (
     Record,
+    Start,
     StudyFolder,
     StudySpec,
     check_new_study,
@@ -61,6 +62,7 @@ __all__ = [
     "Record",
     "SeedComparison",
     "SeedRow",
+    "Start",
     "StudyFolder",
     "StudySpec",
     "Trainer",

@@ -92,6 +92,7 @@ class PosteriorSettings(ReconstructionSettings):
         source="this implementation; the paper does not say what is decoded in testing",
         ge=0,
         since=SCORING,
+        inference_space=Choice(values=(0, 4, 16)),
     )
 
 

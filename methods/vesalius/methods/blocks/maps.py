@@ -38,6 +38,11 @@ _WINDOW_VALUES = 2**25
 Window = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 """Edge of a cubic window in voxels: odd, 1 for no pooling."""
 
+MEDIANS = Choice(values=(1, 3, 5))
+MINIMA = Choice(values=(1, 3, 5))
+AVERAGES = Choice(values=(1, 3, 5, 7, 9, 15))
+"""Windows that a study of a finished run searches."""
+
 Box = tuple[int, int, int]
 """Edges of a window along D, H, W in voxels, each odd."""
 
@@ -47,9 +52,15 @@ class MapSettings(Settings):
 
     since: ClassVar[str | None] = SCORING
 
-    median_pool: Window = setting(1, "edge of the median window in voxels; 1 is none", source="this implementation")
-    min_pool: Window = setting(1, "edge of the minimum window in voxels; 1 is none", source="this implementation")
-    average_pool: Window = setting(1, "edge of the averaging window in voxels; 1 is none", source="this implementation")
+    median_pool: Window = setting(
+        1, "edge of the median window in voxels; 1 is none", source="this implementation", inference_space=MEDIANS
+    )
+    min_pool: Window = setting(
+        1, "edge of the minimum window in voxels; 1 is none", source="this implementation", inference_space=MINIMA
+    )
+    average_pool: Window = setting(
+        1, "edge of the averaging window in voxels; 1 is none", source="this implementation", inference_space=AVERAGES
+    )
     voxels: Literal["all", "brain"] = setting(
         "all", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )
@@ -58,6 +69,7 @@ class MapSettings(Settings):
         "voxels that the brain is eroded by before a map is kept inside it (voxels = brain)",
         ge=0,
         source="this implementation",
+        inference_space=Choice(values=(0, 1, 2)),
     )
     outside: Literal["zero", "left_out"] = setting(
         "zero",
@@ -87,7 +99,9 @@ class BrainMapSettings(MapSettings):
     Of the choices tried on the phantom's validation split this is the most favourable.
     """
 
-    average_pool: Window = setting(5, "edge of the averaging window in voxels; 1 is none", source="this implementation")
+    average_pool: Window = setting(
+        5, "edge of the averaging window in voxels; 1 is none", source="this implementation", inference_space=AVERAGES
+    )
     voxels: Literal["all", "brain"] = setting(
         "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vesalius.methods.blocks.maps import check_channels, finish_map, image_score
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import SCORING, Score, Slices, axis_positions, setting, slice_indices
+from vesalius.platform.contracts import SCORING, Choice, Score, Slices, axis_positions, setting, slice_indices
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class SliceSettings(Settings):
         "all: score every slice of the extent",
         source="Naval Marimont and Tarroni 2021, section 3",
         since=SCORING,
+        inference_space=Choice(values=("replicated", "all")),
     )
     first: float = setting(
         0.0, "where the slices begin, as a fraction of the axis", ge=0, lt=1, source="this implementation"

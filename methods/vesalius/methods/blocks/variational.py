@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vesalius.methods.blocks.counting import brain_moments, cohort_augmentation
-from vesalius.methods.blocks.maps import MapSettings, Window
+from vesalius.methods.blocks.maps import AVERAGES, MINIMA, MapSettings, Window
 from vesalius.methods.blocks.slices import SliceSettings, crop_plane, pad_plane, padded_plane
 from vesalius.platform.contracts import Choice, Deviation, MethodSettings, Range, Stage, segmented, setting
 
@@ -99,9 +99,14 @@ class EveryFourthSlice(SliceSettings):
 class PooledMapSettings(MapSettings):
     """The post-processing of the whole table of Naval Marimont and Tarroni 2021: minimum over 3^3, mean over 15^3."""
 
-    min_pool: Window = setting(3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2")
+    min_pool: Window = setting(
+        3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2", inference_space=MINIMA
+    )
     average_pool: Window = setting(
-        15, "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none", source=f"{_PAPER}, section 2"
+        15,
+        "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none",
+        source=f"{_PAPER}, section 2",
+        inference_space=AVERAGES,
     )
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from vesalius.methods.blocks import MapSettings, Window
+from vesalius.methods.blocks import AVERAGES, MINIMA, MapSettings, Window
 from vesalius.platform.config import Settings
 from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, setting
 
@@ -23,9 +23,14 @@ _CODE = "the authors' public code"
 class FieldMapSettings(MapSettings):
     """The paper's post-processing: minimum over 3^3 voxels, then mean over 15^3, the whole box, at 160^3 voxels."""
 
-    min_pool: Window = setting(3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2")
+    min_pool: Window = setting(
+        3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2", inference_space=MINIMA
+    )
     average_pool: Window = setting(
-        15, "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none", source=f"{_PAPER}, section 2"
+        15,
+        "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none",
+        source=f"{_PAPER}, section 2",
+        inference_space=AVERAGES,
     )
 
 
@@ -34,8 +39,18 @@ class RestorationSettings(Settings):
 
     since: ClassVar[str | None] = SCORING
 
-    steps: tuple[int, ...] = setting((700,), "optimiser steps of each phase", source=f"{_PAPER}, section 2")
-    points: tuple[int, ...] = setting((16_200,), "points a step of each phase", source=f"{_PAPER}, section 2")
+    steps: tuple[int, ...] = setting(
+        (700,),
+        "optimiser steps of each phase",
+        source=f"{_PAPER}, section 2",
+        inference_space=Choice(values=("[100]", "[300]", "[700]", "[1500]")),
+    )
+    points: tuple[int, ...] = setting(
+        (16_200,),
+        "points a step of each phase",
+        source=f"{_PAPER}, section 2",
+        inference_space=Choice(values=("[4096]", "[16200]")),
+    )
     quick_steps: int = setting(
         100, "steps of the quick effort, with the first phase's points", ge=1, source="this implementation"
     )
@@ -52,11 +67,13 @@ class RestorationSettings(Settings):
         gt=0,
         le=1,
         source="this implementation",
+        inference_space=Range(low=0.01, high=1, log=True),
     )
     prior: bool = setting(
         True,
         "keep the training's code prior in the objective; without effect where the method's prior is none",
         source=f"{_PAPER}, Eq. 4; the code leaves it out",
+        inference_space=Choice(values=(False, True)),
     )
     start: Literal["random", "mean", "encoder"] = setting(
         "random",
@@ -70,6 +87,7 @@ class RestorationSettings(Settings):
         ge=1,
         le=64,
         source=f"{_PAPER}: one; section 3 proposes several",
+        inference_space=Choice(values=(1, 2, 4)),
     )
     volumes: int = setting(6, "restorations of volumes fitted in one batch at most", ge=1, source="this implementation")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
@@ -146,6 +164,7 @@ class ImplicitFieldSettings(MethodSettings):
         ge=1,
         le=6,
         since=SCORING,
+        inference_space=Range(low=1, high=5),
     )
     latent_dim: int = setting(
         256,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from vesalius.methods.blocks import SliceSettings
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, demo, tiny
-from vesalius.platform.contracts import SCORING, setting
+from vesalius.platform.contracts import SCORING, Range, setting
 
 _PAPER = "Naval Marimont and Tarroni 2021"
 
@@ -40,6 +40,7 @@ class ImplicitField2DSettings(ImplicitFieldSettings):
         ge=1,
         le=6,
         since=SCORING,
+        inference_space=Range(low=1, high=5),
     )
     points: int = setting(
         16_200,

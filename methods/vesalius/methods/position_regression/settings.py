@@ -60,6 +60,7 @@ class ScoringSettings(Settings):
         ge=1,
         le=32,
         since=SCORING,
+        inference_space=Choice(values=(1, 2, 4)),
     )
     quick_stride: int = setting(
         4, "the stride of the quick effort, at least stride", ge=1, le=32, source="this implementation"

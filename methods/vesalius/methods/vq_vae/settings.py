@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from vesalius.methods.blocks import EveryFourthSlice, PooledMapSettings, Window
+from vesalius.methods.blocks import AVERAGES, EveryFourthSlice, PooledMapSettings, Window
 from vesalius.methods.blocks.variational import check_widths_and_groups
 from vesalius.platform.config import Settings
 from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, setting
@@ -28,6 +28,7 @@ class CodeMapSettings(PooledMapSettings):
         15,
         "edge of the averaging window in the slice's plane, and across slices unless average_across is set; 1 is none",
         source=f"{_PAPER}, sections 2 and 3; 7 in the code of 2020",
+        inference_space=AVERAGES,
     )
     average_across: Window | None = setting(
         None,
@@ -70,7 +71,13 @@ class ResamplingSettings(Settings):
 
     since: ClassVar[str | None] = SCORING
 
-    restorations: int = setting(8, "restorations", source=f"{_PAPER}, Table 1; 15 in the reference's code", ge=1)
+    restorations: int = setting(
+        8,
+        "restorations",
+        source=f"{_PAPER}, Table 1; 15 in the reference's code",
+        ge=1,
+        inference_space=Range(low=2, high=16),
+    )
     quick_restorations: int = setting(2, "restorations of the quick effort", source=_OURS, ge=1)
     threshold: float = setting(
         5.0,
@@ -80,7 +87,11 @@ class ResamplingSettings(Settings):
         space=Range(low=2, high=8),
     )
     sharpness: float = setting(
-        3.0, "weights are softmax(sharpness / mean difference) over the restorations", source=_CODE, ge=0
+        3.0,
+        "weights are softmax(sharpness / mean difference) over the restorations",
+        source=_CODE,
+        ge=0,
+        inference_space=Range(low=0.3, high=30, log=True),
     )
     sequences: int = setting(320, "code maps resampled at once at most", source=_OURS, ge=1)
 

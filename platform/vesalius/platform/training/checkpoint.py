@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -34,7 +35,7 @@ from vesalius.platform.store.files import folder_digests, sync_folder, write_fil
 from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch.optim import Optimizer
@@ -133,6 +134,28 @@ class Checkpoints:
             + (f"finished are {', '.join(finished)}" if finished else "none is finished")
         )
 
+    def begin_after(self, stage: str, names: Sequence[str]) -> str:
+        """Return the checkpoint of :meth:`end_of` for a run of another method's or other settings' stages.
+
+        Args:
+            stage: that it is to start after.
+            names: of its own stages.
+
+        Raises:
+            RunError: there is no such stage here or there, or other stages come before it.
+        """
+        if stage not in names:
+            raise RunError(f"this method has no stage '{stage}': its stages are {', '.join(names)}")
+        end = self.end_of(stage)
+        before = self.state(end).finished_stages
+        own = tuple(names[: list(names).index(stage) + 1])
+        if before != own:
+            raise RunError(
+                f"checkpoint {self.folder / end} was reached by the stages {', '.join(before)}, which are "
+                f"{', '.join(own)} here: start from a run of the same stages"
+            )
+        return end
+
     def state(self, name: str) -> State:
         """Read where the run stood at a checkpoint.
 
@@ -171,6 +194,16 @@ class Checkpoints:
         with _reading(path):
             kept = load_file(path)
             method.load_state_dict({**method.state_dict(), **{key: kept[key] for key in learnt}})
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of a checkpoint's weights.
+
+        Raises:
+            RunError: the file is missing.
+        """
+        path = self.folder / name / "weights.safetensors"
+        with _reading(path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def load_optimizers(self, name: str, optimizers: Mapping[str, Optimizer]) -> None:
         """Load the state of a stage's optimisers.

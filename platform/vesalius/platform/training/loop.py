@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vesalius.platform.contracts import generator
-from vesalius.platform.errors import DivergenceError, RunError
+from vesalius.platform.errors import DivergenceError
 from vesalius.platform.loading import augmented
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
@@ -68,7 +68,8 @@ def train(
         collective: the other ranks.
         device: where to compute; all ranks of the same kind.
         watcher: who is told.
-        start_from: checkpoints of another run and a stage that it finished, to start after.
+        start_from: checkpoints of another run and a stage that it finished, to start after; after the last one nothing
+            is trained.
 
     Raises:
         DivergenceError: a loss or gradient is not finite; names the stage and step.
@@ -133,16 +134,9 @@ class _Run:
 
     def _start_after(self, other: Checkpoints, stage: str) -> None:
         names = self.plan.names
-        if stage not in names:
-            raise RunError(f"this method has no stage '{stage}': its stages are {', '.join(names)}")
-        index = names.index(stage) + 1
-        end = other.end_of(stage)
+        end = other.begin_after(stage, names)
         theirs = other.state(end)
-        if theirs.finished_stages != tuple(names[:index]):
-            raise RunError(
-                f"checkpoint {other.folder / end} was reached by the stages {', '.join(theirs.finished_stages)}, which "
-                f"are here {', '.join(names[:index])}: start from a run of the same stages"
-            )
+        index = len(theirs.finished_stages)
         other.load_learnt(end, self.method)
         self.state = State(
             stage_index=index,
