@@ -146,6 +146,18 @@ def test_what_does_not_fit_a_run_is_a_sentence(
     assert not list(home.glob("studies/*"))
 
 
+def test_trials_of_a_study_share_a_stage(home: Path, toy_store: CohortStore, ray_session: None) -> None:
+    result = call(
+        "tune", "implicit_field", toy_store.path, "--preset", "tiny", "--set", "method.epochs=2", *ONE_THREAD,
+        "--space", "latent_dim=4,8", "--trials", 2, "--pruner", "none", "--name", "full", "--concurrent", 1,
+        "--home", home, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    first, second = (find_run(home, f"full-000{number}") for number in range(2))
+    assert (first.spec.shared_from, second.spec.shared_from) == (None, "full-0000@intensity_classes")
+    assert Checkpoints(second.checkpoints).names()[0] == "0001-00000000"
+
+
 def test_a_study_file_names_the_run(home: Path, tmp_path: Path, ray_session: None) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("from: first\ntrials: 1\nspace: {restoration.steps: [5, 30]}\n")

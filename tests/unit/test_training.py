@@ -496,6 +496,27 @@ def test_after_the_last_stage_nothing_is_trained(toy_store: CohortStore, tmp_pat
     assert (ours.state.steps, ours.state.inherited) == (theirs.state.steps, theirs.state.finished_stages)
 
 
+class HalfThere(Alone):
+    """One of two ranks, of which the other one adds nothing: it could not read what this one has read."""
+
+    world_size = 2
+
+
+def test_stages_are_shared_by_all_ranks_or_by_none(toy_store: CohortStore, tmp_path: Path) -> None:
+    first = contract.build(AutoDecoder, ToySettings(), toy_store)
+    train(first, toy_store, contract.training_settings(), tmp_path / "a", device=CPU)
+    shared = (Checkpoints(tmp_path / "a"), "decoder")
+    taken = []
+    for name, ranks in (("b", Alone()), ("c", HalfThere())):
+        method = contract.build(AutoDecoder, ToySettings(), toy_store)
+        folder = tmp_path / name
+        loop = contract.training_settings()
+        train(method, toy_store, loop, folder, collective=ranks, device=CPU, shared_from=shared)
+        taken.append(Checkpoints(folder).names()[0])
+    assert taken[0] == "0001-00000000"
+    assert taken[1].startswith("0000-"), "the first stage was trained"
+
+
 def test_a_checkpoint_that_does_not_say_what_was_learnt_is_no_start(toy_store: CohortStore, tmp_path: Path) -> None:
     first = contract.build(AutoDecoder, ToySettings(), toy_store)
     train(first, toy_store, contract.training_settings(), tmp_path / "a", device=CPU)

@@ -97,6 +97,7 @@ def tune(
 
     The first trial has the settings that the study starts from, the paper's unless --preset or --set say otherwise. A
     trial that fails (memory, divergence) is a failed trial with its reason. Gate and test subjects are never seen.
+    Stages that trials have in common are trained once; --from RUN trains none and searches how a trained run scores.
     Killed at whatever moment, `vesalius tune --resume STUDY` goes on: no finished trial is run again, none is lost.
     """
     with Terminal(as_json) as terminal:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
+from vesalius.infra.pipeline.sharing import find_shared
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
 from vesalius.platform.cluster import check_store
@@ -18,7 +19,7 @@ from vesalius.platform.progress import silent
 from vesalius.platform.runs import RunFolder, RunSettings, RunSpec, check_new_run, create_run, find_run, new_run_id
 from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
-from vesalius.platform.training import Checkpoints, choose_device, stage_subjects
+from vesalius.platform.training import Checkpoints, State, choose_device, stage_subjects
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -83,14 +84,15 @@ def start_run(
     source_digest: str = "",
     experiment: str = "vesalius",
     tags: Mapping[str, str] | None = None,
-    of_study: bool = False,
+    study: str | None = None,
 ) -> RunFolder:
     """Check all that can be checked, then create a run's folder and, unless tracking is off, its tracked run.
 
     ``settings`` are the method's, complete, as plain JSON, in the place of the preset's; the preset is then a tag.
     ``training`` stands in the place of the loop's defaults; ``tags`` join those of the tracked run. ``source_digest``
     is of the cohort that the store is a copy of, with lesions in its validation volumes: the run to start from may be
-    of that. ``of_study`` says that a study asks: its trials may start after a last stage with the other run's settings.
+    of that. ``study`` is the one that the run is a trial of: it may start after a last stage
+    with the other run's settings, and take stages over that another trial has trained alike.
 
     Raises:
         SettingError: the method or a setting is not known or does not fit.
@@ -113,7 +115,7 @@ def start_run(
     if start_from is not None:
         other, stages = check_start(start_from, home, name_of_method, method, {cohort.digest, source_digest})
         is_same = other.spec.settings == chosen.model_dump(mode="json")
-        if not of_study and is_same and len(stages) == len(method.stages()):
+        if study is None and is_same and len(stages) == len(method.stages()):
             raise RunError(
                 f"'{stages[-1]}' is the last stage of {name_of_method}: nothing is left to train after it; use run "
                 f"'{other.run_id}' itself, or --set what scoring alone reads"
@@ -133,6 +135,8 @@ def start_run(
         mlflow_tracking_uri=None if uri is None else tracking.shown(uri),
         created=now(),
     )
+    if study is not None:
+        spec = spec.model_copy(update={"shared_from": find_shared(spec, method, cohort, home, study)})
     if uri is None:
         return create_run(home, spec)
     own = {"method": spec.method, "cohort_digest": spec.cohort_digest, "vesalius_run": run_id, **(tags or {})}
@@ -263,7 +267,7 @@ def describe_run(run: RunFolder, card: ModelCard) -> dict[str, Any]:
     spec = run.spec
     checkpoints = Checkpoints(run.checkpoints)
     last = checkpoints.last()
-    stages = checkpoints.state(last).seconds if last else {}
+    state = checkpoints.state(last) if last else State()
     return {
         "run": run.run_id,
         "state": run.state,
@@ -274,7 +278,8 @@ def describe_run(run: RunFolder, card: ModelCard) -> dict[str, Any]:
         "cohort_digest": spec.cohort_digest,
         "num_workers": spec.num_workers,
         "start_from": spec.start_from,
-        "seconds": {stage: round(value, 2) for stage, value in stages.items()},
+        "inherited": list(state.inherited),
+        "seconds": {stage: round(value, 2) for stage, value in state.seconds.items()},
         "thresholds": {voxels: one.model_dump(mode="json") for voxels, one in card.thresholds.items()},
         "weights_sha256": card.weights_sha256,
         "mlflow_run_id": spec.mlflow_run_id,

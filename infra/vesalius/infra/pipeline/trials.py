@@ -72,7 +72,7 @@ class TrialTrainer:
             name=run_id,
             start_from=None if spec.start is None else spec.start.text,
             source_digest=spec.source_digest,
-            of_study=True,
+            study=spec.name,
             experiment=spec.experiment,
             tags=trial_tags(spec, number, seed, self.parent),
         )

@@ -123,12 +123,11 @@ class Checkpoints:
         Raises:
             RunError: the run has not finished such a stage.
         """
-        finished: list[str] = []
-        for name in self.names():
-            state = self.state(name)
-            if state.finished_stages and state.finished_stages[-1] == stage and state.step == 0:
+        finished: tuple[str, ...] = ()
+        for name in self._ends(self.names()):
+            finished = self.state(name).finished_stages
+            if finished and finished[-1] == stage:
                 return name
-            finished = list(state.finished_stages) or finished
         raise RunError(
             f"{self.folder.parent.name} has no finished stage '{stage}': "
             + (f"finished are {', '.join(finished)}" if finished else "none is finished")
@@ -178,8 +177,8 @@ class Checkpoints:
         with _reading(path):
             method.load_state_dict(load_file(path))
 
-    def load_learnt(self, name: str, method: Method) -> None:
-        """Load into ``method`` what the finished stages have learnt, and leave all else as it was built.
+    def learnt(self, name: str, method: Method) -> dict[str, torch.Tensor]:
+        """Return what the finished stages have learnt, by name; it fits ``method``, of which all else stays as built.
 
         Raises:
             RunError: the file is missing, damaged, of another method, or does not say what was learnt.
@@ -190,10 +189,15 @@ class Checkpoints:
                 f"checkpoint {self.folder / name} does not say what its stages have learnt: it is of an earlier "
                 "version, train its run anew"
             )
+        own = method.state_dict()
         path = self.folder / name / "weights.safetensors"
         with _reading(path):
             kept = load_file(path)
-            method.load_state_dict({**method.state_dict(), **{key: kept[key] for key in learnt}})
+            found = {key: kept[key] for key in learnt}
+            others = [key for key, value in found.items() if key not in own or own[key].shape != value.shape]
+            if others:
+                raise ValueError(f"{others[0]} is of another shape")
+            return found
 
     def digest(self, name: str) -> str:
         """Return the SHA-256 of a checkpoint's weights.
@@ -265,10 +269,14 @@ class Checkpoints:
         with _writing(self.folder):
             write_file(self.folder / "best.json", best.model_dump_json(indent=1).encode(), self.folder)
 
+    @staticmethod
+    def _ends(names: Sequence[str]) -> list[str]:
+        """Return the checkpoints at the ends of stages, which are never dropped, even while somebody reads them."""
+        return [name for name in names if name.endswith("-00000000")]
+
     def _drop(self, best: Best | None) -> None:
         names = self.names()
-        ends = {name for name in names if name.endswith("-00000000")}
-        keep = {*names[-2:], *ends, *([best.checkpoint] if best else [])}
+        keep = {*names[-2:], *self._ends(names), *([best.checkpoint] if best else [])}
         for name in set(names) - keep:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 

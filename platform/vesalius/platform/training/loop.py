@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vesalius.platform.contracts import generator
-from vesalius.platform.errors import DivergenceError
+from vesalius.platform.errors import DivergenceError, RunError
 from vesalius.platform.loading import augmented
 from vesalius.platform.training.checkpoint import Best, Checkpoints, State, checkpoint_name
 from vesalius.platform.training.collective import Alone
@@ -53,6 +54,7 @@ def train(
     device: torch.device | None = None,
     watcher: Watcher | None = None,
     start_from: tuple[Checkpoints, str] | None = None,
+    shared_from: tuple[Checkpoints, str] | None = None,
 ) -> TrainingResult:
     """Train ``method`` to its end, going on from the last checkpoint in ``folder`` where there is one.
 
@@ -70,6 +72,7 @@ def train(
         watcher: who is told.
         start_from: checkpoints of another run and a stage that it finished, to start after; after the last one nothing
             is trained.
+        shared_from: the same, tried before it: where that cannot be read on every rank, it is passed over.
 
     Raises:
         DivergenceError: a loss or gradient is not finite; names the stage and step.
@@ -82,7 +85,7 @@ def train(
     lay_out(method, settings, device)
     with computing_as(settings, device):
         run = _Run(method, store, settings, Checkpoints(folder), collective, device, watcher)
-        return run.to_the_end(start_from)
+        return run.to_the_end(start_from, shared_from)
 
 
 class _Run:
@@ -109,13 +112,17 @@ class _Run:
         self.state = State(stage=self.plan.names[0])
         self._built = {name: _fingerprint(value) for name, value in method.state_dict().items()}
 
-    def to_the_end(self, start_from: tuple[Checkpoints, str] | None) -> TrainingResult:
+    def to_the_end(
+        self, start_from: tuple[Checkpoints, str] | None, shared_from: tuple[Checkpoints, str] | None
+    ) -> TrainingResult:
         last = self._agree_on_last()
         if last is not None:
             self.state = self.checkpoints.state(last)
             self.checkpoints.load_weights(last, self.method)
-        elif start_from is not None:
-            self._start_after(*start_from)
+        else:
+            is_shared = shared_from is not None and self._share(*shared_from)
+            if start_from is not None and not is_shared:
+                self._take_over(*self._read(*start_from))
         while self.state.stage_index < len(self.plan.stages):
             self._train_stage(self.plan.stages[self.state.stage_index], last)
             last = None
@@ -132,12 +139,24 @@ class _Run:
         is_there, stage_index, step = self.collective.sum(found).tolist()
         return checkpoint_name(stage_index, step) if is_there else None
 
-    def _start_after(self, other: Checkpoints, stage: str) -> None:
-        names = self.plan.names
-        end = other.begin_after(stage, names)
-        theirs = other.state(end)
-        index = len(theirs.finished_stages)
-        other.load_learnt(end, self.method)
+    def _share(self, other: Checkpoints, stage: str) -> bool:
+        """Start after another run's stage if every rank can read it, and say whether that is so."""
+        found = None
+        with contextlib.suppress(RunError):
+            found = self._read(other, stage)
+        readable = self.collective.sum(torch.tensor([float(found is not None)], device=self.device))
+        if found is None or int(readable) < self.collective.world_size:
+            return False
+        self._take_over(*found)
+        return True
+
+    def _read(self, other: Checkpoints, stage: str) -> tuple[State, dict[str, torch.Tensor]]:
+        end = other.begin_after(stage, self.plan.names)
+        return other.state(end), other.learnt(end, self.method)
+
+    def _take_over(self, theirs: State, learnt: Mapping[str, torch.Tensor]) -> None:
+        self.method.load_state_dict({**self.method.state_dict(), **learnt})
+        names, index = self.plan.names, len(theirs.finished_stages)
         self.state = State(
             stage_index=index,
             stage=names[index] if index < len(names) else "",
