@@ -153,7 +153,7 @@ def test_trials_of_a_study_share_a_stage(home: Path, toy_store: CohortStore, ray
         "--home", home, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    first, second = (find_run(home, f"full-000{number}") for number in range(2))
+    first, second = (find_run(home, row.run) for row in analyse(find_study(home, "full")).trials)
     assert (first.spec.shared_from, second.spec.shared_from) == (None, "full-0000@intensity_classes")
     assert Checkpoints(second.checkpoints).names()[0] == "0001-00000000"
 
