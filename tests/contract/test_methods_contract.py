@@ -13,6 +13,7 @@ from vesalius.platform.config import override
 from vesalius.platform.contracts import Method
 from vesalius.platform.tables import lookup
 from vesalius.platform.testing import methods as contract
+from vesalius.platform.testing import stages as settings_contract
 
 if TYPE_CHECKING:
     from vesalius.platform.contracts import MethodSettings
@@ -58,6 +59,12 @@ def test_every_setting_says_what_it_is(method_type: type[Method]) -> None:
             extra = info.json_schema_extra
             assert isinstance(extra, dict)
             assert extra.get("source"), f"{field} does not say where its default is from"
+
+
+def test_what_is_read_late_changes_nothing_before(
+    method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore
+) -> None:
+    settings_contract.assert_settings_are_read_since(method_type, settings, phantom_store)
 
 
 def test_exact_resume(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:

@@ -93,8 +93,8 @@ def test_a_study_goes_on_with_the_cohort_that_lesions_were_set_into(
 ) -> None:
     spec = toy_spec(home, store=str(toy_store.path), cohort_digest=toy_store.digest, source_digest=healthy_store.digest)
     study = create_study(home, spec)
-    check_resumed(study, {"store": str(healthy_store.path)})
-    check_resumed(study, {"store": str(toy_store.path)})
+    check_resumed(study, {"store": str(healthy_store.path)}, home)
+    check_resumed(study, {"store": str(toy_store.path)}, home)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vesalius.platform.config import Settings
 from vesalius.platform.contracts import (
+    SCORING,
     Batch,
     Choice,
     MethodSettings,
@@ -16,6 +20,8 @@ from vesalius.platform.contracts import (
     axis_positions,
     generator,
     grid_positions,
+    read_after,
+    read_since,
     setting,
     spaces,
 )
@@ -114,3 +120,21 @@ def test_search_spaces_are_read_from_the_settings() -> None:
     }
     with pytest.raises(ValueError, match="greater than 0"):
         Some(width=0)
+
+
+def test_settings_say_from_which_stage_on_they_are_read() -> None:
+    class MapSettings(Settings):
+        since: ClassVar[str | None] = SCORING
+        window: int = setting(3, "a window", inference_space=Choice(values=(1, 3)))
+        size: int = setting(3, "of a network that a later stage trains", since="second")
+
+    class Some(MethodSettings):
+        width: int = setting(8, "hidden units")
+        rate: float = setting(0.1, "a rate", since="second", space=Range(low=0.1, high=1))
+        map: MapSettings = MapSettings()
+
+    assert read_since(Some) == {"width": None, "rate": "second", "map.window": SCORING, "map.size": "second"}
+    assert read_after(Some, ["first"]) == {"rate", "map.window", "map.size"}
+    assert read_after(Some, ["first", "second"]) == {"map.window"}
+    assert set(spaces(Some)) == {"rate"}, "what is for studies of a finished run is for them alone"
+    assert set(spaces(Some, inference=True)) == {"rate", "map.window"}

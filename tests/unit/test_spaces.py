@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from vesalius.methods import METHODS
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, setting
 from vesalius.platform.errors import CohortError, SettingError
 from vesalius.platform.runs import RunSettings
 from vesalius.platform.tables import lookup
@@ -293,3 +293,58 @@ def test_what_methods_declare_can_be_searched(name: str) -> None:
     base = RunSettings.of(lookup(METHODS, name, "method").settings_type())
     found = dimensions(base, {"training.seed": "1,2", **dict.fromkeys(declared(base))}, accept)
     assert {one.key for one in found} == {"training.seed", *declared(base)}
+
+
+class LaterSettings(MethodSettings):
+    """Two stages, ``first`` and ``second``, and a score."""
+
+    width: int = setting(8, "a width", space=Range(low=4, high=16))
+    rate: float = setting(0.1, "a rate", space=Range(low=0.01, high=1, log=True), since="second")
+    steps: tuple[int, ...] = setting(
+        (10,), "steps of each phase", since=SCORING, inference_space=Choice(values=("[5]", "[20]"))
+    )
+    window: int = setting(9, "a window", since=SCORING, inference_space=Range(low=1, high=7))
+    kind: Literal["plain", "fancy"] = setting(
+        "plain", "which kind", since=SCORING, inference_space=Choice(values=("plain", "fancy"))
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "fancy":
+            raise ValueError("not with this base")
+        return self
+
+
+LATER = RunSettings.of(LaterSettings())
+
+
+def test_a_number_stands_for_a_list_of_that_one() -> None:
+    (one,) = dimensions(BASE, {"inner.steps": "200,700"}, accept)
+    assert one.probes() == ["[200]", "[700]"]
+    assert chosen(BASE, {one.key: "[700]"}).method.inner.steps == (700,)  # type: ignore[attr-defined]
+    (two,) = dimensions(BASE, {"inner.steps": "[200],[300,400]"}, accept)
+    assert two.probes() == ["[200]", "[300, 400]"]
+
+
+def test_trials_that_train_anew_do_not_search_what_is_for_finished_runs() -> None:
+    assert [one.key for one in dimensions(LATER, {}, accept)] == ["method.width", "method.rate"]
+    (named,) = dimensions(LATER, {"steps": None}, accept)
+    assert named.probes() == ["[5]", "[20]"], "unless it is named"
+
+
+def test_after_stages_what_is_read_later_is_searched_around_the_runs_own_values() -> None:
+    found = {one.key: one for one in dimensions(LATER, {}, accept, taken_over=["first"])}
+    assert set(found) == {"method.rate", "method.steps", "method.window"}, "of kind one value is refused"
+    assert found["method.steps"].probes() == ["[10]", "[5]", "[20]"]
+    assert found["method.window"].space == Range(low=1, high=9)
+    assert point(LATER, list(found.values())) is not None
+    found = {one.key: one for one in dimensions(LATER, {}, accept, taken_over=["first", "second"])}
+    assert set(found) == {"method.steps", "method.window"}
+
+
+def test_what_stages_have_read_that_are_taken_over_is_not_searched() -> None:
+    with pytest.raises(SettingError, match=r"'method.width' is read by the stage 'first', which trials take over"):
+        dimensions(LATER, {"width": "4..8"}, accept, taken_over=["first"])
+    with pytest.raises(SettingError, match=r"'method.rate' is read by the stage 'second'"):
+        dimensions(LATER, {"rate": None}, accept, taken_over=["first", "second"])
+    assert dimensions(LATER, {"rate": None}, accept, taken_over=["first"])

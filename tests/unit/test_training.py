@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -484,12 +485,49 @@ def test_training_may_start_after_another_runs_stage(toy_store: CohortStore, tmp
         )
 
 
-def test_nothing_starts_after_the_last_stage(toy_store: CohortStore, tmp_path: Path) -> None:
+def test_after_the_last_stage_nothing_is_trained(toy_store: CohortStore, tmp_path: Path) -> None:
     first = contract.build(AutoDecoder, ToySettings(), toy_store)
-    train(first, toy_store, contract.training_settings(), tmp_path / "a", device=CPU)
+    theirs = train(first, toy_store, contract.training_settings(), tmp_path / "a", device=CPU)
     begin = (Checkpoints(tmp_path / "a"), "codes")
     second = contract.build(AutoDecoder, ToySettings(), toy_store)
-    with pytest.raises(RunError, match="'codes' is the last stage: nothing is left to train after it"):
+    ours = train(second, toy_store, contract.training_settings(), tmp_path / "b", device=CPU, start_from=begin)
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
+    assert ours.state.seconds == theirs.state.seconds, "what the other run has spent is what these weights have cost"
+    assert (ours.state.steps, ours.state.inherited) == (theirs.state.steps, theirs.state.finished_stages)
+
+
+class HalfThere(Alone):
+    """One of two ranks, of which the other one adds nothing: it could not read what this one has read."""
+
+    world_size = 2
+
+
+def test_stages_are_shared_by_all_ranks_or_by_none(toy_store: CohortStore, tmp_path: Path) -> None:
+    first = contract.build(AutoDecoder, ToySettings(), toy_store)
+    train(first, toy_store, contract.training_settings(), tmp_path / "a", device=CPU)
+    shared = (Checkpoints(tmp_path / "a"), "decoder")
+    taken = []
+    for name, ranks in (("b", Alone()), ("c", HalfThere())):
+        method = contract.build(AutoDecoder, ToySettings(), toy_store)
+        folder = tmp_path / name
+        loop = contract.training_settings()
+        train(method, toy_store, loop, folder, collective=ranks, device=CPU, shared_from=shared)
+        taken.append(Checkpoints(folder).names()[0])
+    assert taken[0] == "0001-00000000"
+    assert taken[1].startswith("0000-"), "the first stage was trained"
+
+
+def test_a_checkpoint_that_does_not_say_what_was_learnt_is_no_start(toy_store: CohortStore, tmp_path: Path) -> None:
+    first = contract.build(AutoDecoder, ToySettings(), toy_store)
+    train(first, toy_store, contract.training_settings(), tmp_path / "a", device=CPU)
+    checkpoints = Checkpoints(tmp_path / "a")
+    place = tmp_path / "a" / checkpoints.end_of("decoder") / "state.json"
+    kept = json.loads(place.read_text())
+    del kept["state"]["learnt"]
+    place.write_text(json.dumps(kept))
+    second = contract.build(AutoDecoder, ToySettings(), toy_store)
+    begin = (checkpoints, "decoder")
+    with pytest.raises(RunError, match="does not say what its stages have learnt"):
         train(second, toy_store, contract.training_settings(), tmp_path / "b", device=CPU, start_from=begin)
     assert not (tmp_path / "b").exists()
 

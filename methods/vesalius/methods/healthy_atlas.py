@@ -23,6 +23,7 @@ from vesalius.methods.blocks import (
     smooth,
 )
 from vesalius.platform.contracts import (
+    SCORING,
     Choice,
     Deviation,
     Method,
@@ -62,6 +63,7 @@ class HealthyAtlasSettings(MethodSettings):
         "edge of the window that averages the signed deviation, in voxels",
         space=Choice(values=(1, 3, 5, 7)),
         source="this implementation",
+        since=SCORING,
     )
     map: BrainMapSettings = BrainMapSettings()
 

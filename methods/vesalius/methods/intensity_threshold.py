@@ -20,7 +20,7 @@ from vesalius.methods.blocks import (
     image_score,
     smooth,
 )
-from vesalius.platform.contracts import Choice, Deviation, Method, MethodSettings, Score, Stage, setting
+from vesalius.platform.contracts import SCORING, Choice, Deviation, Method, MethodSettings, Score, Stage, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,12 +36,14 @@ class IntensityThresholdSettings(MethodSettings):
         "which side of the healthy mean counts as anomalous",
         space=Choice(values=("both", "high", "low")),
         source="this implementation",
+        since=SCORING,
     )
     smoothing: Window = setting(
         3,
         "edge of the window that averages the signed deviation, in voxels",
         space=Choice(values=(1, 3, 5, 7)),
         source="this implementation",
+        since=SCORING,
     )
     map: BrainMapSettings = BrainMapSettings()
 

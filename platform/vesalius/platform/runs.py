@@ -78,6 +78,8 @@ class RunSpec(Settings):
         cohort_digest: the store's digest when the run was created; a changed store is refused.
         num_workers: Ray Train workers; 0 trains in the calling process, without Ray.
         start_from: ``RUN@STAGE`` where training starts after another run's finished stage.
+        shared_from: ``RUN@STAGE`` of another trial of the same study, which has trained the first stages with the same
+            settings: they are taken over where they can still be read, and trained again where not.
         experiment: name of the experiment it is tracked under.
         mlflow_tracking_uri: where it is tracked, without a password (see ``tracking.with_password``), or None where it
             is not.
@@ -93,6 +95,7 @@ class RunSpec(Settings):
     cohort_digest: str
     num_workers: int = Field(1, ge=0)
     start_from: str | None = None
+    shared_from: str | None = None
     experiment: str = "vesalius"
     mlflow_tracking_uri: str | None = None
     mlflow_run_id: str | None = None

@@ -30,6 +30,7 @@ from vesalius.tuning.file import read_study_file
 from vesalius.tuning.folder import (
     COUNTED,
     Record,
+    Start,
     StudyFolder,
     StudySpec,
     check_new_study,
@@ -73,6 +74,7 @@ __all__ = [
     "Record",
     "SeedComparison",
     "SeedRow",
+    "Start",
     "StudyFolder",
     "StudySpec",
     "Trainer",

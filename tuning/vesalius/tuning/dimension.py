@@ -34,7 +34,7 @@ class Condition(Settings):
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
         """Say whether it holds for settings by dotted key."""
-        value = _plain(settings[self.key])
+        value = plain(settings[self.key])
         return any(_is_same(one, value) for one in self.values)
 
 
@@ -55,7 +55,7 @@ class Dimension(Settings):
 
     def own(self, value: Any) -> Value | None:
         """Return a setting's value as the space has it (to a sampler 1 is not 1.0), or None where it lies outside."""
-        value = _plain(value)
+        value = plain(value)
         if isinstance(self.space, Choice):
             return next((one for one in self.space.values if _is_same(one, value)), None)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -78,7 +78,7 @@ class Dimension(Settings):
             said = f"{'log:' if self.space.log else ''}{_digits(self.space.low)}..{_digits(self.space.high)}"
         if self.condition is None:
             return said
-        values = ",".join(str(_plain(value)) for value in self.condition.values)
+        values = ",".join(str(plain(value)) for value in self.condition.values)
         return f"{said} if {self.condition.key}={values}"
 
 
@@ -136,7 +136,7 @@ def _parse_condition(key: str, text: str) -> tuple[str, tuple[Value, ...]]:
     other, separator, values = text.partition("=")
     if not separator or not other.strip() or not values.strip():
         raise SettingError(f"condition of '{key}' is '{text}': expected OTHER=VALUE, such as method.prior=gaussian")
-    return other.strip(), tuple(_plain(value) for value in _split(values.strip()))
+    return other.strip(), tuple(plain(value) for value in _split(values.strip()))
 
 
 def _range(key: str, low: Any, high: Any, *, log: bool) -> Range:
@@ -153,13 +153,13 @@ def _range(key: str, low: Any, high: Any, *, log: bool) -> Range:
 
 
 def _choice(key: str, values: list[Any]) -> Choice:
-    plain = tuple(_plain(value) for value in values)
-    if len(plain) < 2:
+    texts = tuple(plain(value) for value in values)
+    if len(texts) < 2:
         said = f"'{values[0]}' alone" if values else "nothing"
         raise SettingError(f"--space {key} names {said}: a space has two values or more, such as {_EXAMPLES}")
-    if any(_is_same(one, other) for one, other in itertools.combinations(plain, 2)):
+    if any(_is_same(one, other) for one, other in itertools.combinations(texts, 2)):
         raise SettingError(f"--space {key} names a value twice: give each once")
-    return Choice(values=plain)
+    return Choice(values=texts)
 
 
 def _split(text: str) -> list[Any]:
@@ -188,7 +188,7 @@ def _is_same(one: Value, other: Value) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _plain(value: Any) -> Value:
+def plain(value: Any) -> Value:
     """Return a value as samplers take it: what is no bool, number or text becomes its JSON text."""
     if isinstance(value, bool | int | float | str):
         return value

@@ -46,6 +46,29 @@ settings refuse together, drawn and put back. Neither of the two is trained, nor
 COUNTED: tuple[Ending, ...] = ("complete", "pruned", "failed")
 
 
+class Start(Settings):
+    """A run whose finished stages a study's trials take over.
+
+    Attributes:
+        run: its name.
+        stages: these stages, in order; trials start after the last of them.
+        weights_sha256: of the checkpoint there.
+        trains: whether trials have stages left to train, with the settings that the study starts from.
+        has_passes: whether validation passes are made in these.
+    """
+
+    run: str
+    stages: tuple[str, ...] = Field(min_length=1)
+    weights_sha256: str
+    trains: bool
+    has_passes: bool
+
+    @property
+    def text(self) -> str:
+        """``RUN@STAGE``."""
+        return f"{self.run}@{self.stages[-1]}"
+
+
 class StudySpec(Settings):
     """All that decides a study.
 
@@ -53,7 +76,7 @@ class StudySpec(Settings):
         name: the folder's.
         token: of this folder: tells the trials that were begun from here from those of other drivers of one study.
         method: name in the methods' table.
-        preset: where the method's settings start; a tag.
+        preset: where the method's settings start, a preset or ``RUN@STAGE``; a tag.
         settings: the method's settings that trials start from, complete, as plain JSON.
         training: the loop's settings.
         store: absolute path or URL of the cohort store.
@@ -72,6 +95,7 @@ class StudySpec(Settings):
         storage: where Optuna keeps the study, without a password. Empty in the file where it is ``optuna.db`` beside
             that: a folder that was moved or copied has its own.
         source_digest: of the cohort that lesions were set into, where the study is judged on a copy with them.
+        start: the run that trials start from; None where they train all stages.
         shared: whether other drivers may have a part in it; a file in the folder is nobody else's.
         experiment: name of the experiment that the runs are tracked under.
         created: time of creation, UTC, ISO 8601.
@@ -98,6 +122,7 @@ class StudySpec(Settings):
     gpus: float = Field(0, ge=0)
     source_digest: str = ""
     storage: str = ""
+    start: Start | None = None
     shared: bool = False
     experiment: str
     created: str
@@ -108,7 +133,9 @@ class StudySpec(Settings):
         names = ("method", "settings", "cohort_digest", "searched", "objectives", "criterion", "num_workers")
         # Threads and memory are each machine's own affair.
         loop = {key: one for key, one in value["training"].items() if key not in _LOCAL}
-        return {**{name: value[name] for name in names}, "training": loop}
+        # A copy of the run, under another name, is the same start.
+        weights = None if self.start is None else [list(self.start.stages), self.start.weights_sha256]
+        return {**{name: value[name] for name in names}, "training": loop, "start": weights}
 
     def run_id(self, number: int, seed: int | None = None) -> str:
         """Return the name of a trial's run, or of the one that trains it again with another seed."""

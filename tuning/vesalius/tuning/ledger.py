@@ -132,6 +132,7 @@ class Ledger:
         different = [name for name in terms if noted.get(name) != terms[name]]
         if different:
             names = {"cohort_digest": "cohort", "searched": "spaces", "criterion": "validation criterion"}
+            names["start"] = "run to start from"
             raise StudyError(
                 f"the study '{self._spec.name}' in its storage is of another "
                 f"{', another '.join(names.get(name, name) for name in different)}: choose another name"

@@ -8,9 +8,9 @@ import typing
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from vesalius.platform.config import flatten, override
-from vesalius.platform.contracts import Choice, Range, spaces
+from vesalius.platform.contracts import Choice, Range, read_after, read_since, spaces
 from vesalius.platform.errors import InputError, SettingError
-from vesalius.tuning.dimension import Condition, Dimension, parse_space
+from vesalius.tuning.dimension import Condition, Dimension, parse_space, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,42 +38,96 @@ _MOST_ASKED = 64
 """Of these, how many the method is built for: what that many refuse with one value is refused for the value."""
 
 
-def declared(base: RunSettings) -> dict[str, Range | Choice]:
-    """Return the spaces that a method declares of its settings, by dotted key."""
-    return {f"method.{name}": space for name, space in spaces(type(base.method)).items()}
+def declared(base: RunSettings, *, inference: bool = False) -> dict[str, Range | Choice]:
+    """Return the spaces that a method declares of its settings, by dotted key.
+
+    ``inference`` adds those that are for studies of a finished run.
+    """
+    return {f"method.{name}": space for name, space in spaces(type(base.method), inference=inference).items()}
 
 
-def dimensions(base: RunSettings, given: Mapping[str, Any], check: Check) -> tuple[Dimension, ...]:
+def dimensions(
+    base: RunSettings, given: Mapping[str, Any], check: Check, *, taken_over: Sequence[str] = ()
+) -> tuple[Dimension, ...]:
     """Return what a study searches, checked.
 
     Args:
         base: the settings that a study starts from.
         given: by key (``num_classes`` is ``method.num_classes``), a text such as ``4..16``, a list, a mapping, or None
-            for the space that the method declares. Empty takes all that the method declares.
+            for the space that the method declares. Empty takes all that the method declares; of a study that takes
+            stages over, what of that is read later, as far as it fits the base's settings, and these with it.
         check: asked of settings with each choice and both ends of each range; it may raise an InputError.
+        taken_over: the method's first stages, where trials start after these.
 
     Raises:
-        SettingError: a key names no setting (with the nearest known one), a space is empty or of the wrong type, a
-            value is one that the method refuses, a condition leads in a circle, or nothing is left to search.
+        SettingError: a key names no setting (with the nearest known one) or one that the stages taken over have read,
+            a space is empty or of the wrong type, a value is one that the method refuses, a condition leads in a
+            circle, or nothing is left to search.
     """
-    own = declared(base)
+    own = declared(base, inference=True)
     wanted = {full_key(key): value for key, value in given.items()}
     if len(wanted) < len(given):
         raise SettingError("a setting has two spaces: give each of them one")
     if not wanted:
-        wanted = dict.fromkeys(own)
+        wanted = dict.fromkeys(_by_default(base, check, taken_over))
     if not wanted:
         raise SettingError("the method declares no search space: give one with --space, such as training.seed=1,2,3")
     found = []
     for key, value in wanted.items():
         _require_known(base, key)
+        _require_later(base, key, taken_over)
         if value is None and key not in own:
             raise SettingError(f"the method declares no space of '{key}': give one, such as --space {key}=LOW..HIGH")
         space, condition = (own[key], None) if value is None else parse_space(key, value)
-        found.append(_dimension(base, key, space, condition))
+        one = _dimension(base, key, space, condition)
+        found.append(one if given or not taken_over else _around(base, one))
     ordered = _parents_first(found)
     _check_values(base, ordered, check)
     return tuple(ordered)
+
+
+def _by_default(base: RunSettings, check: Check, taken_over: Sequence[str]) -> list[str]:
+    """Return the keys that a study searches where none are named."""
+    if not taken_over:
+        return list(declared(base))
+    later = read_after(type(base.method), taken_over)
+    keys = [key for key in declared(base, inference=True) if key.removeprefix("method.") in later]
+    return [key for key in keys if _fits(base, key, check)]
+
+
+def _fits(base: RunSettings, key: str, check: Check) -> bool:
+    """Say whether a declared space has no value that is refused beside the run's own settings."""
+    one = _dimension(base, key, declared(base, inference=True)[key], None)
+    return all(_refusal(base, {key: value}, check) is None for value in one.probes())
+
+
+def _around(base: RunSettings, one: Dimension) -> Dimension:
+    """Return a declared space with the run's own value in it, which is where its study starts."""
+    value = plain(flatten(base)[one.key])
+    if one.own(value) is not None:
+        return one
+    if isinstance(one.space, Choice):
+        return one.model_copy(update={"space": Choice(values=(value, *one.space.values))})
+    if isinstance(value, str):  # such as a number that is to be chosen
+        return one
+    ends = {"low": min(one.space.low, value), "high": max(one.space.high, value)}
+    return one.model_copy(update={"space": one.space.model_copy(update=ends)})
+
+
+def _require_later(base: RunSettings, key: str, taken_over: Sequence[str]) -> None:
+    """Refuse to search what stages have read that are taken over as they are.
+
+    Raises:
+        SettingError: says which.
+    """
+    group, _, name = key.partition(".")
+    if not taken_over or group == "training" or name in read_after(type(base.method), taken_over):
+        return
+    stage = read_since(type(base.method))[name] or taken_over[0]
+    raise SettingError(
+        f"'{key}' is read by the stage '{stage}', which trials take over as it was trained: search what later stages "
+        "or scoring read, or start after an earlier stage"
+    )
 
 
 def chosen(base: RunSettings, values: Mapping[str, Any]) -> RunSettings:
@@ -130,6 +184,10 @@ def _dimension(
 ) -> Dimension:
     kinds = _kinds(type(base), key)
     whole = False
+    if isinstance(space, Choice) and any(get_origin(kind) is tuple for kind in kinds):
+        # A number stands for a list of that one: steps=200,700 are two choices of a single phase.
+        texts = (plain([value]) if isinstance(value, int | float) else value for value in space.values)
+        space = Choice(values=tuple(texts))
     if isinstance(space, Range):
         if not kinds & {int, float}:
             raise SettingError(

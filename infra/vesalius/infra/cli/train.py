@@ -28,7 +28,13 @@ def train(
         str | None, typer.Option(metavar="RUN", help="Go on with this run where it was broken off.")
     ] = None,
     start_from: Annotated[
-        str | None, typer.Option("--from", metavar="RUN@STAGE", help="Start after another run's finished stage.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN@STAGE",
+            help="Start after another run's finished stage. What its stages up to there read must be set alike; after "
+            "its last stage nothing is trained, and the model is written with other settings of scoring.",
+        ),
     ] = None,
     estimate: Annotated[
         bool,

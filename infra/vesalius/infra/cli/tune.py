@@ -20,6 +20,16 @@ def tune(
     store: Annotated[
         str | None, typer.Argument(metavar="STORE", help="A cohort store: a folder or a URL.", show_default=False)
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN[@STAGE]",
+            help="Start every trial after a run's finished stage, with its method, store and settings (leave METHOD "
+            "and STORE out), and search what later stages and scoring read. RUN alone is after its last stage: nothing "
+            "is trained, and restoration, windows and the like are searched on the validation split.",
+        ),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="How many in all (default: 20)")] = None,
     spaces: Annotated[
         list[str] | None,
@@ -28,7 +38,7 @@ def tune(
             metavar="KEY=SPACE",
             help="Search a setting: num_classes=4..16, prior_sigma=log:1e-3..1, latent_dim=64,128,256; KEY alone takes "
             "the method's own space. Ends with ` if OTHER=VALUE` where it goes with another setting's value. Without "
-            "any, all that the method declares.",
+            "any, all that the method declares. A number stands for a list of that one: restoration.steps=200,700.",
         ),
     ] = None,
     objectives: Annotated[
@@ -87,6 +97,7 @@ def tune(
 
     The first trial has the settings that the study starts from, the paper's unless --preset or --set say otherwise. A
     trial that fails (memory, divergence) is a failed trial with its reason. Gate and test subjects are never seen.
+    Stages that trials have in common are trained once; --from RUN trains none and searches how a trained run scores.
     Killed at whatever moment, `vesalius tune --resume STUDY` goes on: no finished trial is run again, none is lost.
     """
     with Terminal(as_json) as terminal:
@@ -100,6 +111,7 @@ def tune(
         given: dict[str, Any] = {
             "method": method,
             "store": None if store is None else place(store),
+            "from": start_from,
             "trials": trials,
             "space": _spaces(spaces),
             "objective": tuple(objectives) if objectives else None,
@@ -118,7 +130,7 @@ def tune(
         }
         given = {key: value for key, value in given.items() if value is not None}
         if resume is not None:
-            study = _resumed(find_study(folder, resume), given, file)
+            study = _resumed(find_study(folder, resume), given, file, folder)
         else:
             request = _request(given, file)
             with terminal.progress("lesions") as progress:
@@ -185,21 +197,23 @@ def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
         joined["space"] = {key: one for key, one in said["space"].items() if full_key(str(key)) not in replaced}
         joined["space"] |= given["space"]
     for key, shown in (("method", "METHOD"), ("store", "STORE")):
-        if key not in joined:
+        if key not in joined and "from" not in joined:
             raise SettingError(
                 f"{shown} is missing: name a method and a store, as in `vesalius tune implicit_field STORE`, or "
-                "use --resume STUDY"
+                "use --from RUN or --resume STUDY"
             )
-    joined["store"] = str(joined["store"])
+    if "store" in joined:
+        joined["store"] = str(joined["store"])
     return validate(pipeline.StudyRequest, joined, "the study" if file is None else str(file))
 
 
-def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None) -> "StudyFolder":
+def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None, home: Path) -> "StudyFolder":
     """Return a study to be gone on with, its number of trials and how many run side by side changed where given."""
     from vesalius.infra import pipeline
     from vesalius.platform.errors import SettingError
 
     fixed = {
+        "from": "--from",
         "preset": "--preset",
         "set": "--set",
         "lesions": "--lesions",
@@ -213,7 +227,7 @@ def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None) -> 
     extra = [flag for key, flag in fixed.items() if key in given] + ([] if file is None else ["--file"])
     if extra:
         raise SettingError(f"--resume goes on with the study's own settings: leave out {', '.join(extra)}")
-    pipeline.check_resumed(study, given)
+    pipeline.check_resumed(study, given, home)
     pipeline.change_study(study, {key: given[key] for key in ("trials", "concurrent", "cpus", "gpus") if key in given})
     return study
 
@@ -222,6 +236,7 @@ def _described(study: "StudyFolder") -> str:
     spec = study.spec
     searched = ", ".join(f"{one.key.removeprefix('method.')}={one.text()}" for one in spec.searched)
     judged = " and ".join(spec.objectives)
-    return (
+    said = (
         f"{spec.trials} trials, {spec.concurrent} side by side, {spec.sampler}, {spec.pruner}; {searched}; by {judged}"
     )
+    return said if spec.start is None else f"{said}; after {spec.start.text}"

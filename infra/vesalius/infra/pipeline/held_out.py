@@ -35,7 +35,7 @@ def judge_held_out(study: StudyFolder, *, home: Path, device: str, progress: Pro
     Raises:
         StudyError: trials are still to come, nothing was trained again, or the test split has no outlined lesion.
     """
-    check_resumed(study, {})
+    check_resumed(study, {}, home)
     spec, found = study.spec, analyse(study)
     ended = sum(found.counts.get(state, 0) for state in COUNTED)
     if ended < spec.trials:

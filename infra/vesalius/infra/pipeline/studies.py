@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from vesalius.infra.pipeline.judging import VALIDATION
+from vesalius.infra.pipeline.starting import (
+    check_has_effect,
+    check_start_is_there,
+    filled,
+    find_origin,
+    settings_of,
+    start_of,
+)
 from vesalius.infra.pipeline.tracked_study import tracked_study
-from vesalius.infra.pipeline.training import choose_settings, method_type, now
+from vesalius.infra.pipeline.training import method_type, now
 from vesalius.infra.pipeline.trials import TrialTrainer, base_of
 from vesalius.platform.cluster import available_cores, session
 from vesalius.platform.config import Settings
@@ -49,16 +56,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.platform.progress import Progress
-    from vesalius.tuning import StudyFolder
+    from vesalius.tuning import Start, StudyFolder
 
 
 class StudyRequest(Settings):
     """What a study is asked to be. A study file has these keys.
 
     Attributes:
-        method: name in the methods' table.
-        store: of the cohort.
-        preset: where the method's settings start.
+        method: name in the methods' table; empty takes that of the run to start from.
+        store: of the cohort; empty takes that of the run to start from.
+        start_from: ``RUN@STAGE``, whose finished stages trials take over, or ``RUN``, all of them; ``from`` in a file.
+        preset: where the method's settings start; None takes ``paper``, or the settings of the run to start from.
         set: settings of all trials, by dotted key.
         space: what is searched, by key; empty takes what the method declares.
         trials: how many.
@@ -75,9 +83,10 @@ class StudyRequest(Settings):
         name: of the study; None makes one.
     """
 
-    method: str
-    store: str
-    preset: str = "paper"
+    method: str = ""
+    store: str = ""
+    start_from: str | None = Field(None, validation_alias=AliasChoices("start_from", "from"))
+    preset: str | None = None
     set: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
     trials: int = 20
@@ -104,13 +113,17 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         progress: of setting lesions into volumes, where they are asked for.
 
     Raises:
-        SettingError: a setting, a space or an objective is unknown or does not fit.
+        SettingError: a setting, a space or an objective is unknown or does not fit, or is read by a stage that trials
+            take over from the run they start from.
+        RunError: that run is missing, or has not finished the stage.
         StoreError: the store cannot be used.
         CohortError: it holds no healthy training subjects, or none to set lesions into.
         StudyError: the name is taken, or the storage's password is missing.
     """
     if request.trials < 1:
         raise SettingError(f"--trials is {request.trials}: a study has 1 or more")
+    origin = None if request.start_from is None else find_origin(request.start_from, home)
+    request = request if origin is None else filled(request, origin)
     name = request.name or f"{request.method.replace('_', '-')}-{now()[:10].replace('-', '')}-{secrets.token_hex(2)}"
     check_new_study(home, name)
     _check_no_runs(home, name)
@@ -120,13 +133,17 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
     storage = "" if request.storage is None else check_address(request.storage)
     whole_address(storage)
-    texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in request.set.items()]
-    method, training = choose_settings(request.method, request.preset, texts)
+    preset, method, training = settings_of(request, origin)
     store = CohortStore.open(request.store)
     base = RunSettings.of(method, training)
     check = _check(request.method, store)
     check(base)
-    searched = dimensions(base, request.space, check)
+    start = None
+    if origin is not None:
+        kind = method_type(request.method)
+        start = start_of(origin, kind(method, store.facts(any_grid=kind.any_grid)), store.digest, home)
+    searched = dimensions(base, request.space, check, taken_over=() if start is None else start.stages)
+    check_has_effect(searched, start)
     check_sampler(request.sampler)
     concurrent, gpus = _side_by_side(request, training.device)
     threads = training.threads or max(request.cpus, available_cores() // (concurrent * request.workers))
@@ -136,9 +153,14 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     if request.gpus == 0:  # Ray hides no device from a trial that asked for none
         training = training.model_copy(update={"device": "cpu"})
     source = store
-    objectives, criterion = _judged_by(request, store, training.validate_subjects, say)
+    objectives, criterion = _judged_by(request, store, training.validate_subjects, say, start)
     pruner = request.pruner or ("none" if criterion is None else "asha")
-    if pruner != "none" and not {"training.validations", "training.validate_every"} & set(request.set):
+    # A study of a run's later part keeps the run's own passes: its start is to come to what the run did.
+    if (
+        pruner != "none"
+        and start is None
+        and not {"training.validations", "training.validate_every"} & set(request.set)
+    ):
         training = training.model_copy(update={"validations": VALIDATIONS})
     if request.storage is not None:
         try_storage(whole_address(storage))
@@ -149,7 +171,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
             name=name,
             token=secrets.token_hex(8),
             method=request.method,
-            preset=request.preset,
+            preset=preset,
             settings=method.model_dump(mode="json"),
             training=training,
             store=str(store.path),
@@ -167,6 +189,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
             cpus=request.cpus,
             gpus=gpus,
             storage=storage,
+            start=start,
             shared=request.storage is not None,
             experiment=name,
             created=now(),
@@ -176,7 +199,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
 
 
 def _judged_by(
-    request: StudyRequest, store: CohortStore, validate_subjects: int, say: Callable[[str], None]
+    request: StudyRequest, store: CohortStore, validate_subjects: int, say: Callable[[str], None], start: Start | None
 ) -> tuple[tuple[str, ...], str | None]:
     """Return a study's objectives and the criterion that a trial may be stopped by.
 
@@ -190,6 +213,13 @@ def _judged_by(
     if said:
         say(said)
     criterion = intermediate(objectives, store, validate_subjects, planted=planted)
+    if start is not None and not start.has_passes:
+        criterion = None
+        if request.pruner not in (None, "none"):
+            raise SettingError(
+                f"--pruner {request.pruner} stops trials by their validation passes, and none is made after "
+                f"{start.text}: use --pruner none"
+            )
     if request.pruner not in (None, "none") and criterion is None:
         raise SettingError(
             f"--pruner {request.pruner} stops trials by their validation passes, which say nothing of "
@@ -213,18 +243,21 @@ def _check_no_runs(home: Path, name: str) -> None:
         )
 
 
-def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
+def check_resumed(study: StudyFolder, asked: Mapping[str, Any], home: Path) -> None:
     """Refuse to go on with a study on a cohort, or with spaces, that are not its own.
 
     Args:
         study: to be gone on with.
+        home: of the runs.
         asked: what was given beside its name, by the keys of :class:`StudyRequest`; what is None was not.
 
     Raises:
-        StudyError: its store has changed, or another one or other spaces were given.
+        StudyError: its store or the run that it starts from has changed, or another one or other spaces were given.
     """
     spec = study.spec
     begin = "begin a new study with another --name"
+    if spec.start is not None:
+        check_start_is_there(spec.start, spec.name, home)
     store = CohortStore.open(spec.store)
     if store.digest != spec.cohort_digest:
         raise StudyError(
@@ -241,7 +274,8 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
         )
     if asked.get("space"):
         base = base_of(spec)
-        given = dimensions(base, asked["space"], _check(spec.method, store))
+        taken_over = () if spec.start is None else spec.start.stages
+        given = dimensions(base, asked["space"], _check(spec.method, store), taken_over=taken_over)
         if given != spec.searched:
             said = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
             raise StudyError(f"study '{spec.name}' searches other spaces ({said}): leave --space out, or {begin}")
@@ -293,7 +327,12 @@ def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress)
     """
     if num < 2:
         raise SettingError(f"--seeds is {num}: a difference has an interval over 2 seeds or more")
-    check_resumed(study, {})
+    check_resumed(study, {}, home)
+    if study.spec.start is not None and not study.spec.start.trains:
+        raise SettingError(
+            f"the trials of study '{study.spec.name}' train nothing after {study.spec.start.text}: with other seeds "
+            "they would come to the same"
+        )
     found = analyse(study)
     numbers = compared(found)
     taken = {int(row.values.get("training.seed", study.spec.training.seed)) for row in found.trials}

@@ -97,6 +97,7 @@ def _begin(uri: str, spec: StudySpec) -> str:
         **{name: getattr(spec, name) for name in ("method", "preset", "sampler", "pruner", "seed", "trials")},
         **{name: getattr(spec, name) for name in ("concurrent", "num_workers", "cpus", "gpus", "storage")},
         "objectives": list(spec.objectives),
+        "start_from": "" if spec.start is None else spec.start.text,
         **{f"space.{one.key}": one.text() for one in spec.searched},
     }
     tags = {_KEY: key, "vesalius_study": spec.name, "method": spec.method, "cohort_digest": spec.cohort_digest}

@@ -7,21 +7,22 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
+from vesalius.infra.pipeline.sharing import find_shared
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
 from vesalius.platform.cluster import check_store
 from vesalius.platform.config import flatten, override, parse_assignments, validate
-from vesalius.platform.contracts import trains_in_bfloat16
+from vesalius.platform.contracts import read_after, trains_in_bfloat16
 from vesalius.platform.errors import RunError, SettingError, VesaliusError
 from vesalius.platform.models import ModelCard, read_card, save_model
 from vesalius.platform.progress import silent
 from vesalius.platform.runs import RunFolder, RunSettings, RunSpec, check_new_run, create_run, find_run, new_run_id
 from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
-from vesalius.platform.training import Checkpoints, choose_device, stage_subjects
+from vesalius.platform.training import Checkpoints, State, choose_device, stage_subjects
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from vesalius.platform.contracts import Method, MethodSettings
@@ -61,7 +62,7 @@ def choose_settings(
     """
     kind = method_type(name)
     presets = kind.presets()
-    if preset not in presets:
+    if settings is None and preset not in presets:
         raise SettingError(f"{name} has no preset '{preset}': it has {', '.join(presets)}")
     start = presets[preset] if settings is None else validate(kind.settings_type, settings, f"settings of {name}")
     chosen = override(RunSettings.of(start, training), parse_assignments(assignments))
@@ -80,13 +81,18 @@ def start_run(
     num_workers: int = 1,
     name: str | None = None,
     start_from: str | None = None,
+    source_digest: str = "",
     experiment: str = "vesalius",
     tags: Mapping[str, str] | None = None,
+    study: str | None = None,
 ) -> RunFolder:
     """Check all that can be checked, then create a run's folder and, unless tracking is off, its tracked run.
 
     ``settings`` are the method's, complete, as plain JSON, in the place of the preset's; the preset is then a tag.
-    ``training`` stands in the place of the loop's defaults; ``tags`` join those of the tracked run.
+    ``training`` stands in the place of the loop's defaults; ``tags`` join those of the tracked run. ``source_digest``
+    is of the cohort that the store is a copy of, with lesions in its validation volumes: the run to start from may be
+    of that. ``study`` is the one that the run is a trial of: it may start after a last stage
+    with the other run's settings, and take stages over that another trial has trained alike.
 
     Raises:
         SettingError: the method or a setting is not known or does not fit.
@@ -107,7 +113,13 @@ def start_run(
             trains_in_bfloat16(training.precision, device, stage.trains)
     run_id = name or new_run_id(name_of_method)
     if start_from is not None:
-        _check_start(start_from, home, name_of_method, method, cohort.digest)
+        other, stages = check_start(start_from, home, name_of_method, method, {cohort.digest, source_digest})
+        is_same = other.spec.settings == chosen.model_dump(mode="json")
+        if study is None and is_same and len(stages) == len(method.stages()):
+            raise RunError(
+                f"'{stages[-1]}' is the last stage of {name_of_method}: nothing is left to train after it; use run "
+                f"'{other.run_id}' itself, or --set what scoring alone reads"
+            )
     check_new_run(home, run_id)
     uri = None if tracking.is_tracking_off() else tracking.tracking_uri(home)
     spec = RunSpec(
@@ -123,6 +135,8 @@ def start_run(
         mlflow_tracking_uri=None if uri is None else tracking.shown(uri),
         created=now(),
     )
+    if study is not None:
+        spec = spec.model_copy(update={"shared_from": find_shared(spec, method, cohort, home, study)})
     if uri is None:
         return create_run(home, spec)
     own = {"method": spec.method, "cohort_digest": spec.cohort_digest, "vesalius_run": run_id, **(tags or {})}
@@ -130,12 +144,21 @@ def start_run(
     return create_run(home, spec.model_copy(update={"mlflow_run_id": tracked}))
 
 
-def _check_start(start_from: str, home: Path, name_of_method: str, method: Method, cohort_digest: str) -> None:
-    """Refuse to start after a run whose weights would mean something else here.
+def check_start(
+    start_from: str, home: Path, name_of_method: str, method: Method, digests: Collection[str]
+) -> tuple[RunFolder, tuple[str, ...]]:
+    """Return the run to start from and its stages up to the one to start after.
+
+    Args:
+        start_from: ``RUN@STAGE``.
+        home: of the runs.
+        name_of_method: of the new run.
+        method: built from the new run's settings.
+        digests: of the cohorts that the other run may have been trained on.
 
     Raises:
-        SettingError: the text is not RUN@STAGE, or a setting of the method differs.
-        RunError: the run is missing, of another method or cohort, or has not finished the stage, or it is the last one.
+        SettingError: the text is not RUN@STAGE, or a setting that these stages read differs.
+        RunError: the run is missing, of another method or cohort, or has not finished the stage.
     """
     settings = method.settings
     other, separator, stage = start_from.partition("@")
@@ -147,20 +170,24 @@ def _check_start(start_from: str, home: Path, name_of_method: str, method: Metho
         raise RunError(
             f"run '{other}' trained {spec.method}, not {name_of_method}: start from a run of the same method"
         )
-    if spec.cohort_digest != cohort_digest:
+    if spec.cohort_digest not in digests:
         raise RunError(f"run '{other}' was trained on another cohort: start from a run on this store")
+    names = [one.name for one in method.stages()]
+    checkpoints = Checkpoints(run.checkpoints)
+    stages = checkpoints.state(checkpoints.begin_after(stage, names)).finished_stages
+    late = read_after(type(settings), stages)
     theirs = flatten(validate(type(settings), spec.settings, f"run '{other}'"))
     different = [
-        f"{key} ({theirs[key]} there, {value} here)" for key, value in flatten(settings).items() if theirs[key] != value
+        f"{key} ({theirs[key]} there, {value} here)"
+        for key, value in flatten(settings).items()
+        if key not in late and theirs[key] != value
     ]
     if different:
-        raise SettingError(f"run '{other}' has other settings: {', '.join(different)}; give the same ones with --set")
-    Checkpoints(run.checkpoints).end_of(stage)
-    if stage == method.stages()[-1].name:
-        raise RunError(
-            f"'{stage}' is the last stage of {name_of_method}: nothing is left to train after it; "
-            f"use run '{other}' itself"
+        raise SettingError(
+            f"run '{other}' has other settings that its stages up to '{stage}' read: {', '.join(different)}; give the "
+            "same ones with --set"
         )
+    return run, stages
 
 
 def train(run: RunFolder, *, progress: Progress = silent, tuned: bool = False) -> ModelCard:
@@ -240,7 +267,7 @@ def describe_run(run: RunFolder, card: ModelCard) -> dict[str, Any]:
     spec = run.spec
     checkpoints = Checkpoints(run.checkpoints)
     last = checkpoints.last()
-    stages = checkpoints.state(last).seconds if last else {}
+    state = checkpoints.state(last) if last else State()
     return {
         "run": run.run_id,
         "state": run.state,
@@ -250,7 +277,9 @@ def describe_run(run: RunFolder, card: ModelCard) -> dict[str, Any]:
         "store": spec.store,
         "cohort_digest": spec.cohort_digest,
         "num_workers": spec.num_workers,
-        "seconds": {stage: round(value, 2) for stage, value in stages.items()},
+        "start_from": spec.start_from,
+        "inherited": list(state.inherited),
+        "seconds": {stage: round(value, 2) for stage, value in state.seconds.items()},
         "thresholds": {voxels: one.model_dump(mode="json") for voxels, one in card.thresholds.items()},
         "weights_sha256": card.weights_sha256,
         "mlflow_run_id": spec.mlflow_run_id,

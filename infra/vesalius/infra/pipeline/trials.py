@@ -73,6 +73,9 @@ class TrialTrainer:
             training=chosen.training,
             num_workers=0 if spec.num_workers == 1 else spec.num_workers,
             name=run_id,
+            start_from=None if spec.start is None else spec.start.text,
+            source_digest=spec.source_digest,
+            study=spec.name,
             experiment=spec.experiment,
             tags=trial_tags(spec, number, seed, self.parent),
         )
@@ -139,6 +142,7 @@ def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings
             ("another cohort", found.cohort_digest == spec.cohort_digest),
             ("other settings", found.settings == chosen.method.model_dump(mode="json")),
             ("other training settings", found.training == chosen.training),
+            ("another start", found.start_from == (None if spec.start is None else spec.start.text)),
         )
         if not is_same
     ]

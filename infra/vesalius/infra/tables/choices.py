@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def describe_settings(values: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
-    """Return one row a leaf of some settings: key, value, description, source and search space."""
+    """Return one row a leaf of some settings: key, value, description, source, search spaces and who reads it first."""
     rows: list[dict[str, Any]] = []
     for name, info in type(values).model_fields.items():
         value = getattr(values, name)
@@ -33,6 +33,8 @@ def describe_settings(values: BaseModel, prefix: str = "") -> list[dict[str, Any
                 "description": info.description or "",
                 "source": extra.get("source") or "",
                 "space": extra.get("space"),
+                "inference_space": extra.get("inference_space"),
+                "since": extra.get("since") or getattr(type(values), "since", None),
             }
         )
     return rows
@@ -49,7 +51,7 @@ def settings(rows: Sequence[Mapping[str, Any]], prefix: str) -> Table:
         said = Text(row["description"])
         if row["source"]:
             said.append(f"  [{row['source']}]", style="dim")
-        table.add_row(row["key"], _value_text(row["default"]), said, _space_text(row["space"]))
+        table.add_row(row["key"], _value_text(row["default"]), said, _space_text(row["space"], row["inference_space"]))
     return table
 
 
@@ -120,9 +122,9 @@ def _value_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _space_text(space: Mapping[str, Any] | None) -> str:
+def _space_text(space: Mapping[str, Any] | None, inference: Mapping[str, Any] | None = None) -> str:
     if space is None:
-        return ""
+        return f"{_space_text(inference)} (of a finished run)" if inference else ""
     if "values" in space:
         return " | ".join(_value_text(value) for value in space["values"])
     return f"{space['low']:g} to {space['high']:g}" + (", log" if space.get("log") else "")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from vesalius.methods.blocks.adversarial import AdversarySettings
 from vesalius.methods.blocks.autoencoders import SliceTrainingSettings
 from vesalius.methods.blocks.convolutional import TrunkSettings
 from vesalius.platform.config import Settings, override
-from vesalius.platform.contracts import Choice, Range, setting
+from vesalius.platform.contracts import SCORING, Choice, Range, setting
 
 _PAPER = "Baur et al. 2018"
 _SCHLEGL = "Schlegl et al. 2017"
@@ -14,6 +16,8 @@ _SCHLEGL = "Schlegl et al. 2017"
 
 class SearchSettings(Settings):
     """How the code of a new slice is found."""
+
+    since: ClassVar[str | None] = SCORING
 
     steps: int = setting(
         100, "Adam's steps", source=f"{_PAPER}, section 3.1", ge=1, space=Range(low=20, high=500, log=True)

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from vesalius.methods.blocks import MapSettings, Window
 from vesalius.platform.config import Settings, override
-from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, setting
 
 _PAPER = "Bieder et al. 2022"
 _BAUR = "Baur et al. 2021, code"
@@ -87,7 +87,7 @@ class Autoencoder3DSettings(MethodSettings):
         gt=0,
         space=Range(low=1e-4, high=3e-3, log=True),
     )
-    together: int = setting(2, "volumes scored in one pass at most", source="this implementation", ge=1)
+    together: int = setting(2, "volumes scored in one pass at most", source="this implementation", ge=1, since=SCORING)
     map: ErrorMapSettings = ErrorMapSettings()
 
     @model_validator(mode="after")

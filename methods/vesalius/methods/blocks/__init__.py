@@ -2,6 +2,8 @@
 
 from vesalius.methods.blocks.counting import brain_moments, cohort_augmentation, one_pass
 from vesalius.methods.blocks.maps import (
+    AVERAGES,
+    MINIMA,
     Box,
     BrainMapSettings,
     MapSettings,
@@ -41,6 +43,8 @@ from vesalius.methods.blocks.variational import (
 )
 
 __all__ = [
+    "AVERAGES",
+    "MINIMA",
     "Box",
     "BrainMapSettings",
     "EveryFourthSlice",

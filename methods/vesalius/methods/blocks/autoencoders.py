@@ -15,7 +15,7 @@ from vesalius.methods.blocks.convolutional import Trunk, TrunkSettings
 from vesalius.methods.blocks.residuals import ResidualMapSettings, Restored, score_by_residual
 from vesalius.methods.blocks.slices import SliceSettings
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, MethodSettings, Range, Stage, setting
+from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, Stage, setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +91,8 @@ class PosteriorSettings(ReconstructionSettings):
         "mean",
         source="this implementation; the paper does not say what is decoded in testing",
         ge=0,
+        since=SCORING,
+        inference_space=Choice(values=(0, 4, 16)),
     )
 
 

@@ -8,14 +8,14 @@ surface of the brain is to a map kept inside it, a setting says (``MapSettings.o
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch.nn import functional as F
 
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, setting
+from vesalius.platform.contracts import SCORING, Choice, setting
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ _WINDOW_VALUES = 2**25
 Window = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 """Edge of a cubic window in voxels: odd, 1 for no pooling."""
 
+MEDIANS = Choice(values=(1, 3, 5))
+MINIMA = Choice(values=(1, 3, 5))
+AVERAGES = Choice(values=(1, 3, 5, 7, 9, 15))
+"""Windows that a study of a finished run searches."""
+
 Box = tuple[int, int, int]
 """Edges of a window along D, H, W in voxels, each odd."""
 
@@ -45,9 +50,17 @@ Box = tuple[int, int, int]
 class MapSettings(Settings):
     """How raw evidence becomes a score map and a number for the volume."""
 
-    median_pool: Window = setting(1, "edge of the median window in voxels; 1 is none", source="this implementation")
-    min_pool: Window = setting(1, "edge of the minimum window in voxels; 1 is none", source="this implementation")
-    average_pool: Window = setting(1, "edge of the averaging window in voxels; 1 is none", source="this implementation")
+    since: ClassVar[str | None] = SCORING
+
+    median_pool: Window = setting(
+        1, "edge of the median window in voxels; 1 is none", source="this implementation", inference_space=MEDIANS
+    )
+    min_pool: Window = setting(
+        1, "edge of the minimum window in voxels; 1 is none", source="this implementation", inference_space=MINIMA
+    )
+    average_pool: Window = setting(
+        1, "edge of the averaging window in voxels; 1 is none", source="this implementation", inference_space=AVERAGES
+    )
     voxels: Literal["all", "brain"] = setting(
         "all", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )
@@ -56,6 +69,7 @@ class MapSettings(Settings):
         "voxels that the brain is eroded by before a map is kept inside it (voxels = brain)",
         ge=0,
         source="this implementation",
+        inference_space=Choice(values=(0, 1, 2)),
     )
     outside: Literal["zero", "left_out"] = setting(
         "zero",
@@ -85,7 +99,9 @@ class BrainMapSettings(MapSettings):
     Of the choices tried on the phantom's validation split this is the most favourable.
     """
 
-    average_pool: Window = setting(5, "edge of the averaging window in voxels; 1 is none", source="this implementation")
+    average_pool: Window = setting(
+        5, "edge of the averaging window in voxels; 1 is none", source="this implementation", inference_space=AVERAGES
+    )
     voxels: Literal["all", "brain"] = setting(
         "brain", "where the map is kept: the whole box, or zero outside the brain", source="this implementation"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from vesalius.methods.blocks.maps import MapSettings, Window
+from vesalius.methods.blocks.maps import MEDIANS, MapSettings, Window
 from vesalius.methods.blocks.slices import SliceSettings, score_slices, take_all
 from vesalius.platform.contracts import Choice, setting
 
@@ -24,7 +24,9 @@ _SECTION = "Baur et al. 2018, section 3.1, postprocessing"
 class ResidualMapSettings(MapSettings):
     """The paper's post-processing: a median over 5^3 voxels, then a slightly eroded brain mask."""
 
-    median_pool: Window = setting(5, "edge of the median window in voxels; 1 is none", source=_SECTION)
+    median_pool: Window = setting(
+        5, "edge of the median window in voxels; 1 is none", source=_SECTION, inference_space=MEDIANS
+    )
     voxels: Literal["all", "brain"] = setting(
         "brain", "where the map is kept: the whole box, or zero outside the brain", source=_SECTION
     )
@@ -33,6 +35,7 @@ class ResidualMapSettings(MapSettings):
         "voxels that the brain is eroded by before the map is kept inside it",
         ge=0,
         source=f"{_SECTION}: slightly; the number is this implementation's",
+        inference_space=Choice(values=(0, 1, 2)),
     )
     residual: Literal["absolute", "brighter", "darker"] = setting(
         "absolute",

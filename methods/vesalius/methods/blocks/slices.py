@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vesalius.methods.blocks.maps import check_channels, finish_map, image_score
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Score, Slices, axis_positions, setting, slice_indices
+from vesalius.platform.contracts import SCORING, Choice, Score, Slices, axis_positions, setting, slice_indices
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class SliceSettings(Settings):
         "replicated: score the slices that training takes, and give every other slice the nearest one's map; "
         "all: score every slice of the extent",
         source="Naval Marimont and Tarroni 2021, section 3",
+        since=SCORING,
+        inference_space=Choice(values=("replicated", "all")),
     )
     first: float = setting(
         0.0, "where the slices begin, as a fraction of the axis", ge=0, lt=1, source="this implementation"
@@ -45,7 +47,7 @@ class SliceSettings(Settings):
     last: float = setting(
         1.0, "where the slices end, as a fraction of the axis", gt=0, le=1, source="this implementation"
     )
-    together: int = setting(32, "slices scored in one pass at most", source="this implementation", ge=1)
+    together: int = setting(32, "slices scored in one pass at most", source="this implementation", ge=1, since=SCORING)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vesalius.methods.blocks.counting import brain_moments, cohort_augmentation
-from vesalius.methods.blocks.maps import MapSettings, Window
+from vesalius.methods.blocks.maps import AVERAGES, MINIMA, MapSettings, Window
 from vesalius.methods.blocks.slices import SliceSettings, crop_plane, pad_plane, padded_plane
 from vesalius.platform.contracts import Choice, Deviation, MethodSettings, Range, Stage, segmented, setting
 
@@ -99,9 +99,14 @@ class EveryFourthSlice(SliceSettings):
 class PooledMapSettings(MapSettings):
     """The post-processing of the whole table of Naval Marimont and Tarroni 2021: minimum over 3^3, mean over 15^3."""
 
-    min_pool: Window = setting(3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2")
+    min_pool: Window = setting(
+        3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2", inference_space=MINIMA
+    )
     average_pool: Window = setting(
-        15, "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none", source=f"{_PAPER}, section 2"
+        15,
+        "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none",
+        source=f"{_PAPER}, section 2",
+        inference_space=AVERAGES,
     )
 
 
@@ -121,26 +126,48 @@ class VaeSettings(MethodSettings):
     """What the two methods set alike."""
 
     latent_dim: int = setting(
-        10, "Z, length of the latent", source=f"{_PAPER}, Table 1", ge=1, space=Choice(values=(10, 32, 128))
+        10,
+        "Z, length of the latent",
+        source=f"{_PAPER}, Table 1",
+        ge=1,
+        space=Choice(values=(10, 32, 128)),
+        since="vae",
     )
     widths: tuple[int, ...] = setting(
-        (16, 32, 64, 128, 256, 256), "channels before the first halving of the plane and after each", source=_OURS
+        (16, 32, 64, 128, 256, 256),
+        "channels before the first halving of the plane and after each",
+        source=_OURS,
+        since="vae",
     )
-    blocks: int = setting(2, "residual blocks at each resolution below the first", source=_OURS, ge=1)
+    blocks: int = setting(2, "residual blocks at each resolution below the first", source=_OURS, ge=1, since="vae")
     reconstruction: Literal["l1", "l2"] = setting(
         "l1",
         "what the ELBO's reconstruction term sums over the pixels: absolute or squared differences",
         source=f"{_PAPER}, Table 1",
+        since="vae",
     )
     kl_weight: float = setting(
-        1.0, "weight of the divergence in the ELBO", source=_OURS, ge=0, space=Range(low=0.1, high=10, log=True)
+        1.0,
+        "weight of the divergence in the ELBO",
+        source=_OURS,
+        ge=0,
+        space=Range(low=0.1, high=10, log=True),
+        since="vae",
     )
-    batch_slices: int = setting(64, "slices in a batch", source=_OURS, ge=2)
+    batch_slices: int = setting(64, "slices in a batch", source=_OURS, ge=2, since="vae")
     group_slices: int = setting(
-        16, "slices that batch statistics are taken over; batch_slices must be a multiple", source=_OURS, ge=2
+        16,
+        "slices that batch statistics are taken over; batch_slices must be a multiple",
+        source=_OURS,
+        ge=2,
+        since="vae",
     )
     epochs: float = setting(
-        600, "passes over the training slices", source="the VQ-VAE's; the paper gives none for the VAEs", gt=0
+        600,
+        "passes over the training slices",
+        source="the VQ-VAE's; the paper gives none for the VAEs",
+        gt=0,
+        since="vae",
     )
     learning_rate: float = setting(
         1e-4,
@@ -148,11 +175,13 @@ class VaeSettings(MethodSettings):
         source="the VQ-VAE's; the paper gives none for the VAEs",
         gt=0,
         space=Range(low=3e-5, high=3e-3, log=True),
+        since="vae",
     )
     augment: bool = setting(
         True,
         "elastic, scaling, rotation, brightness and contrast; the paper names the kinds, not the magnitudes",
         source=f"{_PAPER}, section 3",
+        since="vae",
     )
     slices: EveryFourthSlice = EveryFourthSlice()
     map: PooledMapSettings = PooledMapSettings()

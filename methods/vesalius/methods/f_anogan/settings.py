@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from vesalius.methods.blocks import MapSettings
 from vesalius.methods.blocks.convolutional import Output
 from vesalius.platform.config import Settings, override
-from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, setting
 
 PAPER = "Simarro Viana et al. 2020"
 KWON = "Kwon et al. 2019, code"
@@ -51,11 +51,13 @@ class NetworkSettings(Settings):
         "normalisation in the encoder, from its second block on",
         source=f"{KWON}, and {SCHLEGL}, code",
         space=Choice(values=("batch", "instance", "layer")),
+        since="encoder",
     )
     code: Literal["tanh", "linear"] = setting(
         "tanh",
         "the encoder's last activation: codes in [-1, 1], or none",
         source=f"{PAPER}, section 2, model architecture",
+        since="encoder",
     )
     output: Output = setting(
         "tanh",
@@ -142,6 +144,8 @@ class GameSettings(Settings):
 class EncoderSettings(Settings):
     """How the encoder is trained on the finished generator."""
 
+    since: ClassVar[str | None] = "encoder"
+
     epochs: float = setting(
         375,
         "passes over the training images",
@@ -159,6 +163,8 @@ class EncoderSettings(Settings):
 
 class FineTuningSettings(Settings):
     """How encoder and generator are trained on together."""
+
+    since: ClassVar[str | None] = "fine_tuning"
 
     epochs: float = setting(
         375,
@@ -196,18 +202,21 @@ class InversionSettings(MethodSettings):
         source=f"{SCHLEGL}, code; {PAPER}, Eq. 6, gives none",
         ge=0,
         space=Range(low=0.01, high=10, log=True),
+        since="encoder",
     )
     feature_block: int = setting(
         1,
         "the critic's block that gives the features f, counted back from its score: 1 is the last",
         source=f"{SCHLEGL}, code; {PAPER} marks it in its Figure 3",
         ge=1,
+        since="encoder",
     )
     image_score: Literal["loss", "map"] = setting(
         "loss",
         "the volume's number: loss takes that of Eq. 6, over images and features as they are; map takes it from the "
         "finished map (map.image_score)",
         source=f"{PAPER}, section 2, anomaly score",
+        since=SCORING,
     )
     map: MapSettings = MapSettings()
 
@@ -233,7 +242,7 @@ class InversionSettings(MethodSettings):
 class FAnoGANSettings(InversionSettings):
     """Settings of the f-AnoGAN of whole volumes; defaults are the paper's."""
 
-    together: int = setting(8, "volumes scored in one pass at most", source="this implementation", ge=1)
+    together: int = setting(8, "volumes scored in one pass at most", source="this implementation", ge=1, since=SCORING)
 
 
 TINY = {

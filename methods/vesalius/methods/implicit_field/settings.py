@@ -8,13 +8,13 @@ code has two that lie up to a voxel apart.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from vesalius.methods.blocks import MapSettings, Window
+from vesalius.methods.blocks import AVERAGES, MINIMA, MapSettings, Window
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, setting
 
 _PAPER = "Naval Marimont and Tarroni 2021"
 _CODE = "the authors' public code"
@@ -23,17 +23,34 @@ _CODE = "the authors' public code"
 class FieldMapSettings(MapSettings):
     """The paper's post-processing: minimum over 3^3 voxels, then mean over 15^3, the whole box, at 160^3 voxels."""
 
-    min_pool: Window = setting(3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2")
+    min_pool: Window = setting(
+        3, "edge of the minimum window in voxels; 1 is none", source=f"{_PAPER}, section 2", inference_space=MINIMA
+    )
     average_pool: Window = setting(
-        15, "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none", source=f"{_PAPER}, section 2"
+        15,
+        "edge of the averaging window in voxels, as in the paper at 160^3; 1 is none",
+        source=f"{_PAPER}, section 2",
+        inference_space=AVERAGES,
     )
 
 
 class RestorationSettings(Settings):
     """How the code of a new volume is found (Eq. 4)."""
 
-    steps: tuple[int, ...] = setting((700,), "optimiser steps of each phase", source=f"{_PAPER}, section 2")
-    points: tuple[int, ...] = setting((16_200,), "points a step of each phase", source=f"{_PAPER}, section 2")
+    since: ClassVar[str | None] = SCORING
+
+    steps: tuple[int, ...] = setting(
+        (700,),
+        "optimiser steps of each phase",
+        source=f"{_PAPER}, section 2",
+        inference_space=Choice(values=("[100]", "[300]", "[700]", "[1500]")),
+    )
+    points: tuple[int, ...] = setting(
+        (16_200,),
+        "points a step of each phase",
+        source=f"{_PAPER}, section 2",
+        inference_space=Choice(values=("[4096]", "[16200]")),
+    )
     quick_steps: int = setting(
         100, "steps of the quick effort, with the first phase's points", ge=1, source="this implementation"
     )
@@ -50,11 +67,13 @@ class RestorationSettings(Settings):
         gt=0,
         le=1,
         source="this implementation",
+        inference_space=Range(low=0.01, high=1, log=True),
     )
     prior: bool = setting(
         True,
         "keep the training's code prior in the objective; without effect where the method's prior is none",
         source=f"{_PAPER}, Eq. 4; the code leaves it out",
+        inference_space=Choice(values=(False, True)),
     )
     start: Literal["random", "mean", "encoder"] = setting(
         "random",
@@ -68,6 +87,7 @@ class RestorationSettings(Settings):
         ge=1,
         le=64,
         source=f"{_PAPER}: one; section 3 proposes several",
+        inference_space=Choice(values=(1, 2, 4)),
     )
     volumes: int = setting(6, "restorations of volumes fitted in one batch at most", ge=1, source="this implementation")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
@@ -87,6 +107,8 @@ class RestorationSettings(Settings):
 
 class EncoderSettings(Settings):
     """A network that gives a restoration its first code, trained after the decoder; none by default."""
+
+    since: ClassVar[str | None] = "encoder"
 
     epochs: float = setting(
         0.0, "passes over the training subjects; 0 trains no encoder", ge=0, source=f"{_PAPER}: proposed, not built"
@@ -128,51 +150,108 @@ class ImplicitFieldSettings(MethodSettings):
         2_000_000, "voxels sampled over the training subjects for k-means", source=f"{_PAPER}, Fig. 2", ge=1
     )
     mode_pool_training: int = setting(
-        2, "edge of the mode-pooling cube for training volumes", source=f"{_PAPER}, section 2", ge=1, le=6
+        2,
+        "edge of the mode-pooling cube for training volumes",
+        source=f"{_PAPER}, section 2",
+        ge=1,
+        le=6,
+        since="decoder",
     )
     mode_pool_scoring: int = setting(
-        3, "edge of the mode-pooling cube for volumes to be scored", source=f"{_PAPER}, section 2", ge=1, le=6
+        3,
+        "edge of the mode-pooling cube for volumes to be scored",
+        source=f"{_PAPER}, section 2",
+        ge=1,
+        le=6,
+        since=SCORING,
+        inference_space=Range(low=1, high=5),
     )
     latent_dim: int = setting(
-        256, "length of a code", source=f"{_PAPER}, section 3", ge=1, space=Choice(values=(64, 128, 256))
+        256,
+        "length of a code",
+        source=f"{_PAPER}, section 3",
+        ge=1,
+        space=Choice(values=(64, 128, 256)),
+        since="decoder",
     )
     width: int = setting(
-        512, "units of a hidden layer", source=f"{_PAPER}, section 3", ge=8, space=Choice(values=(128, 256, 512))
+        512,
+        "units of a hidden layer",
+        source=f"{_PAPER}, section 3",
+        ge=8,
+        space=Choice(values=(128, 256, 512)),
+        since="decoder",
     )
     hidden_layers: int = setting(
         8,
         "hidden layers; one linear layer of outputs follows",
         source=f"{_CODE}: nine in all; the paper says eight",
         ge=3,
+        since="decoder",
     )
-    skip_layer: int = setting(4, "hidden layer, from 0, that sees code and position again", source=_CODE, ge=2)
+    skip_layer: int = setting(
+        4, "hidden layer, from 0, that sees code and position again", source=_CODE, ge=2, since="decoder"
+    )
     num_frequencies: int = setting(
-        10, "L of the position encoding", source=f"{_PAPER}, Eq. 3", ge=1, le=16, space=Range(low=4, high=12)
+        10,
+        "L of the position encoding",
+        source=f"{_PAPER}, Eq. 3",
+        ge=1,
+        le=16,
+        space=Range(low=4, high=12),
+        since="decoder",
     )
     dropout: float = setting(
-        0.2, "after every hidden layer", source=f"{_PAPER}, section 3", ge=0, lt=1, space=Range(low=0, high=0.3)
+        0.2,
+        "after every hidden layer",
+        source=f"{_PAPER}, section 3",
+        ge=0,
+        lt=1,
+        space=Range(low=0, high=0.3),
+        since="decoder",
     )
     points: int = setting(
-        16_200, "K, points of a volume in a batch", source=f"{_PAPER}, section 3; 16,384 in the code", ge=1
+        16_200,
+        "K, points of a volume in a batch",
+        source=f"{_PAPER}, section 3; 16,384 in the code",
+        ge=1,
+        since="decoder",
     )
     batch_volumes: int = setting(6, "volumes in a batch", source=f"{_PAPER}, section 3", ge=1)
     epochs: float = setting(
-        2_000, "passes over the training subjects", source=f"{_PAPER}, section 3; 2,001 in the code", gt=0
+        2_000,
+        "passes over the training subjects",
+        source=f"{_PAPER}, section 3; 2,001 in the code",
+        gt=0,
+        since="decoder",
     )
     decoder_lr: float = setting(
-        5e-4, "Adam's learning rate for the network", source=_CODE, gt=0, space=Range(low=1e-4, high=1e-2, log=True)
+        5e-4,
+        "Adam's learning rate for the network",
+        source=_CODE,
+        gt=0,
+        space=Range(low=1e-4, high=1e-2, log=True),
+        since="decoder",
     )
     code_lr: float = setting(
-        1e-3, "Adam's learning rate for the codes", source=_CODE, gt=0, space=Range(low=1e-4, high=3e-2, log=True)
+        1e-3,
+        "Adam's learning rate for the codes",
+        source=_CODE,
+        gt=0,
+        space=Range(low=1e-4, high=3e-2, log=True),
+        since="decoder",
     )
     lr_factor: float = setting(
-        0.5, "what the learning rates are multiplied by between two periods", source=_CODE, gt=0, le=1
+        0.5, "what the learning rates are multiplied by between two periods", source=_CODE, gt=0, le=1, since="decoder"
     )
-    lr_periods: int = setting(4, "equal periods of training between which the learning rates fall", source=_CODE, ge=1)
+    lr_periods: int = setting(
+        4, "equal periods of training between which the learning rates fall", source=_CODE, ge=1, since="decoder"
+    )
     prior: Literal["gaussian", "official", "none"] = setting(
         "gaussian",
         "gaussian: |z|^2 / sigma^2 a volume (Eq. 2); official: prior_weight * min(1, epoch / 100) * |z| a point",
         source=f"{_PAPER}, Eq. 2; {_CODE}",
+        since="decoder",
     )
     prior_sigma: float = setting(
         0.01,
@@ -180,20 +259,25 @@ class ImplicitFieldSettings(MethodSettings):
         source=f"{_PAPER}, section 3",
         gt=0,
         space=Range(low=3e-3, high=1.0, log=True),
+        since="decoder",
     )
     prior_weight: float = setting(
-        1e-4, "weight of the official prior; without effect where prior is another", source=_CODE, ge=0
+        1e-4, "weight of the official prior; without effect where prior is another", source=_CODE, ge=0, since="decoder"
     )
     code_init_std: float = setting(
-        0.01, "deviation of fresh codes", source=f"{_PAPER}, section 3; 0.0625 in the code", ge=0
+        0.01, "deviation of fresh codes", source=f"{_PAPER}, section 3; 0.0625 in the code", ge=0, since="decoder"
     )
     code_bound: float | None = setting(
-        None, "radius of the ball that codes are kept in; null is none", source=f"{_CODE}: 1; not in the paper"
+        None,
+        "radius of the ball that codes are kept in; null is none",
+        source=f"{_CODE}: 1; not in the paper",
+        since="decoder",
     )
     restoration_image: Literal["most_probable", "expectation"] = setting(
         "most_probable",
         "the restored intensity: centre of the most probable class, or the classes' expectation",
         source="this implementation",
+        since=SCORING,
     )
     restoration: RestorationSettings = RestorationSettings()
     encoder: EncoderSettings = EncoderSettings()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from vesalius.methods.blocks import SliceSettings
 from vesalius.methods.implicit_field.settings import ImplicitFieldSettings, demo, tiny
-from vesalius.platform.contracts import setting
+from vesalius.platform.contracts import SCORING, Range, setting
 
 _PAPER = "Naval Marimont and Tarroni 2021"
 
@@ -12,8 +14,12 @@ _PAPER = "Naval Marimont and Tarroni 2021"
 class FieldSliceSettings(SliceSettings):
     """The paper's slices: every fourth axial one, 40 of 160."""
 
+    since: ClassVar[str | None] = "decoder"
+
     every: int = setting(4, "take each n-th slice", source=f"{_PAPER}, section 3", ge=1)
-    together: int = setting(160, "slices restored in one batch at most", source="this implementation", ge=1)
+    together: int = setting(
+        160, "slices restored in one batch at most", source="this implementation", ge=1, since=SCORING
+    )
 
 
 class ImplicitField2DSettings(ImplicitFieldSettings):
@@ -25,6 +31,7 @@ class ImplicitField2DSettings(ImplicitFieldSettings):
         source=f"{_PAPER}, section 2: a cube of 2; a slice allows a square",
         ge=1,
         le=6,
+        since="decoder",
     )
     mode_pool_scoring: int = setting(
         3,
@@ -32,17 +39,22 @@ class ImplicitField2DSettings(ImplicitFieldSettings):
         source=f"{_PAPER}, section 2: a cube of 3; a slice allows a square",
         ge=1,
         le=6,
+        since=SCORING,
+        inference_space=Range(low=1, high=5),
     )
     points: int = setting(
         16_200,
         "K, points of a slice in a training batch; there a plane of no more voxels gives each of them once",
         source=f"{_PAPER}, section 3",
         ge=1,
+        since="decoder",
     )
     batch_volumes: int = setting(
         6, "slices in a batch", source=f"{_PAPER}, section 3: six volumes; here any six slices", ge=1
     )
-    epochs: float = setting(2_000, "passes over the training subjects' slices", source=f"{_PAPER}, section 3", gt=0)
+    epochs: float = setting(
+        2_000, "passes over the training subjects' slices", source=f"{_PAPER}, section 3", gt=0, since="decoder"
+    )
     slices: FieldSliceSettings = FieldSliceSettings()
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vesalius.methods.blocks import MapSettings
 from vesalius.platform.config import Settings, override
-from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, setting
 
 _PAPER = "Bieder et al. 2022"
 
@@ -51,12 +51,16 @@ class PatchSettings(Settings):
 class ScoringSettings(Settings):
     """How the error map of a volume is computed."""
 
+    since: ClassVar[str | None] = "calibration"
+
     stride: int = setting(
         1,
         "voxels between evaluated patches along each axis; between their centres the error is interpolated",
         source=f"{_PAPER}, section 2: every voxel",
         ge=1,
         le=32,
+        since=SCORING,
+        inference_space=Choice(values=(1, 2, 4)),
     )
     quick_stride: int = setting(
         4, "the stride of the quick effort, at least stride", ge=1, le=32, source="this implementation"

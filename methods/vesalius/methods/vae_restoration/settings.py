@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vesalius.methods.blocks import EveryFourthSlice, PooledMapSettings, VaeSettings
 from vesalius.methods.blocks.variational import TINY
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, Range, setting
+from vesalius.platform.contracts import SCORING, Choice, Range, setting
 
 _PAPER = "Naval Marimont and Tarroni 2021"
 _REFERENCE = "You et al. 2019, public code"
@@ -23,11 +23,18 @@ class RestorationSettings(Settings):
     in the cohort's standard deviations, for which nobody gives numbers.
     """
 
+    since: ClassVar[str | None] = "rho"
+
     steps: int = setting(
-        500, "steps of gradient ascent", source=f"{_PAPER}, Table 1", ge=1, space=Range(low=50, high=1000, log=True)
+        500,
+        "steps of gradient ascent",
+        source=f"{_PAPER}, Table 1",
+        ge=1,
+        space=Range(low=50, high=1000, log=True),
+        since=SCORING,
     )
     quick_steps: int = setting(
-        100, "steps of the quick effort, their sizes in proportion", source="this implementation", ge=1
+        100, "steps of the quick effort, their sizes in proportion", source="this implementation", ge=1, since=SCORING
     )
     first_steps: float = setting(
         0.2, "fraction of the steps that take the first step size", source=f"{_REFERENCE}: 100 of 500", ge=0, le=1
@@ -107,22 +114,30 @@ class RestorationSettings(Settings):
 class ManySlices(EveryFourthSlice):
     """Every fourth slice, those of several volumes at once."""
 
-    together: int = setting(160, "slices restored in one batch at most", source="this implementation", ge=1)
+    together: int = setting(
+        160, "slices restored in one batch at most", source="this implementation", ge=1, since="rho"
+    )
 
 
 class VaeRestorationSettings(VaeSettings):
     """Settings of the VAE restoration; defaults are the papers' where they give any."""
 
     latent_dim: int = setting(
-        128, "Z, length of the latent", source=f"{_PAPER}, Table 1", ge=1, space=Choice(values=(10, 32, 128))
+        128,
+        "Z, length of the latent",
+        source=f"{_PAPER}, Table 1",
+        ge=1,
+        space=Choice(values=(10, 32, 128)),
+        since="vae",
     )
     reconstruction: Literal["l1", "l2"] = setting(
         "l2",
         "what the ELBO's reconstruction term sums over the pixels: absolute or squared differences",
         source=f"this implementation: {_REFERENCE}, has squares in its restoration, but trains with a learnt variance "
         f"a pixel; {_PAPER}, Table 1, says L1 of the other VAE only",
+        since="vae",
     )
-    volumes: int = setting(4, "volumes restored in one call at most", source="this implementation", ge=1)
+    volumes: int = setting(4, "volumes restored in one call at most", source="this implementation", ge=1, since=SCORING)
     slices: ManySlices = ManySlices()
     restoration: RestorationSettings = RestorationSettings()
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from vesalius.methods.blocks import EveryFourthSlice, PooledMapSettings, Window
+from vesalius.methods.blocks import AVERAGES, EveryFourthSlice, PooledMapSettings, Window
 from vesalius.methods.blocks.variational import check_widths_and_groups
 from vesalius.platform.config import Settings
-from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
+from vesalius.platform.contracts import SCORING, Choice, MethodSettings, Range, setting
 
 _PAPER = "Naval Marimont and Tarroni 2021"
 _REFERENCE = "Naval Marimont and Tarroni 2020"
@@ -28,6 +28,7 @@ class CodeMapSettings(PooledMapSettings):
         15,
         "edge of the averaging window in the slice's plane, and across slices unless average_across is set; 1 is none",
         source=f"{_PAPER}, sections 2 and 3; 7 in the code of 2020",
+        inference_space=AVERAGES,
     )
     average_across: Window | None = setting(
         None,
@@ -52,6 +53,8 @@ class CodeMapSettings(PooledMapSettings):
 class PriorSettings(Settings):
     """The autoregressive network over codes and its training."""
 
+    since: ClassVar[str | None] = "prior"
+
     channels: int = setting(128, "F, channels", source=_REFERENCE, ge=1)
     blocks: int = setting(4, "blocks of residual units with attention", source=_REFERENCE, ge=1)
     units: int = setting(4, "residual units of a block", source=_REFERENCE, ge=1)
@@ -66,7 +69,15 @@ class PriorSettings(Settings):
 class ResamplingSettings(Settings):
     """How restorations are made and weighed."""
 
-    restorations: int = setting(8, "restorations", source=f"{_PAPER}, Table 1; 15 in the reference's code", ge=1)
+    since: ClassVar[str | None] = SCORING
+
+    restorations: int = setting(
+        8,
+        "restorations",
+        source=f"{_PAPER}, Table 1; 15 in the reference's code",
+        ge=1,
+        inference_space=Range(low=2, high=16),
+    )
     quick_restorations: int = setting(2, "restorations of the quick effort", source=_OURS, ge=1)
     threshold: float = setting(
         5.0,
@@ -76,7 +87,11 @@ class ResamplingSettings(Settings):
         space=Range(low=2, high=8),
     )
     sharpness: float = setting(
-        3.0, "weights are softmax(sharpness / mean difference) over the restorations", source=_CODE, ge=0
+        3.0,
+        "weights are softmax(sharpness / mean difference) over the restorations",
+        source=_CODE,
+        ge=0,
+        inference_space=Range(low=0.3, high=30, log=True),
     )
     sequences: int = setting(320, "code maps resampled at once at most", source=_OURS, ge=1)
 
@@ -85,43 +100,69 @@ class VqVaeSettings(MethodSettings):
     """Settings of the VQ-VAE; defaults are the papers'."""
 
     widths: tuple[int, ...] = setting(
-        (16, 32, 64, 256), "channels before the first halving of the plane and after each; the last is D", source=_CODE
+        (16, 32, 64, 256),
+        "channels before the first halving of the plane and after each; the last is D",
+        source=_CODE,
+        since="autoencoder",
     )
-    blocks: int = setting(2, "gated blocks at each resolution above the latent's", source=_CODE, ge=1)
-    dropout: float = setting(0.1, "of whole channels, in every gated block", source=_CODE, ge=0, lt=1)
+    blocks: int = setting(
+        2, "gated blocks at each resolution above the latent's", source=_CODE, ge=1, since="autoencoder"
+    )
+    dropout: float = setting(
+        0.1, "of whole channels, in every gated block", source=_CODE, ge=0, lt=1, since="autoencoder"
+    )
     num_codes: int = setting(
-        128, "K, codes in the codebook", source=_REFERENCE, ge=2, space=Choice(values=(32, 64, 128, 256))
+        128,
+        "K, codes in the codebook",
+        source=_REFERENCE,
+        ge=2,
+        space=Choice(values=(32, 64, 128, 256)),
+        since="autoencoder",
     )
-    batch_slices: int = setting(64, "slices in a batch, of both stages", source=f"{_CODE}: 8 slices of 8 volumes", ge=2)
+    batch_slices: int = setting(
+        64, "slices in a batch, of both stages", source=f"{_CODE}: 8 slices of 8 volumes", ge=2, since="autoencoder"
+    )
     group_slices: int = setting(
-        16, "slices that batch statistics are taken over; batch_slices must be a multiple", source=_OURS, ge=2
+        16,
+        "slices that batch statistics are taken over; batch_slices must be a multiple",
+        source=_OURS,
+        ge=2,
+        since="autoencoder",
     )
-    epochs: float = setting(600, "passes over the training slices, first stage", source=_REFERENCE, gt=0)
+    epochs: float = setting(
+        600, "passes over the training slices, first stage", source=_REFERENCE, gt=0, since="autoencoder"
+    )
     learning_rate: float = setting(
         1e-4,
         "Adam's learning rate, first stage",
         source=_REFERENCE,
         gt=0,
         space=Range(low=3e-5, high=3e-3, log=True),
+        since="autoencoder",
     )
-    clip_value: float = setting(1.0, "largest gradient of a weight, either way, first stage", source=_CODE, gt=0)
+    clip_value: float = setting(
+        1.0, "largest gradient of a weight, either way, first stage", source=_CODE, gt=0, since="autoencoder"
+    )
     augment: bool = setting(
         True,
         "elastic, scaling, rotation, brightness and contrast; the paper names the kinds, not the magnitudes",
         source=f"{_PAPER}, section 3",
+        since="autoencoder",
     )
     image_score: Literal["codes", "map"] = setting(
         "codes",
         "the volume's number: sum of -log p over unlikely codes, or what map.image_score takes of the map",
         source=_REFERENCE,
+        since=SCORING,
     )
     unlikely: float = setting(
         7.0,
         "-log p (nats) above which a code counts in the volume's number; without effect where image_score is map",
         source=_CODE,
         ge=0,
+        since=SCORING,
     )
-    volumes: int = setting(4, "volumes scored in one call at most", source=_OURS, ge=1)
+    volumes: int = setting(4, "volumes scored in one call at most", source=_OURS, ge=1, since=SCORING)
     slices: EveryFourthSlice = EveryFourthSlice()
     prior: PriorSettings = PriorSettings()
     resampling: ResamplingSettings = ResamplingSettings()

@@ -56,11 +56,14 @@ def work(config: Mapping[str, Any]) -> None:
         settings = config["method"].settings_type.model_validate(spec.settings)
         torch.manual_seed(spec.training.seed)  # initial weights: the same on every rank
         method = config["method"](settings, store.facts(any_grid=config["method"].any_grid))
-        start_from = None
+        home = run.path.parent.parent
+        start_from = shared_from = None
         if spec.start_from:
-            other_id, _, stage = spec.start_from.partition("@")
-            other = find_run(run.path.parent.parent, other_id)
-            start_from = (Checkpoints(other.checkpoints), stage)
+            other, _, stage = spec.start_from.partition("@")
+            start_from = (Checkpoints(find_run(home, other).checkpoints), stage)
+        if spec.shared_from:
+            other, _, stage = spec.shared_from.partition("@")
+            shared_from = (Checkpoints(RunFolder(home / "runs" / other).checkpoints), stage)
         train(
             method,
             store,
@@ -70,6 +73,7 @@ def work(config: Mapping[str, Any]) -> None:
             device=device,
             watcher=watcher,
             start_from=start_from,
+            shared_from=shared_from,
         )
     except VesaliusError as error:
         if not on_ray:

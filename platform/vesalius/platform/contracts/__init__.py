@@ -20,7 +20,17 @@ from vesalius.platform.contracts.augmentation import Augmentation, Drawn, vae_ba
 from vesalius.platform.contracts.batch import Batch, generator
 from vesalius.platform.contracts.method import Deviation, Effort, Method
 from vesalius.platform.contracts.precision import bfloat16_pays, trains_in_bfloat16, whole_float32
-from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, setting, spaces
+from vesalius.platform.contracts.search import (
+    SCORING,
+    Choice,
+    MethodSettings,
+    Range,
+    Space,
+    read_after,
+    read_since,
+    setting,
+    spaces,
+)
 from vesalius.platform.contracts.segments import segment, segmented, segments_by
 from vesalius.platform.contracts.stage import Collective, Metrics, Stage, Update
 from vesalius.platform.contracts.views import Patches, Points, Slices, View, WholeVolumes, slice_indices
@@ -28,6 +38,7 @@ from vesalius.platform.contracts.volumes import CohortFacts, Score, Volume, axis
 from vesalius.platform.tables import TableEntry
 
 __all__ = [
+    "SCORING",
     "Augmentation",
     "Batch",
     "Choice",
@@ -56,6 +67,8 @@ __all__ = [
     "bfloat16_pays",
     "generator",
     "grid_positions",
+    "read_after",
+    "read_since",
     "segment",
     "segmented",
     "segments_by",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from vesalius.platform.config import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Range(Settings):
@@ -26,33 +29,92 @@ class Choice(Settings):
 Space = Range | Choice
 
 
-def setting(default: Any, description: str, *, space: Space | None = None, source: str = "", **bounds: Any) -> Any:
+SCORING = "scoring"
+"""In the place of a stage: only :meth:`Method.score` reads the setting."""
+
+
+def setting(
+    default: Any,
+    description: str,
+    *,
+    space: Space | None = None,
+    inference_space: Space | None = None,
+    source: str = "",
+    since: str | None = None,
+    **bounds: Any,
+) -> Any:
     """Declare a setting of a method.
+
+    Where ``since`` is given, a run may start after another one's earlier stages whatever the setting was there: the
+    contract suite holds that nothing which these have learnt depends on it. One thing is left out. The validation
+    passes of a selectable stage score with quick effort, so that a setting which scoring reads may change which pass
+    is the best; it does not change what is trained.
 
     Args:
         default: the paper's value.
         description: one sentence for ``vesalius methods NAME``.
         space: what a study may search, where it makes sense to.
+        inference_space: what a study of a finished run may search, where one that trains anew is not to by default.
         source: paper and section, or who states otherwise.
+        since: the first training stage that reads it, or :data:`SCORING`; None is the first of all. A class of nested
+            settings may say so for all its fields, as a ClassVar of this name.
         bounds: pydantic bounds: ``gt``, ``ge``, ``lt``, ``le``.
     """
-    extra: dict[str, Any] = {"source": source, "space": space.model_dump() if space else None}
+    extra: dict[str, Any] = {
+        "source": source,
+        "space": space.model_dump() if space else None,
+        "inference_space": inference_space.model_dump() if inference_space else None,
+        "since": since,
+    }
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
-def spaces(settings_type: type[Settings], prefix: str = "") -> dict[str, Space]:
-    """Return the search spaces declared on a settings class and those nested in it, by dotted field name."""
+def spaces(settings_type: type[Settings], prefix: str = "", *, inference: bool = False) -> dict[str, Space]:
+    """Return the search spaces declared on a settings class and those nested in it, by dotted field name.
+
+    ``inference`` adds those for studies of a finished run.
+    """
     found: dict[str, Space] = {}
     for name, info in settings_type.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
-            found.update(spaces(info.annotation, prefix=f"{prefix}{name}."))
-        extra = info.json_schema_extra
-        space = extra.get("space") if isinstance(extra, dict) else None
+            found.update(spaces(info.annotation, prefix=f"{prefix}{name}.", inference=inference))
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        space = extra.get("space") or (extra.get("inference_space") if inference else None)
         if isinstance(space, dict):
             found[f"{prefix}{name}"] = (
                 Choice.model_validate(space) if "values" in space else Range.model_validate(space)
             )
     return found
+
+
+def read_since(settings_type: type[Settings], prefix: str = "", since: str | None = None) -> dict[str, str | None]:
+    """Return from which stage on each setting is read, by dotted field name; see :func:`setting`.
+
+    Args:
+        settings_type: the class, and those nested in it.
+        prefix: of the names.
+        since: of fields that do not say, in a class that does not either.
+    """
+    common: str | None = getattr(settings_type, "since", since)
+    found: dict[str, str | None] = {}
+    for name, info in settings_type.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
+            found.update(read_since(info.annotation, prefix=f"{prefix}{name}.", since=common))
+            continue
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        own = extra.get("since")
+        found[f"{prefix}{name}"] = own if isinstance(own, str) else common
+    return found
+
+
+def read_after(settings_type: type[Settings], stages: Sequence[str]) -> set[str]:
+    """Return the settings that none of a method's first stages reads, by dotted field name.
+
+    Args:
+        settings_type: of the method.
+        stages: names of its stages from the first on.
+    """
+    return {key for key, since in read_since(settings_type).items() if since is not None and since not in stages}
 
 
 class MethodSettings(Settings):

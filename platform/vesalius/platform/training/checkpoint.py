@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -34,7 +35,7 @@ from vesalius.platform.store.files import folder_digests, sync_folder, write_fil
 from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch.optim import Optimizer
@@ -73,6 +74,9 @@ class State(Settings):
         best: the best so far.
         steps: steps of each finished stage that its weights stand for: of the best, where one was chosen.
         seconds: wall time spent in each stage.
+        learnt: names of the weights that are no longer what the method was built with, at the end of a stage; None in
+            its middle. What else there is belongs to later stages and is as the run's own settings have it.
+        inherited: of the finished stages, those that another run has trained.
     """
 
     stage_index: int = 0
@@ -82,6 +86,8 @@ class State(Settings):
     best: Best | None = None
     steps: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    learnt: tuple[str, ...] | None = None
+    inherited: tuple[str, ...] = ()
 
 
 def checkpoint_name(stage_index: int, step: int) -> str:
@@ -117,16 +123,37 @@ class Checkpoints:
         Raises:
             RunError: the run has not finished such a stage.
         """
-        finished: list[str] = []
-        for name in self.names():
-            state = self.state(name)
-            if state.finished_stages and state.finished_stages[-1] == stage and state.step == 0:
+        finished: tuple[str, ...] = ()
+        for name in self._ends(self.names()):
+            finished = self.state(name).finished_stages
+            if finished and finished[-1] == stage:
                 return name
-            finished = list(state.finished_stages) or finished
         raise RunError(
             f"{self.folder.parent.name} has no finished stage '{stage}': "
             + (f"finished are {', '.join(finished)}" if finished else "none is finished")
         )
+
+    def begin_after(self, stage: str, names: Sequence[str]) -> str:
+        """Return the checkpoint of :meth:`end_of` for a run of another method's or other settings' stages.
+
+        Args:
+            stage: that it is to start after.
+            names: of its own stages.
+
+        Raises:
+            RunError: there is no such stage here or there, or other stages come before it.
+        """
+        if stage not in names:
+            raise RunError(f"this method has no stage '{stage}': its stages are {', '.join(names)}")
+        end = self.end_of(stage)
+        before = self.state(end).finished_stages
+        own = tuple(names[: list(names).index(stage) + 1])
+        if before != own:
+            raise RunError(
+                f"checkpoint {self.folder / end} was reached by the stages {', '.join(before)}, which are "
+                f"{', '.join(own)} here: start from a run of the same stages"
+            )
+        return end
 
     def state(self, name: str) -> State:
         """Read where the run stood at a checkpoint.
@@ -149,6 +176,38 @@ class Checkpoints:
         path = self.folder / name / "weights.safetensors"
         with _reading(path):
             method.load_state_dict(load_file(path))
+
+    def learnt(self, name: str, method: Method) -> dict[str, torch.Tensor]:
+        """Return what the finished stages have learnt, by name; it fits ``method``, of which all else stays as built.
+
+        Raises:
+            RunError: the file is missing, damaged, of another method, or does not say what was learnt.
+        """
+        learnt = self.state(name).learnt
+        if learnt is None:
+            raise RunError(
+                f"checkpoint {self.folder / name} does not say what its stages have learnt: it is of an earlier "
+                "version, train its run anew"
+            )
+        own = method.state_dict()
+        path = self.folder / name / "weights.safetensors"
+        with _reading(path):
+            kept = load_file(path)
+            found = {key: kept[key] for key in learnt}
+            others = [key for key, value in found.items() if key not in own or own[key].shape != value.shape]
+            if others:
+                raise ValueError(f"{others[0]} is of another shape")
+            return found
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of a checkpoint's weights.
+
+        Raises:
+            RunError: the file is missing.
+        """
+        path = self.folder / name / "weights.safetensors"
+        with _reading(path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def load_optimizers(self, name: str, optimizers: Mapping[str, Optimizer]) -> None:
         """Load the state of a stage's optimisers.
@@ -210,10 +269,14 @@ class Checkpoints:
         with _writing(self.folder):
             write_file(self.folder / "best.json", best.model_dump_json(indent=1).encode(), self.folder)
 
+    @staticmethod
+    def _ends(names: Sequence[str]) -> list[str]:
+        """Return the checkpoints at the ends of stages, which are never dropped, even while somebody reads them."""
+        return [name for name in names if name.endswith("-00000000")]
+
     def _drop(self, best: Best | None) -> None:
         names = self.names()
-        ends = {name for name in names if name.endswith("-00000000")}
-        keep = {*names[-2:], *ends, *([best.checkpoint] if best else [])}
+        keep = {*names[-2:], *self._ends(names), *([best.checkpoint] if best else [])}
         for name in set(names) - keep:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,6 +54,7 @@ def train(
     device: torch.device | None = None,
     watcher: Watcher | None = None,
     start_from: tuple[Checkpoints, str] | None = None,
+    shared_from: tuple[Checkpoints, str] | None = None,
 ) -> TrainingResult:
     """Train ``method`` to its end, going on from the last checkpoint in ``folder`` where there is one.
 
@@ -67,7 +70,9 @@ def train(
         collective: the other ranks.
         device: where to compute; all ranks of the same kind.
         watcher: who is told.
-        start_from: checkpoints of another run and a stage that it finished, to start after.
+        start_from: checkpoints of another run and a stage that it finished, to start after; after the last one nothing
+            is trained.
+        shared_from: the same, tried before it: where that cannot be read on every rank, it is passed over.
 
     Raises:
         DivergenceError: a loss or gradient is not finite; names the stage and step.
@@ -80,7 +85,7 @@ def train(
     lay_out(method, settings, device)
     with computing_as(settings, device):
         run = _Run(method, store, settings, Checkpoints(folder), collective, device, watcher)
-        return run.to_the_end(start_from)
+        return run.to_the_end(start_from, shared_from)
 
 
 class _Run:
@@ -105,14 +110,19 @@ class _Run:
         self.watcher = watcher
         self.plan = Plan(method, store, settings, collective, device)
         self.state = State(stage=self.plan.names[0])
+        self._built = {name: _fingerprint(value) for name, value in method.state_dict().items()}
 
-    def to_the_end(self, start_from: tuple[Checkpoints, str] | None) -> TrainingResult:
+    def to_the_end(
+        self, start_from: tuple[Checkpoints, str] | None, shared_from: tuple[Checkpoints, str] | None
+    ) -> TrainingResult:
         last = self._agree_on_last()
         if last is not None:
             self.state = self.checkpoints.state(last)
             self.checkpoints.load_weights(last, self.method)
-        elif start_from is not None:
-            self._start_after(*start_from)
+        else:
+            is_shared = shared_from is not None and self._share(*shared_from)
+            if start_from is not None and not is_shared:
+                self._take_over(*self._read(*start_from))
         while self.state.stage_index < len(self.plan.stages):
             self._train_stage(self.plan.stages[self.state.stage_index], last)
             last = None
@@ -129,15 +139,33 @@ class _Run:
         is_there, stage_index, step = self.collective.sum(found).tolist()
         return checkpoint_name(stage_index, step) if is_there else None
 
-    def _start_after(self, other: Checkpoints, stage: str) -> None:
-        names = self.plan.names
-        if stage not in names:
-            raise RunError(f"this method has no stage '{stage}': its stages are {', '.join(names)}")
-        index = names.index(stage) + 1
-        if index == len(names):
-            raise RunError(f"'{stage}' is the last stage: nothing is left to train after it; take that run's model")
-        other.load_weights(other.end_of(stage), self.method)
-        self.state = State(stage_index=index, stage=names[index], finished_stages=tuple(names[:index]))
+    def _share(self, other: Checkpoints, stage: str) -> bool:
+        """Start after another run's stage if every rank can read it, and say whether that is so."""
+        found = None
+        with contextlib.suppress(RunError):
+            found = self._read(other, stage)
+        readable = self.collective.sum(torch.tensor([float(found is not None)], device=self.device))
+        if found is None or int(readable) < self.collective.world_size:
+            return False
+        self._take_over(*found)
+        return True
+
+    def _read(self, other: Checkpoints, stage: str) -> tuple[State, dict[str, torch.Tensor]]:
+        end = other.begin_after(stage, self.plan.names)
+        return other.state(end), other.learnt(end, self.method)
+
+    def _take_over(self, theirs: State, learnt: Mapping[str, torch.Tensor]) -> None:
+        self.method.load_state_dict({**self.method.state_dict(), **learnt})
+        names, index = self.plan.names, len(theirs.finished_stages)
+        self.state = State(
+            stage_index=index,
+            stage=names[index] if index < len(names) else "",
+            finished_stages=theirs.finished_stages,
+            steps=theirs.steps,
+            seconds=theirs.seconds,
+            learnt=theirs.learnt,
+            inherited=theirs.finished_stages,
+        )
         self._save({})
 
     def _train_stage(self, stage: Stage, resumed: str | None) -> None:
@@ -188,6 +216,7 @@ class _Run:
                 "stage": stage.name,
                 "step": step,
                 "seconds": {**self.state.seconds, stage.name: seconds},
+                "learnt": None,
             }
         )
 
@@ -218,7 +247,8 @@ class _Run:
 
     def _leave(self, stage: Stage, index: int, before: int, seconds: float) -> None:
         num_steps = self.plan.steps[index]
-        for name, value in self.method.state_dict().items():
+        weights = self.method.state_dict()
+        for name, value in weights.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise DivergenceError(
                     f"'{name}' is not finite after step {num_steps} of stage '{stage.name}': "
@@ -234,6 +264,7 @@ class _Run:
                 "step": 0,
                 "finished_stages": (*self.state.finished_stages, stage.name),
                 "steps": {**self.state.steps, stage.name: best_step or num_steps},
+                "learnt": tuple(name for name, value in weights.items() if _fingerprint(value) != self._built[name]),
             }
         )
         self._save({})
@@ -256,6 +287,12 @@ class _Run:
 
 def _dropout_seed(seed: int, stage: str, step: int, rank: int) -> int:
     return generator("dropout", seed, stage, step, rank).initial_seed()
+
+
+def _fingerprint(value: torch.Tensor) -> str:
+    """Return a digest of a tensor's bits."""
+    bits = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(bits.numpy().data).hexdigest()
 
 
 def _means(stage: str, window: Sequence[Mapping[str, float | torch.Tensor]]) -> dict[str, float]:
