@@ -200,10 +200,8 @@ def importance(study: Study, index: int = 0) -> dict[str, float]:
     from optuna.trial import TrialState
 
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    # A repeat of an earlier trial is complete to Optuna, and tells nothing new.
-    told = [trial for trial in complete if (noted := record_of(trial)) is None or noted.ending != "repeated"]
-    values = {trial.values[index] for trial in told}
-    if len(told) < _FEWEST or len(values) < 2:
+    values = {trial.values[index] for trial in complete}
+    if len(complete) < _FEWEST or len(values) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

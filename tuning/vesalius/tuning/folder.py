@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Ending = Literal["complete", "pruned", "failed", "repeated", "refused"]
-"""``repeated``: the values of an earlier trial, whose figures were taken; ``refused``: values that the method's
-settings refuse together, drawn and put back. Neither of the two is trained, nor counts as a trial."""
+"""``repeated``: the values of an earlier trial; ``refused``: values that the method's settings refuse together. Both
+are drawn and put back: neither is trained, counts as a trial, or is one to a sampler or a pruner."""
 COUNTED: tuple[Ending, ...] = ("complete", "pruned", "failed")
 
 

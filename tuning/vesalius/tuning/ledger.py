@@ -6,6 +6,7 @@ kill goes on with all that it knew: there is no other state to be saved, or to b
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import warnings
@@ -22,7 +23,7 @@ from vesalius.tuning.spaces import chosen, point
 from vesalius.tuning.storage import Patience, close_storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
@@ -39,6 +40,8 @@ _BLOCKS = "blocks"
 _GIVEN_UP = "given_up"
 _MOST_DRAWS = 50
 """Draws in a row that are no new trial, after which the spaces count as exhausted."""
+_STUBBORN = 10
+"""Draws in a row that are no new trial, after which they are random: a sampler would ask for the same for ever."""
 _JOINING_SECONDS = 20.0
 
 
@@ -137,14 +140,15 @@ class Ledger:
                 f"{', another '.join(names.get(name, name) for name in different)}: choose another name"
             )
 
-    def _seed_sampler(self, number: int) -> None:
+    def _seed_sampler(self, number: int, *, at_random: bool = False) -> None:
         """Make what is drawn a function of the seed, the trial's number and the trials before it.
 
         A sampler that goes on would draw by a generator whose state is kept nowhere; so a study that was broken off
         draws what an unbroken one does. Drivers that share a study draw each their own.
         """
         driver = self._spec.token if self._spec.shared else ""
-        self.study.sampler = make_sampler(self._spec.sampler, int(digest([self._spec.seed, driver, number])[:8], 16))
+        name = "random" if at_random else self._spec.sampler
+        self.study.sampler = make_sampler(name, int(digest([self._spec.seed, driver, number])[:8], 16))
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials, oldest first."""
@@ -188,11 +192,12 @@ class Ledger:
     def draw(self) -> Begun | None:
         """Return the next trial, or None where the spaces hold nothing new.
 
-        A draw that the settings refuse is put back; one that repeats an earlier trial takes its figures, since the same
-        settings and seed train to the same weights.
+        A draw that the settings refuse is put back, and so is one that repeats an earlier trial: the same settings and
+        seed train to the same weights.
         """
         for _ in range(_MOST_DRAWS):
-            self._seed_sampler(len(self.trials()))
+            trials = self.trials()
+            self._seed_sampler(len(trials), at_random=_put_back(trials) >= _STUBBORN)
             begun = self._begin(self._try(self.study.ask))
             if begun is not None:
                 return begun
@@ -227,7 +232,6 @@ class Ledger:
                     ending="repeated",
                     reason=f"the values of trial {number}",
                     run_id=record.run_id if record else "",
-                    figures=record.figures if record and record.ending == "complete" else {},
                 ),
             )
             return None
@@ -304,8 +308,9 @@ class Ledger:
         self._try(trial.set_user_attr, _RECORD, record.model_dump(mode="json"))
         values = objective_values(self._spec.objectives, record.figures)
         state = TrialState.FAIL
-        if record.ending in ("complete", "repeated") and values is not None and not begun.outside:
-            # One outside of the spaces is none to a sampler: they take their space from the trials there are.
+        if record.ending == "complete" and values is not None and not begun.outside:
+            # One outside of the spaces is none to a sampler: they take their space from the trials there are. Nor is a
+            # repeat, which would count for the random draws that a sampler begins with.
             state = TrialState.COMPLETE
         elif record.ending == "pruned" and self._single:
             state = TrialState.PRUNED
@@ -339,6 +344,12 @@ def record_of(trial: FrozenTrial) -> Record | None:
     """Return what was noted of a trial, or None where it is under way."""
     noted = trial.user_attrs.get(_RECORD)
     return None if noted is None else Record.model_validate(noted)
+
+
+def _put_back(trials: Sequence[FrozenTrial]) -> int:
+    """Return how many of the last draws were no new trial."""
+    records = map(record_of, reversed(trials))
+    return sum(1 for _ in itertools.takewhile(lambda one: one is not None and one.ending not in COUNTED, records))
 
 
 def is_start(trial: FrozenTrial | Trial) -> bool:
