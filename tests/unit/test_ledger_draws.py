@@ -9,7 +9,7 @@ import pytest
 from vesalius.platform.tables import lookup
 from vesalius.tuning import analyse
 from vesalius.tuning.folder import Record
-from vesalius.tuning.ledger import Begun, Ledger
+from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.samplers import SAMPLERS
 from vesalius.tuning.storage import Patience
 from vesalius.tuning.testing import BASE, toy_study, worth
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.tuning import StudySpec
+    from vesalius.tuning.noted import Begun
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna's own
 

@@ -100,8 +100,18 @@ class RunSpec(Settings):
     def flat(self) -> dict[str, Any]:
         """Return every setting under its dotted key, for tracking: ``method.*``, ``training.*`` and the rest."""
         rest = {"method": self.method, "store": self.store, "num_workers": self.num_workers}
-        method = {f"method.{key}": value for key, value in _flat(self.settings).items()}
-        return {**rest, **method, **flatten(self.training, prefix="training.")}
+        return {**rest, **flat_settings(self.settings, self.training)}
+
+
+def flat_settings(method: dict[str, Any], training: TrainingSettings) -> dict[str, Any]:
+    """Return a run's settings under their dotted keys, ``method.*`` and ``training.*``.
+
+    Args:
+        method: the method's, complete, as plain JSON.
+        training: the loop's.
+    """
+    own = {f"method.{key}": value for key, value in _flat(method).items()}
+    return {**own, **flatten(training, prefix="training.")}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

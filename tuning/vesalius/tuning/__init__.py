@@ -13,6 +13,7 @@ in (:class:`Trainer`).
     file.py        a study's description, YAML or Python
     folder.py      a study on disk
     storage.py     where Optuna keeps it; patience where that is down
+    noted.py       what the storage holds of a trial
     ledger.py      what is tried, was tried, and was left half-way: the one truth
     searcher.py    how Ray Tune is told of it
     trial.py       a trial in its worker
@@ -20,6 +21,7 @@ in (:class:`Trainer`).
     running.py     a study driven to its end
     repeating.py   trials trained again with other seeds
     analysis.py    what it has found
+    learning.py    what it takes from earlier studies
     seeds.py       whether the best is better than the start over other seeds
 """
 
@@ -28,6 +30,7 @@ from vesalius.tuning.analysis import Analysis, TrialRow, analyse
 from vesalius.tuning.dimension import Condition, Dimension, parse_space
 from vesalius.tuning.file import read_study_file
 from vesalius.tuning.folder import (
+    Learnt,
     Record,
     StudyFolder,
     StudySpec,
@@ -37,6 +40,7 @@ from vesalius.tuning.folder import (
     new_study,
     studies_folder,
 )
+from vesalius.tuning.learning import Lesson, PastStudy, PastTrial, learn, past_study
 from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
 from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import alive_nodes, check_resources, fitting
@@ -57,6 +61,10 @@ __all__ = [
     "Condition",
     "Dimension",
     "Driven",
+    "Learnt",
+    "Lesson",
+    "PastStudy",
+    "PastTrial",
     "Range",
     "Record",
     "SeedComparison",
@@ -82,10 +90,12 @@ __all__ = [
     "fitting",
     "full_key",
     "intermediate",
+    "learn",
     "new_study",
     "objective",
     "other_seeds",
     "parse_space",
+    "past_study",
     "read_study_file",
     "repeat",
     "spaces",

@@ -45,6 +45,36 @@ are drawn and put back: neither is trained, counts as a trial, or is one to a sa
 COUNTED: tuple[Ending, ...] = ("complete", "pruned", "failed")
 
 
+class Learnt(Settings):
+    """A trial of an earlier study that this one learns from: as it was, or by running its values again.
+
+    Attributes:
+        study: the earlier one.
+        number: of the trial there.
+        values: what it set of what is searched here, by dotted key.
+        figures: by objective; empty where it was stopped, or is run again.
+        percent: how far its training came.
+        passed: the criterion's best pass of a trial that was stopped.
+    """
+
+    study: str
+    number: int
+    values: dict[str, Any]
+    figures: dict[str, float] = Field(default_factory=dict)
+    percent: float = 100.0
+    passed: float | None = None
+
+    @property
+    def source(self) -> str:
+        """Study and number."""
+        return f"{self.study}/{self.number}"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what the values come to; else they are run here."""
+        return bool(self.figures) or self.passed is not None
+
+
 class StudySpec(Settings):
     """All that decides a study.
 
@@ -74,6 +104,8 @@ class StudySpec(Settings):
         shared: whether other drivers may have a part in it; a file in the folder is nobody else's.
         experiment: name of the experiment that the runs are tracked under.
         created: time of creation, UTC, ISO 8601.
+        learn_from: names of earlier studies that it learns from.
+        learnt: what it takes from them; settled when the study is begun.
     """
 
     name: str
@@ -100,13 +132,15 @@ class StudySpec(Settings):
     shared: bool = False
     experiment: str
     created: str
+    learn_from: tuple[str, ...] = ()
+    learnt: tuple[Learnt, ...] = ()
 
     def terms(self) -> dict[str, Any]:
         """Return what all drivers of one study must agree on."""
         value = self.model_dump(mode="json")
         names = ("method", "settings", "cohort_digest", "searched", "objectives", "criterion", "num_workers")
         # Threads and memory are each machine's own affair.
-        loop = {key: one for key, one in value["training"].items() if key not in _LOCAL}
+        loop = {key: one for key, one in value["training"].items() if key not in LOCAL}
         return {**{name: value[name] for name in names}, "training": loop}
 
     def run_id(self, number: int, seed: int | None = None) -> str:
@@ -114,7 +148,8 @@ class StudySpec(Settings):
         return f"{self.name}-{number:04d}" + ("" if seed is None else f"-seed{seed}")
 
 
-_LOCAL = ("threads", "cache_mib", "prefetch", "readers", "device")
+LOCAL = ("threads", "cache_mib", "prefetch", "readers", "device")
+"""Of the loop's settings, those that say how a machine computes and not what."""
 
 
 class Record(Settings):
@@ -127,6 +162,7 @@ class Record(Settings):
         run_id: its run.
         figures: by name: of the validation split and of what it took.
         percent: how far its training came.
+        passed: the criterion's best pass of a trial that was stopped.
     """
 
     number: int
@@ -135,6 +171,7 @@ class Record(Settings):
     run_id: str = ""
     figures: dict[str, float] = Field(default_factory=dict)
     percent: float = 100.0
+    passed: float | None = None
 
 
 class StudyFolder:

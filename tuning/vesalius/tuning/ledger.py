@@ -6,62 +6,47 @@ kill goes on with all that it knew: there is no other state to be saved, or to b
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.config import digest, flatten
-from vesalius.platform.contracts import Choice
 from vesalius.platform.errors import SettingError, StudyError
 from vesalius.tuning.folder import COUNTED, Record
+from vesalius.tuning.noted import (
+    BLOCKS,
+    DRIVER,
+    FROM,
+    GIVEN_UP,
+    RECORD,
+    START,
+    Begun,
+    distribution,
+    is_start,
+    objective_values,
+    put_back,
+    record_of,
+)
 from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.samplers import make_pruner, make_sampler
 from vesalius.tuning.spaces import chosen, point
 from vesalius.tuning.storage import Patience, close_storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
     from vesalius.platform.runs import RunSettings
-    from vesalius.tuning.dimension import Dimension
-    from vesalius.tuning.folder import StudySpec
+    from vesalius.tuning.folder import Learnt, StudySpec
 
 _TERMS = "vesalius_terms"
-_DRIVER = "driver"
-_START = "start"
-_RECORD = "record"
-_BLOCKS = "blocks"
-_GIVEN_UP = "given_up"
+_LEARN_FROM = "learn_from"
 _MOST_DRAWS = 50
 """Draws in a row that are no new trial, after which the spaces count as exhausted."""
 _STUBBORN = 10
 """Draws in a row that are no new trial, after which they are random: a sampler would ask for the same for ever."""
 _JOINING_SECONDS = 20.0
-
-
-@dataclass
-class Begun:
-    """A trial that is under way.
-
-    Attributes:
-        number: of the trial in its study.
-        values: what it sets, by dotted key.
-        is_start: whether it is the settings that the study starts from.
-        outside: whether these lie outside of the spaces.
-        given_up: hundredths of its training at which the pruner gave it up, where a driver was killed upon that.
-    """
-
-    number: int
-    values: dict[str, Any]
-    is_start: bool
-    outside: bool
-    given_up: float | None = None
 
 
 class Ledger:
@@ -121,24 +106,67 @@ class Ledger:
 
     def _agree(self, study: Study, is_new: bool) -> None:
         """Note the study's terms, or compare them with those that are noted."""
-        terms = self._spec.terms()
-        deadline = time.monotonic() + (_JOINING_SECONDS if self._spec.shared and not is_new else 0)
-        while (noted := self._try(lambda: study.user_attrs).get(_TERMS)) is None and time.monotonic() < deadline:
-            time.sleep(0.2)  # whoever made it a moment ago is about to note them
+        terms = {**self._spec.terms(), _LEARN_FROM: list(self._spec.learn_from)}
+        noted = self._noted(study, wait=self._spec.shared and not is_new)
         if noted is None:
-            if not self._try(study.get_trials, deepcopy=False):
-                values = point(self._base, self._spec.searched)
-                self._try(study.enqueue_trial, values or {}, user_attrs={_START: True})
+            self._fill(study)
             self._try(study.set_user_attr, _TERMS, terms)
             return
         noted = json.loads(json.dumps(noted))
         different = [name for name in terms if noted.get(name) != terms[name]]
+        if not self._spec.learn_from:  # what a study learns from, whoever begins it decides
+            different = [name for name in different if name != _LEARN_FROM]
         if different:
-            names = {"cohort_digest": "cohort", "searched": "spaces", "criterion": "validation criterion"}
+            names = {
+                "cohort_digest": "cohort",
+                "searched": "spaces",
+                "criterion": "validation criterion",
+                _LEARN_FROM: "list of studies to learn from",
+            }
             raise StudyError(
                 f"the study '{self._spec.name}' in its storage is of another "
                 f"{', another '.join(names.get(name, name) for name in different)}: choose another name"
             )
+
+    def _noted(self, study: Study, *, wait: bool) -> Any:
+        """Return the terms that are noted, or None; whoever made the study a moment ago may be about to note them."""
+        deadline = time.monotonic() + (_JOINING_SECONDS if wait else 0)
+        filled = 0
+        while (noted := self._try(lambda: study.user_attrs).get(_TERMS)) is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+            trials = len(self._try(study.get_trials, deepcopy=False))
+            if trials > filled:  # what there is much to learn from takes its time
+                filled, deadline = trials, time.monotonic() + _JOINING_SECONDS
+        return noted
+
+    def _fill(self, study: Study) -> None:
+        """Put into a study what it begins with: the start, then what it learns. What a kill left of that stays."""
+        there = self._try(study.get_trials, deepcopy=False)
+        if not there:
+            values = point(self._base, self._spec.searched)
+            self._try(study.enqueue_trial, values or {}, user_attrs={START: True})
+        known = {trial.user_attrs.get(FROM) for trial in there}
+        for one in self._spec.learnt:
+            if one.source not in known:
+                if one.is_known:
+                    self._try(study.add_trial, self._finished(one))
+                else:
+                    self._try(study.enqueue_trial, one.values, user_attrs={FROM: one.source})
+
+    def _finished(self, one: Learnt) -> FrozenTrial:
+        """Return an earlier study's trial as Optuna takes it."""
+        from optuna.trial import TrialState, create_trial
+
+        spaces = {dimension.key: dimension for dimension in self._spec.searched}
+        passes = {} if one.passed is None else {int(one.percent): one.passed}
+        return create_trial(
+            state=TrialState.PRUNED if passes else TrialState.COMPLETE,
+            values=None if passes else objective_values(self._spec.objectives, one.figures),
+            params=one.values,
+            distributions={key: distribution(spaces[key]) for key in one.values},
+            user_attrs={FROM: one.source},
+            intermediate_values=passes,
+        )
 
     def _seed_sampler(self, number: int, *, at_random: bool = False) -> None:
         """Make what is drawn a function of the seed, the trial's number and the trials before it.
@@ -162,7 +190,7 @@ class Ledger:
         for trial in self.trials():
             record = record_of(trial)
             if trial.state == TrialState.RUNNING:
-                running += _DRIVER in trial.user_attrs
+                running += DRIVER in trial.user_attrs
             elif record is not None:
                 ended += record.ending in COUNTED
         return ended, running
@@ -178,13 +206,14 @@ class Ledger:
 
         found = []
         for frozen in self.trials():
-            driver = frozen.user_attrs.get(_DRIVER)
+            driver = frozen.user_attrs.get(DRIVER)
             # Where nobody has signed, the kill came between the draw and the signature.
             ours = driver == self._spec.token or (driver is None and not self._spec.shared)
             if frozen.state == TrialState.RUNNING and ours:
                 self._seed_sampler(frozen.number)
                 trial = self._try(optuna.trial.Trial, self.study, frozen._trial_id)
-                begun = self._begin(trial)
+                passes = frozen.intermediate_values
+                begun = self._begin(trial, passed=passes[max(passes)] if passes else None)
                 if begun is not None:
                     found.append(begun)
         return found
@@ -197,15 +226,15 @@ class Ledger:
         """
         for _ in range(_MOST_DRAWS):
             trials = self.trials()
-            self._seed_sampler(len(trials), at_random=_put_back(trials) >= _STUBBORN)
+            self._seed_sampler(len(trials), at_random=put_back(trials) >= _STUBBORN)
             begun = self._begin(self._try(self.study.ask))
             if begun is not None:
                 return begun
         return None
 
-    def _begin(self, trial: Trial) -> Begun | None:
+    def _begin(self, trial: Trial, passed: float | None = None) -> Begun | None:
         # Signed before anything else: a trial of a shared study that nobody has signed is nobody's to go on with.
-        self._try(trial.set_user_attr, _DRIVER, self._spec.token)
+        self._try(trial.set_user_attr, DRIVER, self._spec.token)
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
@@ -214,7 +243,8 @@ class Ledger:
             values=values,
             is_start=starts,
             outside=outside,
-            given_up=trial.user_attrs.get(_GIVEN_UP),
+            given_up=trial.user_attrs.get(GIVEN_UP),
+            passed=passed,
         )
         self._trials[trial.number] = trial
         try:
@@ -244,7 +274,7 @@ class Ledger:
             warnings.simplefilter("ignore")  # of fixed values, which are meant
             for one in self._spec.searched:
                 if one.condition is None or one.condition.holds({**flat, **values}):
-                    values[one.key] = self._try(_suggest_one, trial, one)
+                    values[one.key] = self._try(trial._suggest, one.key, distribution(one))
         return values
 
     def _same_as(self, begun: Begun) -> tuple[int, Record | None] | None:
@@ -258,7 +288,7 @@ class Ledger:
             record = record_of(other)
             if other.state == TrialState.RUNNING:
                 # Of two that are left half-way with the same values the first goes on.
-                if other.number < begun.number and _DRIVER in other.user_attrs:
+                if other.number < begun.number and DRIVER in other.user_attrs:
                     return other.number, None
             elif record is not None and record.ending in COUNTED:
                 return other.number, record
@@ -275,7 +305,7 @@ class Ledger:
         trial = self._trials[number]
         if not self._single or self._spec.criterion is None:
             return False
-        if trial.user_attrs.get(_GIVEN_UP) is not None:
+        if trial.user_attrs.get(GIVEN_UP) is not None:
             return True
         step = int(percent)
         known = self._try(self._storage.get_trial, trial._trial_id).intermediate_values
@@ -287,14 +317,14 @@ class Ledger:
         if not given_up or step >= 100 or is_start(trial):
             return False
         # Asked again after a kill the pruner would let it go on: it takes the rung for one that was passed.
-        self._try(trial.set_user_attr, _GIVEN_UP, percent)
+        self._try(trial.set_user_attr, GIVEN_UP, percent)
         return True
 
     def blocks(self, number: int) -> bool:
         """Note that a trial has ended a call of the whole study, and return whether it had done so before."""
         trial = self._trials[number]
-        before = bool(trial.user_attrs.get(_BLOCKS))
-        self._try(trial.set_user_attr, _BLOCKS, True)
+        before = bool(trial.user_attrs.get(BLOCKS))
+        self._try(trial.set_user_attr, BLOCKS, True)
         return before
 
     def end(self, begun: Begun, record: Record) -> None:
@@ -305,7 +335,7 @@ class Ledger:
         frozen = self._try(self._storage.get_trial, trial._trial_id)
         if frozen.state.is_finished():
             return
-        self._try(trial.set_user_attr, _RECORD, record.model_dump(mode="json"))
+        self._try(trial.set_user_attr, RECORD, record.model_dump(mode="json"))
         values = objective_values(self._spec.objectives, record.figures)
         state = TrialState.FAIL
         if record.ending == "complete" and values is not None and not begun.outside:
@@ -324,34 +354,3 @@ class Ledger:
                 skip_if_finished=True,
             )
         del self._trials[begun.number]
-
-
-def _suggest_one(trial: Trial, one: Dimension) -> Any:
-    if isinstance(one.space, Choice):
-        return trial.suggest_categorical(one.key, one.space.values)
-    if one.whole:
-        return trial.suggest_int(one.key, int(one.space.low), int(one.space.high), log=one.space.log)
-    return trial.suggest_float(one.key, one.space.low, one.space.high, log=one.space.log)
-
-
-def objective_values(names: tuple[str, ...], figures: Mapping[str, float]) -> list[float] | None:
-    """Return a trial's objectives in order, or None where it lacks one."""
-    values = [figures.get(name) for name in names]
-    return None if any(value is None for value in values) else [float(value) for value in values if value is not None]
-
-
-def record_of(trial: FrozenTrial) -> Record | None:
-    """Return what was noted of a trial, or None where it is under way."""
-    noted = trial.user_attrs.get(_RECORD)
-    return None if noted is None else Record.model_validate(noted)
-
-
-def _put_back(trials: Sequence[FrozenTrial]) -> int:
-    """Return how many of the last draws were no new trial."""
-    records = map(record_of, reversed(trials))
-    return sum(1 for _ in itertools.takewhile(lambda one: one is not None and one.ending not in COUNTED, records))
-
-
-def is_start(trial: FrozenTrial | Trial) -> bool:
-    """Say whether a trial is the settings that the study starts from."""
-    return bool(trial.user_attrs.get(_START))

@@ -107,7 +107,7 @@ def drive(
             study,
             deadline=None if budget_seconds is None else begun + budget_seconds,
             progress=seen,
-            abandon=lambda number: trainer.abandon(spec, number),
+            abandon=lambda record: trainer.abandon(spec, record),
         )
         shutil.rmtree(study.ray, ignore_errors=True)
         with quiet(), warnings.catch_warnings():

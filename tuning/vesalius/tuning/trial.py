@@ -46,8 +46,8 @@ class Trainer(Protocol):
         """Return a finished run's figures on validation, and what it took, by the objectives' names."""
         ...
 
-    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
-        """Note of a trial's run that it will not be gone on with."""
+    def abandon(self, spec: StudySpec, record: Record, seed: int | None = None) -> None:
+        """Note of a trial's run that it will not be gone on with, and what has become of it."""
         ...
 
 
@@ -106,10 +106,11 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
     run_id = spec.run_id(number, seed)
 
     def failed(reason: str) -> Record:
+        record = Record(number=number, ending="failed", reason=" ".join(reason.split())[:500], run_id=run_id)
         # Notes that cannot be written say less than the reason.
         with contextlib.suppress(VesaliusError):
-            trainer.abandon(spec, number, seed)
-        return Record(number=number, ending="failed", reason=" ".join(reason.split())[:500], run_id=run_id)
+            trainer.abandon(spec, record, seed)
+        return record
 
     try:
         with memory_shared_by(spec.concurrent):

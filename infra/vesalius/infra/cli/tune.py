@@ -1,5 +1,6 @@
 """``vesalius tune``: search a method's settings on a cohort, or go on with a broken-off study."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,16 @@ def tune(
             "with --resume."
         ),
     ] = None,
+    learn_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--learn-from",
+            metavar="STUDY",
+            help="Learn from an earlier study of METHOD, tracked in MLflow or kept here (repeatable). Its trials teach "
+            "the sampler where their figures are comparable: same cohort, same settings but for what is searched. Else "
+            "its best three run right after the start.",
+        ),
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="YAML, or Python that assigns `study`; options beside it win.")
     ] = None,
@@ -115,6 +126,7 @@ def tune(
             "seed": seed,
             "storage": storage,
             "name": name,
+            "learn_from": tuple(learn_from) if learn_from else None,
         }
         given = {key: value for key, value in given.items() if value is not None}
         if resume is not None:
@@ -173,8 +185,9 @@ def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
     from vesalius.tuning import full_key, read_study_file
 
     said: dict[str, Any] = {} if file is None else read_study_file(absolute(file))
-    if isinstance(said.get("objective"), str):
-        said["objective"] = (said["objective"],)
+    for key in ("objective", "learn_from"):
+        if isinstance(said.get(key), str):
+            said[key] = (said[key],)
     if isinstance(said.get("store"), str) and "store" not in given:
         given["store"] = place(said["store"])
     joined = {**said, **given}
@@ -209,6 +222,7 @@ def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None) -> 
         "seed": "--seed",
         "storage": "--storage",
         "name": "--name",
+        "learn_from": "--learn-from",
     }
     extra = [flag for key, flag in fixed.items() if key in given] + ([] if file is None else ["--file"])
     if extra:
@@ -222,6 +236,9 @@ def _described(study: "StudyFolder") -> str:
     spec = study.spec
     searched = ", ".join(f"{one.key.removeprefix('method.')}={one.text()}" for one in spec.searched)
     judged = " and ".join(spec.objectives)
+    known = Counter(one.study for one in spec.learnt if one.is_known)
+    learnt = "".join(f"; learnt from {number} trial{'s' * (number > 1)} of {name}" for name, number in known.items())
     return (
-        f"{spec.trials} trials, {spec.concurrent} side by side, {spec.sampler}, {spec.pruner}; {searched}; by {judged}"
+        f"{spec.trials} trials, {spec.concurrent} side by side, {spec.sampler}, {spec.pruner}; {searched}; by "
+        f"{judged}{learnt}"
     )

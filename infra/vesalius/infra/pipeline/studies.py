@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
+from vesalius.infra.pipeline.earlier_studies import earlier_study
 from vesalius.infra.pipeline.judging import VALIDATION
 from vesalius.infra.pipeline.tracked_study import tracked_study
 from vesalius.infra.pipeline.training import choose_settings, method_type, now
@@ -35,6 +36,7 @@ from vesalius.tuning import (
     dimensions,
     fitting,
     intermediate,
+    learn,
     new_study,
     objective,
     other_seeds,
@@ -72,6 +74,7 @@ class StudyRequest(Settings):
         gpus: of a trial of one worker; None shares out what the cluster has.
         storage: address of the study's storage; None takes a file in its folder.
         name: of the study; None makes one.
+        learn_from: earlier studies of the method that it learns from: names, or ids of their tracked runs.
     """
 
     method: str
@@ -91,6 +94,7 @@ class StudyRequest(Settings):
     gpus: float | None = Field(None, ge=0)
     storage: str | None = None
     name: str | None = None
+    learn_from: tuple[str, ...] = ()
 
 
 def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None], progress: Progress) -> StudyFolder:
@@ -106,7 +110,8 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         SettingError: a setting, a space or an objective is unknown or does not fit.
         StoreError: the store cannot be used.
         CohortError: it holds no healthy training subjects, or none to set lesions into.
-        StudyError: the name is taken, or the storage's password is missing.
+        StudyError: the name is taken, the storage's password is missing, or a study to learn from is not found or of
+            another method.
     """
     if request.trials < 1:
         raise SettingError(f"--trials is {request.trials}: a study has 1 or more")
@@ -119,6 +124,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
     storage = "" if request.storage is None else check_address(request.storage)
     whole_address(storage)
+    earlier = [earlier_study(one, method=request.method, home=home) for one in dict.fromkeys(request.learn_from)]
     texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in request.set.items()]
     method, training = choose_settings(request.method, request.preset, texts)
     store = CohortStore.open(request.store)
@@ -166,8 +172,13 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
             shared=request.storage is not None,
             experiment=name,
             created=now(),
+            learn_from=tuple(one.name for one in earlier),
         )
-        folder.rewrite(spec)
+        lessons = [learn(one, spec, RunSettings.of(method, training)) for one in earlier]
+        for lesson in lessons:
+            if lesson.caveat:
+                say(lesson.caveat)
+        folder.rewrite(spec.model_copy(update={"learnt": tuple(one for lesson in lessons for one in lesson.learnt)}))
     return folder
 
 

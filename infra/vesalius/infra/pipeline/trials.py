@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
-from vesalius.infra.pipeline.tracked_study import track_trial, trial_tags
+from vesalius.infra.pipeline.tracked_study import track_stop, track_trial, trial_tags
 from vesalius.infra.pipeline.training import method_type, start_run, tracked_as, train
 from vesalius.platform import tracking
 from vesalius.platform.config import override, validate
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.platform.runs import RunFolder
-    from vesalius.tuning import StudySpec
+    from vesalius.tuning import Record, StudySpec
 
 _MIB = 2**20
 _DETECTION = ("average_precision", "best_dice", "auroc")
@@ -109,10 +109,12 @@ class TrialTrainer:
         track_trial(run, found)
         return found
 
-    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
-        """Note of a trial's run that nobody goes on with it."""
+    def abandon(self, spec: StudySpec, record: Record, seed: int | None = None) -> None:
+        """Note of a trial's run that nobody goes on with it; of a stopped one how far it came, for later studies."""
         with suppress(VesaliusError):
-            run = find_run(self.home, spec.run_id(number, seed))
+            run = find_run(self.home, spec.run_id(record.number, seed))
+            if record.ending == "pruned":
+                track_stop(run, record)
             if run.state == "training":
                 run.set_state("interrupted")
                 tracked = tracked_as(run.spec)
