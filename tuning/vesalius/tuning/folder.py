@@ -163,6 +163,7 @@ class Record(Settings):
         figures: by name: of the validation split and of what it took.
         percent: how far its training came.
         passed: the criterion's best pass of a trial that was stopped.
+        is_transient: whether a failure was of the moment (want of memory, a worker that died) and not of its settings.
     """
 
     number: int
@@ -172,6 +173,7 @@ class Record(Settings):
     figures: dict[str, float] = Field(default_factory=dict)
     percent: float = 100.0
     passed: float | None = None
+    is_transient: bool = False
 
 
 class StudyFolder:

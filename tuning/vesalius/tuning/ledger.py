@@ -218,6 +218,27 @@ class Ledger:
                     found.append(begun)
         return found
 
+    def start_again(self) -> bool:
+        """Let the start be tried once more where it has failed for a reason of the moment; return whether it is.
+
+        Everything is compared with it. The new try is a trial of its own, beyond those that the study is to have.
+        """
+        starts = [trial for trial in self.trials() if is_start(trial)]
+        records = [record for trial in starts if (record := record_of(trial)) is not None]
+        if len(records) < len(starts) or any(one.ending != "failed" for one in records) or not records[-1].is_transient:
+            return False
+        values = point(self._base, self._spec.searched)
+        self._try(self.study.enqueue_trial, values or {}, user_attrs={START: True})
+        return True
+
+    def start_waits(self) -> bool:
+        """Say whether the start is what is drawn next."""
+        from optuna.trial import TrialState
+
+        waiting = (trial for trial in self.trials() if trial.state == TrialState.WAITING)
+        first = next(waiting, None)
+        return first is not None and is_start(first)
+
     def draw(self) -> Begun | None:
         """Return the next trial, or None where the spaces hold nothing new.
 
@@ -280,12 +301,13 @@ class Ledger:
     def _same_as(self, begun: Begun) -> tuple[int, Record | None] | None:
         from optuna.trial import TrialState
 
-        if begun.outside:
-            return None
         for other in self.trials():
-            if other.number == begun.number or other.state == TrialState.WAITING or dict(other.params) != begun.values:
+            is_same = is_start(other) if begun.outside else dict(other.params) == begun.values
+            if other.number == begun.number or other.state == TrialState.WAITING or not is_same:
                 continue
             record = record_of(other)
+            if begun.is_start and is_start(other) and record is not None and record.ending == "failed":
+                continue  # it is tried again
             if other.state == TrialState.RUNNING:
                 # Of two that are left half-way with the same values the first goes on.
                 if other.number < begun.number and DRIVER in other.user_attrs:

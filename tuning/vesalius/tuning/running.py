@@ -101,6 +101,7 @@ def drive(
         patience = Patience(spec.storage, patience_seconds, waiting=lambda said: seen(seen.ended, spec.trials, said))
         ledger = Ledger(spec, base, whole_address(spec.storage), patience, has_ended=study.has_ended)
         stack.callback(ledger.close)
+        ledger.start_again()
         search = LedgerSearch(
             ledger,
             spec,

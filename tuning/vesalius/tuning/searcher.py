@@ -111,7 +111,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             if record is None:
                 return begun
             self._ledger.end(begun, record)
-        if sum(self._ledger.counts()) >= self._spec.trials:
+        if sum(self._ledger.counts()) >= self._spec.trials and not self._ledger.start_waits():
             return None
         if self._exhausted_at == self._ended:
             return None  # nothing has ended since: the same draws would come to the same
@@ -174,7 +174,9 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             return self._given_up(Record(number=number, ending="pruned", run_id=run_id, percent=percent, passed=passed))
         if error:
             reason = "its worker process died again and again: most likely it ran out of memory"
-            return self._given_up(Record(number=number, ending="failed", reason=reason, run_id=run_id, percent=percent))
+            return self._given_up(
+                Record(number=number, ending="failed", reason=reason, run_id=run_id, percent=percent, is_transient=True)
+            )
         return None  # stopped with the study, by its budget or by a person: it goes on with --resume
 
     def _given_up(self, record: Record) -> Record:
