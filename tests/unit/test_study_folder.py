@@ -58,6 +58,20 @@ def test_a_study_that_is_made_meanwhile_is_not_made_again(tmp_path: Path, monkey
     assert find_study(tmp_path, "toy").spec.seed == 0
 
 
+@pytest.mark.parametrize(
+    ("before", "gpus", "after"), [("auto", 0, "cpu"), ("cuda", 0, "cpu"), ("cpu", 0.5, "auto"), ("cuda", 0.5, "cuda")]
+)
+def test_a_study_that_goes_on_with_other_devices_trains_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, gpus: float, after: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    study = toy_study(tmp_path, concurrent=1, training={"device": before})
+    change_study(study, {"gpus": gpus})
+    assert (study.spec.gpus, study.spec.training.device) == (gpus, after)
+    change_study(study, {"trials": 9})
+    assert study.spec.training.device == after
+
+
 def test_a_study_that_is_driven_is_not_changed(tmp_path: Path) -> None:
     study = toy_study(tmp_path, concurrent=1)
     with exclusive(study.lock), pytest.raises(StudyError, match="is being written by process"):

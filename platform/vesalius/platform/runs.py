@@ -3,7 +3,7 @@
 ::
 
     HOME/runs/<run id>/
-      run.json          the specification; written once, first
+      run.json          the specification; written first, and again where a study computes elsewhere from then on
       state.json        created | training | finished | interrupted | failed
       progress.json     where training is, for whoever looks
       checkpoints/      see vesalius.platform.training.checkpoint
@@ -206,6 +206,10 @@ class RunFolder:
             aside.write_text(progress.model_dump_json())
             aside.replace(self.path / "progress.json")
 
+    def rewrite(self, spec: RunSpec) -> None:
+        """Write the specification, whose outcome must be the same: on what device, with how many threads."""
+        self._write("run.json", spec.model_dump_json(indent=1))
+
     @property
     def lock(self) -> Path:
         """File that the one process training the run holds."""
@@ -273,7 +277,7 @@ def create_run(home: Path, spec: RunSpec) -> RunFolder:
     except FileExistsError:
         check_new_run(home, spec.run_id)
         raise
-    folder._write("run.json", spec.model_dump_json(indent=1))
+    folder.rewrite(spec)
     folder.set_state("created")
     return folder
 

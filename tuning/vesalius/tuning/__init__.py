@@ -30,6 +30,7 @@ from vesalius.tuning.analysis import Analysis, TrialRow, analyse
 from vesalius.tuning.dimension import Condition, Dimension, parse_space
 from vesalius.tuning.file import read_study_file
 from vesalius.tuning.folder import (
+    LOCAL,
     Learnt,
     Record,
     StudyFolder,
@@ -52,6 +53,7 @@ from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_
 from vesalius.tuning.trial import Trainer
 
 __all__ = [
+    "LOCAL",
     "OBJECTIVES",
     "PRUNERS",
     "SAMPLERS",

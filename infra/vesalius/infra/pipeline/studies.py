@@ -261,7 +261,8 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
 
     Args:
         study: to be gone on with.
-        changes: of ``trials``, ``concurrent``, ``cpus`` and ``gpus``.
+        changes: of ``trials``, ``concurrent``, ``cpus`` and ``gpus``; trials train where the last says, those that are
+            half-way too.
 
     Raises:
         SettingError: there is to be no trial, or they do not fit.
@@ -274,6 +275,12 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
     resources, nodes = _resources()
     with study.alone():
         spec = study.spec.model_copy(update=dict(changes))
+        device = spec.training.device
+        if changes.get("gpus") == 0:  # as at the beginning: Ray hides no device from a trial that asked for none
+            device = "cpu"
+        elif "gpus" in changes and device == "cpu":
+            device = "auto"
+        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"device": device})})
         check_resources(
             resources,
             concurrent=spec.concurrent,

@@ -21,6 +21,7 @@ from vesalius.platform.runs import RunSettings, find_run
 from vesalius.platform.store import place_of
 from vesalius.platform.training import Checkpoints, choose_device
 from vesalius.platform.training.memory import PeakMemory
+from vesalius.tuning import LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +60,8 @@ class TrialTrainer:
         with suppress(RunError):
             run = find_run(self.home, run_id)
             _check_own(run, spec, number, chosen)
+            if run.spec.training != chosen.training:  # the study has changed where it computes since
+                run.rewrite(run.spec.model_copy(update={"training": chosen.training}))
             return run
         _remove_unbegun(self.home / "runs" / run_id)
         return start_run(
@@ -129,13 +132,14 @@ def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings
         StudyError: it trains something else.
     """
     found = run.spec
+    local = {name: getattr(found.training, name) for name in LOCAL}
     different = [
         what
         for what, is_same in (
             ("another method", found.method == spec.method),
             ("another cohort", found.cohort_digest == spec.cohort_digest),
             ("other settings", found.settings == chosen.method.model_dump(mode="json")),
-            ("other training settings", found.training == chosen.training),
+            ("other training settings", found.training == chosen.training.model_copy(update=local)),
         )
         if not is_same
     ]
