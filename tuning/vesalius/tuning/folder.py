@@ -20,7 +20,10 @@ import contextlib
 import difflib
 import json
 import re
+import secrets
 import shutil
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -35,7 +38,6 @@ from vesalius.tuning.dimension import Dimension
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -75,12 +77,31 @@ class Learnt(Settings):
         return bool(self.figures) or self.passed is not None
 
 
+class Place(Settings):
+    """Where a study's folder is.
+
+    Attributes:
+        host: name of the machine, or of the container.
+        path: absolute.
+        inode: of the folder: another container that mounts the same volume finds the same one.
+    """
+
+    host: str
+    path: str
+    inode: int
+
+    def is_same(self, other: Place) -> bool:
+        """Say whether two are one folder, which may have been renamed."""
+        return [self.host == other.host, self.path == other.path, self.inode == other.inode].count(True) >= 2
+
+
 class StudySpec(Settings):
     """All that decides a study.
 
     Attributes:
         name: the folder's.
         token: of this folder: tells the trials that were begun from here from those of other drivers of one study.
+        place: of the folder that has the token, where drivers share the study.
         method: name in the methods' table.
         preset: where the method's settings start; a tag.
         settings: the method's settings that trials start from, complete, as plain JSON.
@@ -110,6 +131,7 @@ class StudySpec(Settings):
 
     name: str
     token: str
+    place: Place | None = None
     method: str
     preset: str = "paper"
     settings: dict[str, Any]
@@ -265,10 +287,40 @@ class StudyFolder:
 
     def rewrite(self, spec: StudySpec) -> None:
         """Write the specification: the first time, or with another number of trials."""
+        if spec.shared and spec.place is None:
+            spec = spec.model_copy(update={"place": self._here()})
         if not spec.shared:
             spec = spec.model_copy(update={"storage": ""})
         with space_errors(self.path):
             write_file(self.path / "study.json", spec.model_dump_json(indent=1).encode(), self.path)
+
+    def claim(self) -> bool:
+        """Make the token this folder's alone, under its lock; return whether it is another one since.
+
+        In a storage that drivers share a copy of a folder would take the trials of the first one for its own. A folder
+        that was moved keeps its token. A file in the folder needs none of this: a copy has its own.
+        """
+        spec, here = self.spec, self._here()
+        if not spec.shared or spec.place == here:
+            return False
+        before = spec.place
+        is_copy = before is not None and not before.is_same(here) and not self._was_moved(before, spec.token)
+        token = secrets.token_hex(8) if is_copy else spec.token
+        self.rewrite(spec.model_copy(update={"token": token, "place": here}))
+        return is_copy
+
+    def _here(self) -> Place:
+        path = self.path.absolute()
+        return Place(host=socket.gethostname(), path=str(path), inode=path.stat().st_ino)
+
+    def _was_moved(self, before: Place, token: str) -> bool:
+        """Say whether nothing of the study is left where it was; of another machine nobody can say so."""
+        if before.host != self._here().host:
+            return False
+        try:
+            return StudyFolder(Path(before.path)).spec.token != token
+        except StudyError:
+            return True
 
 
 def studies_folder(home: Path) -> Path:

@@ -19,14 +19,19 @@ from vesalius.tuning.noted import (
     DRIVER,
     FROM,
     GIVEN_UP,
+    HEARD,
     RECORD,
+    SILENT_SECONDS,
     START,
     Begun,
+    Elsewhere,
     distribution,
+    finished,
     is_start,
     objective_values,
     put_back,
     record_of,
+    silence,
 )
 from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.samplers import make_pruner, make_sampler
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
     from vesalius.platform.runs import RunSettings
-    from vesalius.tuning.folder import Learnt, StudySpec
+    from vesalius.tuning.folder import StudySpec
 
 _TERMS = "vesalius_terms"
 _LEARN_FROM = "learn_from"
@@ -47,6 +52,7 @@ _MOST_DRAWS = 50
 _STUBBORN = 10
 """Draws in a row that are no new trial, after which they are random: a sampler would ask for the same for ever."""
 _JOINING_SECONDS = 20.0
+_BEAT_SECONDS = 60.0
 
 
 class Ledger:
@@ -72,6 +78,7 @@ class Ledger:
         self._try = patience
         self._single = len(spec.objectives) == 1
         self._trials: dict[int, Trial] = {}
+        self._beaten = time.time()
         self._storage = open_storage(address, patience)
         try:
             self.study: Study = self._open(has_ended)
@@ -149,24 +156,9 @@ class Ledger:
         for one in self._spec.learnt:
             if one.source not in known:
                 if one.is_known:
-                    self._try(study.add_trial, self._finished(one))
+                    self._try(study.add_trial, finished(one, self._spec))
                 else:
                     self._try(study.enqueue_trial, one.values, user_attrs={FROM: one.source})
-
-    def _finished(self, one: Learnt) -> FrozenTrial:
-        """Return an earlier study's trial as Optuna takes it."""
-        from optuna.trial import TrialState, create_trial
-
-        spaces = {dimension.key: dimension for dimension in self._spec.searched}
-        passes = {} if one.passed is None else {int(one.percent): one.passed}
-        return create_trial(
-            state=TrialState.PRUNED if passes else TrialState.COMPLETE,
-            values=None if passes else objective_values(self._spec.objectives, one.figures),
-            params=one.values,
-            distributions={key: distribution(spaces[key]) for key in one.values},
-            user_attrs={FROM: one.source},
-            intermediate_values=passes,
-        )
 
     def _seed_sampler(self, number: int, *, at_random: bool = False) -> None:
         """Make what is drawn a function of the seed, the trial's number and the trials before it.
@@ -183,17 +175,43 @@ class Ledger:
         return self._try(self.study.get_trials, deepcopy=False)
 
     def counts(self) -> tuple[int, int]:
-        """Return how many trials have ended and how many are under way, the repeated and refused ones left out."""
+        """Return how many trials have ended and how many are under way, the repeated and refused ones left out.
+
+        What another driver has under way counts as long as that driver is heard of.
+        """
         from optuna.trial import TrialState
 
         ended = running = 0
         for trial in self.trials():
             record = record_of(trial)
             if trial.state == TrialState.RUNNING:
-                running += DRIVER in trial.user_attrs
+                running += DRIVER in trial.user_attrs and not self._is_silent(trial)
             elif record is not None:
                 ended += record.ending in COUNTED
         return ended, running
+
+    def elsewhere(self) -> Elsewhere:
+        """Return what other drivers have under way."""
+        from optuna.trial import TrialState
+
+        now = time.time()
+        others = [one for one in self.trials() if one.state == TrialState.RUNNING and self._is_foreign(one)]
+        silences = [silence(one, now) for one in others if self._is_silent(one)]
+        return Elsewhere(len(others) - len(silences), len(silences), min(silences, default=0.0))
+
+    def beat(self) -> None:
+        """Let other drivers know, once a minute, that what is under way here is."""
+        if not self._spec.shared or time.time() - self._beaten < _BEAT_SECONDS:
+            return
+        self._beaten = time.time()
+        for trial in self._trials.values():
+            self._try(trial.set_user_attr, HEARD, self._beaten)
+
+    def _is_foreign(self, trial: FrozenTrial) -> bool:
+        return trial.user_attrs.get(DRIVER) not in (None, self._spec.token)
+
+    def _is_silent(self, trial: FrozenTrial) -> bool:
+        return self._is_foreign(trial) and silence(trial, time.time()) > SILENT_SECONDS
 
     def failed(self) -> int:
         """Return how many trials have failed."""
@@ -256,6 +274,8 @@ class Ledger:
     def _begin(self, trial: Trial, passed: float | None = None) -> Begun | None:
         # Signed before anything else: a trial of a shared study that nobody has signed is nobody's to go on with.
         self._try(trial.set_user_attr, DRIVER, self._spec.token)
+        if self._spec.shared:
+            self._try(trial.set_user_attr, HEARD, time.time())
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
@@ -310,7 +330,7 @@ class Ledger:
                 continue  # it is tried again
             if other.state == TrialState.RUNNING:
                 # Of two that are left half-way with the same values the first goes on.
-                if other.number < begun.number and DRIVER in other.user_attrs:
+                if other.number < begun.number and DRIVER in other.user_attrs and not self._is_silent(other):
                     return other.number, None
             elif record is not None and record.ending in COUNTED:
                 return other.number, record

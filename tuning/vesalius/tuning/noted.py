@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
     from vesalius.tuning.dimension import Dimension
+    from vesalius.tuning.folder import Learnt, StudySpec
 
 DRIVER = "driver"
 START = "start"
@@ -23,6 +24,24 @@ RECORD = "record"
 BLOCKS = "blocks"
 GIVEN_UP = "given_up"
 FROM = "from"
+HEARD = "heard"
+SILENT_SECONDS = 600.0
+"""Time without a word of a trial's driver, after which it does not count as under way to others."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Trials that other drivers of a shared study have under way.
+
+    Attributes:
+        alive: how many whose drivers were heard of lately.
+        silent: how many whose drivers were not.
+        seconds: since one of the silent ones was last heard of; 0 where there is none.
+    """
+
+    alive: int = 0
+    silent: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -57,6 +76,22 @@ def distribution(one: Dimension) -> BaseDistribution:
     return FloatDistribution(one.space.low, one.space.high, log=one.space.log)
 
 
+def finished(one: Learnt, spec: StudySpec) -> FrozenTrial:
+    """Return an earlier study's trial, of which it is known what it came to, as Optuna takes it."""
+    from optuna.trial import TrialState, create_trial
+
+    spaces = {dimension.key: dimension for dimension in spec.searched}
+    passes = {} if one.passed is None else {int(one.percent): one.passed}
+    return create_trial(
+        state=TrialState.PRUNED if passes else TrialState.COMPLETE,
+        values=None if passes else objective_values(spec.objectives, one.figures),
+        params=one.values,
+        distributions={key: distribution(spaces[key]) for key in one.values},
+        user_attrs={FROM: one.source},
+        intermediate_values=passes,
+    )
+
+
 def objective_values(names: tuple[str, ...], figures: Mapping[str, float]) -> list[float] | None:
     """Return a trial's objectives in order, or None where it lacks one."""
     values = [figures.get(name) for name in names]
@@ -67,6 +102,12 @@ def record_of(trial: FrozenTrial) -> Record | None:
     """Return what was noted of a trial, or None where it is under way."""
     noted = trial.user_attrs.get(RECORD)
     return None if noted is None else Record.model_validate(noted)
+
+
+def silence(trial: FrozenTrial, now: float) -> float:
+    """Return the seconds since the driver of a trial that is under way was last heard of, by the drivers' clocks."""
+    begun = 0.0 if trial.datetime_start is None else trial.datetime_start.timestamp()
+    return max(0.0, now - float(trial.user_attrs.get(HEARD, begun)))
 
 
 def source_of(trial: FrozenTrial) -> str:

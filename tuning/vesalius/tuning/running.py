@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunSettings
     from vesalius.tuning.folder import StudyFolder, StudySpec
+    from vesalius.tuning.noted import Elsewhere
     from vesalius.tuning.trial import Trainer
 
 _QUIET = {
@@ -45,11 +46,17 @@ class Driven:
     Attributes:
         is_finished: whether the study has all the trials that it was to have.
         is_exhausted: whether its spaces hold nothing new.
+        is_over: whether the time that was given is over.
+        is_copy: whether the folder was found to be a copy, and signs its trials with a token of its own since.
+        elsewhere: what other drivers of a shared study have under way.
         seconds: the call took.
     """
 
     is_finished: bool
     is_exhausted: bool
+    is_over: bool
+    is_copy: bool
+    elsewhere: Elsewhere
     seconds: float
 
 
@@ -81,12 +88,13 @@ def drive(
         SettingError: its trials do not fit the cluster.
         VesaliusError: whatever is wrong for all trials.
     """
-    spec = study.spec
     begun = time.monotonic()
     with study.alone(), session(), contextlib.ExitStack() as stack:
         import ray
         from ray.tune import RunConfig, TuneConfig, Tuner, with_resources
 
+        is_copy = study.claim()
+        spec = study.spec
         from vesalius.tuning.searcher import LedgerScheduler, LedgerSearch, LostTrials, StudyStopper
 
         check_resources(
@@ -136,6 +144,9 @@ def drive(
         return Driven(
             is_finished=ended >= spec.trials or (search.is_exhausted and not running),
             is_exhausted=search.is_exhausted,
+            is_over=search.is_over(),
+            is_copy=is_copy,
+            elsewhere=ledger.elsewhere(),
             seconds=time.monotonic() - begun,
         )
 

@@ -89,6 +89,11 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             return None  # the spaces are asked again once something has ended
         return str(Searcher.FINISHED)
 
+    def beat(self) -> None:
+        """Let other drivers of the study know that this one is at work."""
+        with _Noting(self):
+            self._ledger.beat()
+
     def is_over(self) -> bool:
         """Say whether the time that was given is over."""
         return self._deadline is not None and time.monotonic() >= self._deadline
@@ -269,7 +274,8 @@ class StudyStopper(Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        """Say whether the study ends now."""
+        """Say whether the study ends now; Tune asks again and again."""
+        self._search.beat()
         return self._search.error is not None or self._search.is_over()
 
 

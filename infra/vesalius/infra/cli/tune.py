@@ -11,7 +11,7 @@ from vesalius.infra.console import Terminal
 
 if TYPE_CHECKING:
     from vesalius.infra.pipeline import StudyRequest
-    from vesalius.tuning import StudyFolder
+    from vesalius.tuning import Driven, StudyFolder
 
 
 def tune(
@@ -150,9 +150,29 @@ def tune(
             )
         if driven.is_exhausted:
             terminal.warn("the spaces hold nothing that was not tried: widen them for more trials")
-        elif not driven.is_finished:
+        elif driven.is_over and not driven.is_finished:
             terminal.say(f"the time is over; to go on: {terminal.resume_hint}")
+        for said in _about_others(driven, study):
+            terminal.warn(said)
         show_study(terminal, study, finished=driven.is_finished, seconds=round(driven.seconds, 2))
+
+
+def _about_others(driven: "Driven", study: "StudyFolder") -> list[str]:
+    """Return sentences on other drivers of a shared study, and on the folder that this one was copied from."""
+    from vesalius.infra.tables import as_time
+
+    said = []
+    others, name = driven.elsewhere, study.spec.name
+    if driven.is_copy:
+        said.append(f"{study.path} is a copy: what is under way where it was copied from is left to that folder")
+    if others.alive and not driven.is_finished:
+        said.append(f"trials under way at other drivers: {others.alive}; the study is finished when they are")
+    if others.silent:
+        said.append(
+            f"trials of drivers not heard of: {others.silent}, the last one {as_time(others.seconds)} ago; they do "
+            f"not count as under way, and go on with `vesalius tune --resume {name}` where they were begun"
+        )
+    return said
 
 
 def _spaces(texts: list[str] | None) -> dict[str, Any] | None:
