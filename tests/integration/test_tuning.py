@@ -216,6 +216,15 @@ def test_runs_that_are_another_studys_are_not_taken_for_its_own(toy_store: Cohor
     assert trainer.start(study.spec, 1, {"method.smoothing": 1}).path == run.path, "a trial goes on"
     with pytest.raises(StudyError, match=r"own-0001.*is of other settings than trial 1 of study 'own'"):
         trainer.start(study.spec, 1, {"method.smoothing": 3})
+    elsewhere = study.spec.model_copy(
+        update={"training": study.spec.training.model_copy(update={"device": "auto", "threads": 7})}
+    )
+    again = trainer.start(elsewhere, 1, {"method.smoothing": 1})
+    assert again.spec.training == elsewhere.training, "what is half-way goes on where the study computes from now on"
+    assert again.spec == run.spec, "and so it is kept"
+    seeded = study.spec.model_copy(update={"training": study.spec.training.model_copy(update={"seed": 9})})
+    with pytest.raises(StudyError, match="is of other training settings than trial 1"):
+        trainer.start(seeded, 1, {"method.smoothing": 1})
     begun = run.path.parent / "own-0002"
     begun.mkdir()
     assert trainer.start(study.spec, 2, {"method.smoothing": 3}).spec.settings["smoothing"] == 3

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from vesalius.platform.errors import DiskSpaceError, SettingError, StudyError
 from vesalius.tuning import analyse, check_address, check_sampler
 from vesalius.tuning.folder import Record
-from vesalius.tuning.ledger import Begun, Ledger
+from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.storage import VARIABLE, Patience, whole_address
 from vesalius.tuning.testing import BASE, toy_spec, toy_study, worth
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.tuning import StudyFolder, StudySpec
+    from vesalius.tuning.noted import Begun
     from vesalius.tuning.searcher import LedgerSearch
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # SQLite's connections end with the process
@@ -36,7 +37,7 @@ def search_of(folder: StudyFolder) -> LedgerSearch:
     from vesalius.tuning.searcher import LedgerSearch
 
     ledger = ledger_of(folder.spec)
-    return LedgerSearch(ledger, folder.spec, folder, deadline=None, progress=silent, abandon=lambda number: None)
+    return LedgerSearch(ledger, folder.spec, folder, deadline=None, progress=silent, abandon=lambda record: None)
 
 
 def ends(search: LedgerSearch, ending: str) -> None:

@@ -98,7 +98,7 @@ def test_what_failed_or_is_not_there_yet_is_no_pair(tmp_path: Path) -> None:
     [
         ({"objectives": {AP: "maximize", "seconds_per_volume": "minimize"}, "best": None}, "several objectives"),
         ({"best": None}, "no complete trial"),
-        ({"start": None}, "there is no start"),
+        ({"start": None}, "so nothing is compared with them"),
         ({"best": 0}, "has the settings that it started from"),
     ],
 )

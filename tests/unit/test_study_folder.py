@@ -25,6 +25,56 @@ def test_a_moved_or_copied_study_has_its_own_storage(tmp_path: Path) -> None:
     assert find_study(tmp_path / "two", "toy").spec.storage == f"sqlite:///{tmp_path}/two/studies/toy/optuna.db"
 
 
+def test_a_copy_of_a_shared_study_signs_with_a_token_of_its_own(tmp_path: Path) -> None:
+    study = toy_study(tmp_path / "one", shared=True, storage=f"sqlite:///{tmp_path}/team.db")
+    token = study.spec.token
+    assert not study.claim()
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copy = find_study(tmp_path / "two", "toy")
+    change_study(copy, {"trials": 9})  # which is no claim
+    assert copy.claim()
+    assert copy.spec.token != token
+    assert not copy.claim(), "it is the copy's own from now on"
+    assert not study.claim()
+    assert study.spec.token == token
+    shutil.move(tmp_path / "one", tmp_path / "three")
+    moved = find_study(tmp_path / "three", "toy")
+    assert not moved.claim()
+    assert moved.spec.token == token, "a folder that was moved goes on with what it has begun"
+    assert moved.spec.place is not None
+    assert moved.spec.place.path == str(moved.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_copy"),
+    [
+        ({"host": "another"}, False),  # a container that mounts the same volume
+        ({"host": "another", "inode": 1}, True),  # another machine with the same path
+        ({"host": "another", "path": "/gone"}, True),  # nobody can say whether it is still there
+        ({"path": "/gone", "inode": 1}, False),  # moved to another disk
+        ({"inode": 1}, False),  # restored where it was
+    ],
+)
+def test_a_folder_is_known_by_two_of_machine_path_and_inode(
+    tmp_path: Path, changes: dict[str, object], is_copy: bool
+) -> None:
+    study = toy_study(tmp_path, shared=True, storage=f"sqlite:///{tmp_path}/team.db")
+    spec = study.spec
+    assert spec.place is not None
+    study.rewrite(spec.model_copy(update={"place": spec.place.model_copy(update=changes)}))
+    assert study.claim() == is_copy
+    assert (study.spec.token != spec.token) == is_copy
+    assert study.spec.place == spec.place
+
+
+def test_a_copy_of_a_study_in_its_own_folder_takes_its_trials_along(tmp_path: Path) -> None:
+    study = toy_study(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copy = find_study(tmp_path / "two", "toy")
+    assert not copy.claim()
+    assert copy.spec.token == study.spec.token
+
+
 def test_a_shared_storage_stays_where_it_is(tmp_path: Path) -> None:
     assert toy_study(tmp_path, shared=True, storage="sqlite:////team.db").spec.storage == "sqlite:////team.db"
 
@@ -56,6 +106,20 @@ def test_a_study_that_is_made_meanwhile_is_not_made_again(tmp_path: Path, monkey
     with pytest.raises(StudyError, match="exists already"):
         create_study(tmp_path, toy_spec(tmp_path, seed=2))
     assert find_study(tmp_path, "toy").spec.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "gpus", "after"), [("auto", 0, "cpu"), ("cuda", 0, "cpu"), ("cpu", 0.5, "auto"), ("cuda", 0.5, "cuda")]
+)
+def test_a_study_that_goes_on_with_other_devices_trains_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, gpus: float, after: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    study = toy_study(tmp_path, concurrent=1, training={"device": before})
+    change_study(study, {"gpus": gpus})
+    assert (study.spec.gpus, study.spec.training.device) == (gpus, after)
+    change_study(study, {"trials": 9})
+    assert study.spec.training.device == after
 
 
 def test_a_study_that_is_driven_is_not_changed(tmp_path: Path) -> None:

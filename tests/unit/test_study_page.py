@@ -91,13 +91,24 @@ class Reader(HTMLParser):
         self.said += data
 
 
+def test_what_was_learnt_and_what_is_run_again_is_said(spec: StudySpec) -> None:
+    rows = [trial(0), trial(1, source="old/7"), trial(2)]
+    said = " ".join(Reader(render_study(analysis(rows, learnt={"old": 1, "older": 24}), spec, START)).said.split())
+    assert "1 trial of old, 24 trials of older" in said
+    assert "of 3 complete trials and those that were learnt from" in said
+    assert "complete from old/7" in said
+    assert "trial 1 (from old/7), complete" in said
+    plain = Reader(render_study(analysis([trial(0), trial(1)]), spec, START)).said
+    assert "earnt from" not in plain
+
+
 def test_all_that_comes_from_elsewhere_is_escaped(spec: StudySpec) -> None:
     """A database that a team shares can hold anything."""
     evil = {"method.x": EVIL, "method.k": EVIL, EVIL: EVIL}
     rows = [
         trial(0),
         trial(1),
-        trial(2, values=evil, run=EVIL, figures={"average_precision": 0.1}),
+        trial(2, values=evil, run=EVIL, source=EVIL, figures={"average_precision": 0.1}),
         trial(3, state="failed", reason=EVIL, run=EVIL),
     ]
     record = Record(number=1, ending="failed", reason=EVIL, run_id=EVIL)
@@ -105,7 +116,7 @@ def test_all_that_comes_from_elsewhere_is_escaped(spec: StudySpec) -> None:
         objective="average_precision", best=1, start=0, rows=(SeedRow(seed=1, best=record),), means=None,
         differences=(), mean=None, interval=None, sentence=EVIL,
     )  # fmt: skip
-    found = analysis(rows, study=EVIL, method=EVIL, importance={"average_precision": {EVIL: 1.0}})
+    found = analysis(rows, study=EVIL, method=EVIL, learnt={EVIL: 3}, importance={"average_precision": {EVIL: 1.0}})
     hostile = spec.model_copy(update={"name": EVIL, "store": EVIL, "preset": EVIL, "sampler": EVIL})
     page = render_study(found, hostile, {**START, "method.kind": EVIL}, seeds=seeds, home=EVIL)
     plain = Reader(render_study(analysis([trial(0)]), spec, START))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
-from vesalius.platform.errors import DiskSpaceError, RunError
+from vesalius.platform.errors import DiskSpaceError, DivergenceError, RunError
 from vesalius.tuning.folder import Record, StudyFolder
 from vesalius.tuning.testing import ToyTrainer, toy_study
 from vesalius.tuning.trial import work
@@ -52,6 +53,29 @@ def test_a_defect_in_one_of_several_workers_is_a_failed_trial(tmp_path: Path, sa
     assert record.ending == "failed"
     assert "ValueError: a defect" in record.reason
     assert study.record(0) == record
+
+
+@pytest.mark.parametrize(
+    ("error", "is_transient"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (DivergenceError("the loss is not finite"), False),
+        (ValueError("a defect"), False),
+        ("workers died", True),
+        ("workers raised", False),
+    ],
+)
+def test_what_was_of_the_moment_is_told_from_what_settings_are_to_blame_for(
+    tmp_path: Path, said: list[dict[str, Any]], error: Exception | str, is_transient: bool
+) -> None:
+    if isinstance(error, str):
+        cause = RayActorError() if error == "workers died" else ValueError("a defect")
+        error = _of_the_cluster(WorkerGroupError("a worker", {1: cause}))
+    study = toy_study(tmp_path)
+    work({"number": 0, "values": {}}, folder=study.path, trainer=_Ends(str(tmp_path), error=error))
+    record = study.record(0)
+    assert record is not None
+    assert (record.ending, record.is_transient) == ("failed", is_transient)
 
 
 def test_a_cluster_that_fails_is_wrong_for_all(tmp_path: Path, said: list[dict[str, Any]]) -> None:

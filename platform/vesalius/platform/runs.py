@@ -3,7 +3,7 @@
 ::
 
     HOME/runs/<run id>/
-      run.json          the specification; written once, first
+      run.json          the specification; written first, and again where a study computes elsewhere from then on
       state.json        created | training | finished | interrupted | failed
       progress.json     where training is, for whoever looks
       reserved          what its workers hold of a cluster while they train
@@ -104,8 +104,18 @@ class RunSpec(Settings):
     def flat(self) -> dict[str, Any]:
         """Return every setting under its dotted key, for tracking: ``method.*``, ``training.*`` and the rest."""
         rest = {"method": self.method, "store": self.store, "num_workers": self.num_workers}
-        method = {f"method.{key}": value for key, value in _flat(self.settings).items()}
-        return {**rest, **method, **flatten(self.training, prefix="training.")}
+        return {**rest, **flat_settings(self.settings, self.training)}
+
+
+def flat_settings(method: dict[str, Any], training: TrainingSettings) -> dict[str, Any]:
+    """Return a run's settings under their dotted keys, ``method.*`` and ``training.*``.
+
+    Args:
+        method: the method's, complete, as plain JSON.
+        training: the loop's.
+    """
+    own = {f"method.{key}": value for key, value in _flat(method).items()}
+    return {**own, **flatten(training, prefix="training.")}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -200,6 +210,10 @@ class RunFolder:
             aside.write_text(progress.model_dump_json())
             aside.replace(self.path / "progress.json")
 
+    def rewrite(self, spec: RunSpec) -> None:
+        """Write the specification, whose outcome must be the same: on what device, with how many threads."""
+        self._write("run.json", spec.model_dump_json(indent=1))
+
     @property
     def lock(self) -> Path:
         """File that the one process training the run holds."""
@@ -267,7 +281,7 @@ def create_run(home: Path, spec: RunSpec) -> RunFolder:
     except FileExistsError:
         check_new_run(home, spec.run_id)
         raise
-    folder._write("run.json", spec.model_dump_json(indent=1))
+    folder.rewrite(spec)
     folder.set_state("created")
     return folder
 

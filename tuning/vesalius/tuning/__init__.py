@@ -13,6 +13,7 @@ in (:class:`Trainer`).
     file.py        a study's description, YAML or Python
     folder.py      a study on disk
     storage.py     where Optuna keeps it; patience where that is down
+    noted.py       what the storage holds of a trial
     ledger.py      what is tried, was tried, and was left half-way: the one truth
     searcher.py    how Ray Tune is told of it
     trial.py       a trial in its worker
@@ -20,6 +21,7 @@ in (:class:`Trainer`).
     running.py     a study driven to its end
     repeating.py   trials trained again with other seeds
     analysis.py    what it has found
+    learning.py    what it takes from earlier studies
     seeds.py       whether the best is better than the start over other seeds
 """
 
@@ -29,6 +31,8 @@ from vesalius.tuning.dimension import Condition, Dimension, parse_space
 from vesalius.tuning.file import read_study_file
 from vesalius.tuning.folder import (
     COUNTED,
+    LOCAL,
+    Learnt,
     Record,
     Start,
     StudyFolder,
@@ -39,6 +43,7 @@ from vesalius.tuning.folder import (
     new_study,
     studies_folder,
 )
+from vesalius.tuning.learning import Lesson, PastStudy, PastTrial, learn, past_study
 from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
 from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import alive_nodes, check_resources, fitting
@@ -60,6 +65,7 @@ from vesalius.tuning.trial import Trainer
 
 __all__ = [
     "COUNTED",
+    "LOCAL",
     "OBJECTIVES",
     "PRUNERS",
     "SAMPLERS",
@@ -70,6 +76,10 @@ __all__ = [
     "Condition",
     "Dimension",
     "Driven",
+    "Learnt",
+    "Lesson",
+    "PastStudy",
+    "PastTrial",
     "Range",
     "Record",
     "SeedComparison",
@@ -98,10 +108,12 @@ __all__ = [
     "held_out",
     "intermediate",
     "keep_held_out",
+    "learn",
     "new_study",
     "objective",
     "other_seeds",
     "parse_space",
+    "past_study",
     "read_study_file",
     "repeat",
     "seed_comparison",

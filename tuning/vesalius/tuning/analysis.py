@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from pydantic import Field
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import StudyError
 from vesalius.tuning.folder import COUNTED
-from vesalius.tuning.ledger import is_start, objective_values, record_of
+from vesalius.tuning.noted import is_start, objective_values, record_of, source_of
 from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.storage import Patience, close_storage, open_storage, whole_address
 
@@ -41,6 +42,7 @@ class TrialRow(Settings):
         percent: how far its training came.
         reason: why it failed.
         run: its run.
+        source: the earlier study's trial whose values it runs again, as ``STUDY/NUMBER``; else empty.
         seconds: from its draw to its end, waiting included; None while it runs.
     """
 
@@ -53,6 +55,7 @@ class TrialRow(Settings):
     percent: float | None = None
     reason: str = ""
     run: str = ""
+    source: str = ""
     seconds: float | None = None
 
 
@@ -67,11 +70,12 @@ class Analysis(Settings):
         criterion: of the curves.
         wanted: trials that it is to have.
         counts: trials by state; ``repeated`` and ``refused`` draws too, which are no rows.
+        learnt: trials of earlier studies that its sampler has learnt from, by study; they are no rows.
         trials: rows, oldest first.
         best: number of the best trial; of several objectives None.
         start: number of the trial with the settings that the study started from, once it is complete.
         importance: share of each setting in the objective's variance over the spaces (fANOVA, Hutter et al. 2014), by
-            objective; what few trials cannot tell is left out.
+            objective, over complete trials and those that were learnt from; what few trials cannot tell is left out.
         front: numbers of the trials that no other is better than in every objective, best first by the first one.
     """
 
@@ -82,6 +86,7 @@ class Analysis(Settings):
     criterion: str | None
     wanted: int
     counts: dict[str, int]
+    learnt: dict[str, int] = Field(default_factory=dict)
     trials: tuple[TrialRow, ...]
     best: int | None
     start: int | None
@@ -117,6 +122,7 @@ def analyse(folder: StudyFolder) -> Analysis:
             criterion=spec.criterion,
             wanted=spec.trials,
             counts=counts,
+            learnt=_learnt(trials),
             trials=tuple(rows),
             best=front[0] if front and len(names) == 1 else None,
             start=next((row.number for row in complete if row.is_start), None),
@@ -163,8 +169,15 @@ def _row(trial: FrozenTrial) -> TrialRow | None:
         percent=(curve[-1][0] if curve else None) if record is None else record.percent,
         reason="" if record is None else record.reason,
         run="" if record is None else record.run_id,
+        source=source_of(trial),
         seconds=None if trial.duration is None else trial.duration.total_seconds(),
     )
+
+
+def _learnt(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """Return how many trials of earlier studies a study knows the figures of, by study."""
+    known = [trial for trial in trials if trial.state.is_finished() and record_of(trial) is None]
+    return dict(Counter(source_of(trial).rpartition("/")[0] for trial in known if source_of(trial)))
 
 
 def pareto_front(rows: Sequence[TrialRow], names: Sequence[str]) -> list[int]:
@@ -200,10 +213,8 @@ def importance(study: Study, index: int = 0) -> dict[str, float]:
     from optuna.trial import TrialState
 
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    # A repeat of an earlier trial is complete to Optuna, and tells nothing new.
-    told = [trial for trial in complete if (noted := record_of(trial)) is None or noted.ending != "repeated"]
-    values = {trial.values[index] for trial in told}
-    if len(told) < _FEWEST or len(values) < 2:
+    values = {trial.values[index] for trial in complete}
+    if len(complete) < _FEWEST or len(values) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

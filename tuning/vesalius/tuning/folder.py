@@ -21,7 +21,10 @@ import contextlib
 import difflib
 import json
 import re
+import secrets
 import shutil
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -36,13 +39,12 @@ from vesalius.tuning.dimension import Dimension
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Ending = Literal["complete", "pruned", "failed", "repeated", "refused"]
-"""``repeated``: the values of an earlier trial, whose figures were taken; ``refused``: values that the method's
-settings refuse together, drawn and put back. Neither of the two is trained, nor counts as a trial."""
+"""``repeated``: the values of an earlier trial; ``refused``: values that the method's settings refuse together. Both
+are drawn and put back: neither is trained, counts as a trial, or is one to a sampler or a pruner."""
 COUNTED: tuple[Ending, ...] = ("complete", "pruned", "failed")
 
 
@@ -69,12 +71,61 @@ class Start(Settings):
         return f"{self.run}@{self.stages[-1]}"
 
 
+class Learnt(Settings):
+    """A trial of an earlier study that this one learns from: as it was, or by running its values again.
+
+    Attributes:
+        study: the earlier one.
+        number: of the trial there.
+        values: what it set of what is searched here, by dotted key.
+        figures: by objective; empty where it was stopped, or is run again.
+        percent: how far its training came.
+        passed: the criterion's best pass of a trial that was stopped.
+    """
+
+    study: str
+    number: int
+    values: dict[str, Any]
+    figures: dict[str, float] = Field(default_factory=dict)
+    percent: float = 100.0
+    passed: float | None = None
+
+    @property
+    def source(self) -> str:
+        """Study and number."""
+        return f"{self.study}/{self.number}"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what the values come to; else they are run here."""
+        return bool(self.figures) or self.passed is not None
+
+
+class Place(Settings):
+    """Where a study's folder is.
+
+    Attributes:
+        host: name of the machine, or of the container.
+        path: absolute.
+        inode: of the folder: another container that mounts the same volume finds the same one.
+    """
+
+    host: str
+    path: str
+    inode: int
+
+    def is_same(self, other: Place) -> bool:
+        """Say whether two are one folder, which may have been renamed."""
+        return [self.host == other.host, self.path == other.path, self.inode == other.inode].count(True) >= 2
+
+
 class StudySpec(Settings):
     """All that decides a study.
 
     Attributes:
         name: the folder's.
         token: of this folder: tells the trials that were begun from here from those of other drivers of one study.
+        place: of the folder that has the token, where drivers share the study.
         method: name in the methods' table.
         preset: where the method's settings start, a preset or ``RUN@STAGE``; a tag.
         settings: the method's settings that trials start from, complete, as plain JSON.
@@ -99,10 +150,13 @@ class StudySpec(Settings):
         shared: whether other drivers may have a part in it; a file in the folder is nobody else's.
         experiment: name of the experiment that the runs are tracked under.
         created: time of creation, UTC, ISO 8601.
+        learn_from: names of earlier studies that it learns from.
+        learnt: what it takes from them; settled when the study is begun.
     """
 
     name: str
     token: str
+    place: Place | None = None
     method: str
     preset: str = "paper"
     settings: dict[str, Any]
@@ -126,13 +180,15 @@ class StudySpec(Settings):
     shared: bool = False
     experiment: str
     created: str
+    learn_from: tuple[str, ...] = ()
+    learnt: tuple[Learnt, ...] = ()
 
     def terms(self) -> dict[str, Any]:
         """Return what all drivers of one study must agree on."""
         value = self.model_dump(mode="json")
         names = ("method", "settings", "cohort_digest", "searched", "objectives", "criterion", "num_workers")
         # Threads and memory are each machine's own affair.
-        loop = {key: one for key, one in value["training"].items() if key not in _LOCAL}
+        loop = {key: one for key, one in value["training"].items() if key not in LOCAL}
         # A copy of the run, under another name, is the same start.
         weights = None if self.start is None else [list(self.start.stages), self.start.weights_sha256]
         return {**{name: value[name] for name in names}, "training": loop, "start": weights}
@@ -142,7 +198,8 @@ class StudySpec(Settings):
         return f"{self.name}-{number:04d}" + ("" if seed is None else f"-seed{seed}")
 
 
-_LOCAL = ("threads", "cache_mib", "prefetch", "readers", "device")
+LOCAL = ("threads", "cache_mib", "prefetch", "readers", "device")
+"""Of the loop's settings, those that say how a machine computes and not what."""
 
 
 class Record(Settings):
@@ -155,6 +212,8 @@ class Record(Settings):
         run_id: its run.
         figures: by name: of the validation split and of what it took.
         percent: how far its training came.
+        passed: the criterion's best pass of a trial that was stopped.
+        is_transient: whether a failure was of the moment (want of memory, a worker that died) and not of its settings.
     """
 
     number: int
@@ -163,6 +222,8 @@ class Record(Settings):
     run_id: str = ""
     figures: dict[str, float] = Field(default_factory=dict)
     percent: float = 100.0
+    passed: float | None = None
+    is_transient: bool = False
 
 
 class StudyFolder:
@@ -254,10 +315,40 @@ class StudyFolder:
 
     def rewrite(self, spec: StudySpec) -> None:
         """Write the specification: the first time, or with another number of trials."""
+        if spec.shared and spec.place is None:
+            spec = spec.model_copy(update={"place": self._here()})
         if not spec.shared:
             spec = spec.model_copy(update={"storage": ""})
         with space_errors(self.path):
             write_file(self.path / "study.json", spec.model_dump_json(indent=1).encode(), self.path)
+
+    def claim(self) -> bool:
+        """Make the token this folder's alone, under its lock; return whether it is another one since.
+
+        In a storage that drivers share a copy of a folder would take the trials of the first one for its own. A folder
+        that was moved keeps its token. A file in the folder needs none of this: a copy has its own.
+        """
+        spec, here = self.spec, self._here()
+        if not spec.shared or spec.place == here:
+            return False
+        before = spec.place
+        is_copy = before is not None and not before.is_same(here) and not self._was_moved(before, spec.token)
+        token = secrets.token_hex(8) if is_copy else spec.token
+        self.rewrite(spec.model_copy(update={"token": token, "place": here}))
+        return is_copy
+
+    def _here(self) -> Place:
+        path = self.path.absolute()
+        return Place(host=socket.gethostname(), path=str(path), inode=path.stat().st_ino)
+
+    def _was_moved(self, before: Place, token: str) -> bool:
+        """Say whether nothing of the study is left where it was; of another machine nobody can say so."""
+        if before.host != self._here().host:
+            return False
+        try:
+            return StudyFolder(Path(before.path)).spec.token != token
+        except StudyError:
+            return True
 
 
 def studies_folder(home: Path) -> Path:

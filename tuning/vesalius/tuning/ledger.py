@@ -9,56 +9,50 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.config import digest, flatten
-from vesalius.platform.contracts import Choice
 from vesalius.platform.errors import SettingError, StudyError
 from vesalius.tuning.folder import COUNTED, Record
+from vesalius.tuning.noted import (
+    BLOCKS,
+    DRIVER,
+    FROM,
+    GIVEN_UP,
+    HEARD,
+    RECORD,
+    SILENT_SECONDS,
+    START,
+    Begun,
+    Elsewhere,
+    distribution,
+    finished,
+    is_start,
+    objective_values,
+    put_back,
+    record_of,
+    silence,
+)
 from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.samplers import make_pruner, make_sampler
 from vesalius.tuning.spaces import chosen, point
 from vesalius.tuning.storage import Patience, close_storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
     from vesalius.platform.runs import RunSettings
-    from vesalius.tuning.dimension import Dimension
     from vesalius.tuning.folder import StudySpec
 
 _TERMS = "vesalius_terms"
-_DRIVER = "driver"
-_START = "start"
-_RECORD = "record"
-_BLOCKS = "blocks"
-_GIVEN_UP = "given_up"
+_LEARN_FROM = "learn_from"
 _MOST_DRAWS = 50
 """Draws in a row that are no new trial, after which the spaces count as exhausted."""
+_STUBBORN = 10
+"""Draws in a row that are no new trial, after which they are random: a sampler would ask for the same for ever."""
 _JOINING_SECONDS = 20.0
-
-
-@dataclass
-class Begun:
-    """A trial that is under way.
-
-    Attributes:
-        number: of the trial in its study.
-        values: what it sets, by dotted key.
-        is_start: whether it is the settings that the study starts from.
-        outside: whether these lie outside of the spaces.
-        given_up: hundredths of its training at which the pruner gave it up, where a driver was killed upon that.
-    """
-
-    number: int
-    values: dict[str, Any]
-    is_start: bool
-    outside: bool
-    given_up: float | None = None
+_BEAT_SECONDS = 60.0
 
 
 class Ledger:
@@ -84,6 +78,7 @@ class Ledger:
         self._try = patience
         self._single = len(spec.objectives) == 1
         self._trials: dict[int, Trial] = {}
+        self._beaten = time.time()
         self._storage = open_storage(address, patience)
         try:
             self.study: Study = self._open(has_ended)
@@ -118,51 +113,106 @@ class Ledger:
 
     def _agree(self, study: Study, is_new: bool) -> None:
         """Note the study's terms, or compare them with those that are noted."""
-        terms = self._spec.terms()
-        deadline = time.monotonic() + (_JOINING_SECONDS if self._spec.shared and not is_new else 0)
-        while (noted := self._try(lambda: study.user_attrs).get(_TERMS)) is None and time.monotonic() < deadline:
-            time.sleep(0.2)  # whoever made it a moment ago is about to note them
+        terms = {**self._spec.terms(), _LEARN_FROM: list(self._spec.learn_from)}
+        noted = self._noted(study, wait=self._spec.shared and not is_new)
         if noted is None:
-            if not self._try(study.get_trials, deepcopy=False):
-                values = point(self._base, self._spec.searched)
-                self._try(study.enqueue_trial, values or {}, user_attrs={_START: True})
+            self._fill(study)
             self._try(study.set_user_attr, _TERMS, terms)
             return
         noted = json.loads(json.dumps(noted))
         different = [name for name in terms if noted.get(name) != terms[name]]
+        if not self._spec.learn_from:  # what a study learns from, whoever begins it decides
+            different = [name for name in different if name != _LEARN_FROM]
         if different:
-            names = {"cohort_digest": "cohort", "searched": "spaces", "criterion": "validation criterion"}
-            names["start"] = "run to start from"
+            names = {
+                "cohort_digest": "cohort",
+                "searched": "spaces",
+                "criterion": "validation criterion",
+                "start": "run to start from",
+                _LEARN_FROM: "list of studies to learn from",
+            }
             raise StudyError(
                 f"the study '{self._spec.name}' in its storage is of another "
                 f"{', another '.join(names.get(name, name) for name in different)}: choose another name"
             )
 
-    def _seed_sampler(self, number: int) -> None:
+    def _noted(self, study: Study, *, wait: bool) -> Any:
+        """Return the terms that are noted, or None; whoever made the study a moment ago may be about to note them."""
+        deadline = time.monotonic() + (_JOINING_SECONDS if wait else 0)
+        filled = 0
+        while (noted := self._try(lambda: study.user_attrs).get(_TERMS)) is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+            trials = len(self._try(study.get_trials, deepcopy=False))
+            if trials > filled:  # what there is much to learn from takes its time
+                filled, deadline = trials, time.monotonic() + _JOINING_SECONDS
+        return noted
+
+    def _fill(self, study: Study) -> None:
+        """Put into a study what it begins with: the start, then what it learns. What a kill left of that stays."""
+        there = self._try(study.get_trials, deepcopy=False)
+        if not there:
+            values = point(self._base, self._spec.searched)
+            self._try(study.enqueue_trial, values or {}, user_attrs={START: True})
+        known = {trial.user_attrs.get(FROM) for trial in there}
+        for one in self._spec.learnt:
+            if one.source not in known:
+                if one.is_known:
+                    self._try(study.add_trial, finished(one, self._spec))
+                else:
+                    self._try(study.enqueue_trial, one.values, user_attrs={FROM: one.source})
+
+    def _seed_sampler(self, number: int, *, at_random: bool = False) -> None:
         """Make what is drawn a function of the seed, the trial's number and the trials before it.
 
         A sampler that goes on would draw by a generator whose state is kept nowhere; so a study that was broken off
         draws what an unbroken one does. Drivers that share a study draw each their own.
         """
         driver = self._spec.token if self._spec.shared else ""
-        self.study.sampler = make_sampler(self._spec.sampler, int(digest([self._spec.seed, driver, number])[:8], 16))
+        name = "random" if at_random else self._spec.sampler
+        self.study.sampler = make_sampler(name, int(digest([self._spec.seed, driver, number])[:8], 16))
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials, oldest first."""
         return self._try(self.study.get_trials, deepcopy=False)
 
     def counts(self) -> tuple[int, int]:
-        """Return how many trials have ended and how many are under way, the repeated and refused ones left out."""
+        """Return how many trials have ended and how many are under way, the repeated and refused ones left out.
+
+        What another driver has under way counts as long as that driver is heard of.
+        """
         from optuna.trial import TrialState
 
         ended = running = 0
         for trial in self.trials():
             record = record_of(trial)
             if trial.state == TrialState.RUNNING:
-                running += _DRIVER in trial.user_attrs
+                running += DRIVER in trial.user_attrs and not self._is_silent(trial)
             elif record is not None:
                 ended += record.ending in COUNTED
         return ended, running
+
+    def elsewhere(self) -> Elsewhere:
+        """Return what other drivers have under way."""
+        from optuna.trial import TrialState
+
+        now = time.time()
+        others = [one for one in self.trials() if one.state == TrialState.RUNNING and self._is_foreign(one)]
+        silences = [silence(one, now) for one in others if self._is_silent(one)]
+        return Elsewhere(len(others) - len(silences), len(silences), min(silences, default=0.0))
+
+    def beat(self) -> None:
+        """Let other drivers know, once a minute, that what is under way here is."""
+        if not self._spec.shared or time.time() - self._beaten < _BEAT_SECONDS:
+            return
+        self._beaten = time.time()
+        for trial in self._trials.values():
+            self._try(trial.set_user_attr, HEARD, self._beaten)
+
+    def _is_foreign(self, trial: FrozenTrial) -> bool:
+        return trial.user_attrs.get(DRIVER) not in (None, self._spec.token)
+
+    def _is_silent(self, trial: FrozenTrial) -> bool:
+        return self._is_foreign(trial) and silence(trial, time.time()) > SILENT_SECONDS
 
     def failed(self) -> int:
         """Return how many trials have failed."""
@@ -175,33 +225,58 @@ class Ledger:
 
         found = []
         for frozen in self.trials():
-            driver = frozen.user_attrs.get(_DRIVER)
+            driver = frozen.user_attrs.get(DRIVER)
             # Where nobody has signed, the kill came between the draw and the signature.
             ours = driver == self._spec.token or (driver is None and not self._spec.shared)
             if frozen.state == TrialState.RUNNING and ours:
                 self._seed_sampler(frozen.number)
                 trial = self._try(optuna.trial.Trial, self.study, frozen._trial_id)
-                begun = self._begin(trial)
+                passes = frozen.intermediate_values
+                begun = self._begin(trial, passed=passes[max(passes)] if passes else None)
                 if begun is not None:
                     found.append(begun)
         return found
 
+    def start_again(self) -> bool:
+        """Let the start be tried once more where it has failed for a reason of the moment; return whether it is.
+
+        Everything is compared with it. The new try is a trial of its own, beyond those that the study is to have.
+        """
+        starts = [trial for trial in self.trials() if is_start(trial)]
+        records = [record for trial in starts if (record := record_of(trial)) is not None]
+        if len(records) < len(starts) or any(one.ending != "failed" for one in records) or not records[-1].is_transient:
+            return False
+        values = point(self._base, self._spec.searched)
+        self._try(self.study.enqueue_trial, values or {}, user_attrs={START: True})
+        return True
+
+    def start_waits(self) -> bool:
+        """Say whether the start is what is drawn next."""
+        from optuna.trial import TrialState
+
+        waiting = (trial for trial in self.trials() if trial.state == TrialState.WAITING)
+        first = next(waiting, None)
+        return first is not None and is_start(first)
+
     def draw(self) -> Begun | None:
         """Return the next trial, or None where the spaces hold nothing new.
 
-        A draw that the settings refuse is put back; one that repeats an earlier trial takes its figures, since the same
-        settings and seed train to the same weights.
+        A draw that the settings refuse is put back, and so is one that repeats an earlier trial: the same settings and
+        seed train to the same weights.
         """
         for _ in range(_MOST_DRAWS):
-            self._seed_sampler(len(self.trials()))
+            trials = self.trials()
+            self._seed_sampler(len(trials), at_random=put_back(trials) >= _STUBBORN)
             begun = self._begin(self._try(self.study.ask))
             if begun is not None:
                 return begun
         return None
 
-    def _begin(self, trial: Trial) -> Begun | None:
+    def _begin(self, trial: Trial, passed: float | None = None) -> Begun | None:
         # Signed before anything else: a trial of a shared study that nobody has signed is nobody's to go on with.
-        self._try(trial.set_user_attr, _DRIVER, self._spec.token)
+        self._try(trial.set_user_attr, DRIVER, self._spec.token)
+        if self._spec.shared:
+            self._try(trial.set_user_attr, HEARD, time.time())
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
@@ -210,7 +285,8 @@ class Ledger:
             values=values,
             is_start=starts,
             outside=outside,
-            given_up=trial.user_attrs.get(_GIVEN_UP),
+            given_up=trial.user_attrs.get(GIVEN_UP),
+            passed=passed,
         )
         self._trials[trial.number] = trial
         try:
@@ -228,7 +304,6 @@ class Ledger:
                     ending="repeated",
                     reason=f"the values of trial {number}",
                     run_id=record.run_id if record else "",
-                    figures=record.figures if record and record.ending == "complete" else {},
                 ),
             )
             return None
@@ -241,21 +316,22 @@ class Ledger:
             warnings.simplefilter("ignore")  # of fixed values, which are meant
             for one in self._spec.searched:
                 if one.condition is None or one.condition.holds({**flat, **values}):
-                    values[one.key] = self._try(_suggest_one, trial, one)
+                    values[one.key] = self._try(trial._suggest, one.key, distribution(one))
         return values
 
     def _same_as(self, begun: Begun) -> tuple[int, Record | None] | None:
         from optuna.trial import TrialState
 
-        if begun.outside:
-            return None
         for other in self.trials():
-            if other.number == begun.number or other.state == TrialState.WAITING or dict(other.params) != begun.values:
+            is_same = is_start(other) if begun.outside else dict(other.params) == begun.values
+            if other.number == begun.number or other.state == TrialState.WAITING or not is_same:
                 continue
             record = record_of(other)
+            if begun.is_start and is_start(other) and record is not None and record.ending == "failed":
+                continue  # it is tried again
             if other.state == TrialState.RUNNING:
                 # Of two that are left half-way with the same values the first goes on.
-                if other.number < begun.number and _DRIVER in other.user_attrs:
+                if other.number < begun.number and DRIVER in other.user_attrs and not self._is_silent(other):
                     return other.number, None
             elif record is not None and record.ending in COUNTED:
                 return other.number, record
@@ -272,7 +348,7 @@ class Ledger:
         trial = self._trials[number]
         if not self._single or self._spec.criterion is None:
             return False
-        if trial.user_attrs.get(_GIVEN_UP) is not None:
+        if trial.user_attrs.get(GIVEN_UP) is not None:
             return True
         step = int(percent)
         known = self._try(self._storage.get_trial, trial._trial_id).intermediate_values
@@ -284,14 +360,14 @@ class Ledger:
         if not given_up or step >= 100 or is_start(trial):
             return False
         # Asked again after a kill the pruner would let it go on: it takes the rung for one that was passed.
-        self._try(trial.set_user_attr, _GIVEN_UP, percent)
+        self._try(trial.set_user_attr, GIVEN_UP, percent)
         return True
 
     def blocks(self, number: int) -> bool:
         """Note that a trial has ended a call of the whole study, and return whether it had done so before."""
         trial = self._trials[number]
-        before = bool(trial.user_attrs.get(_BLOCKS))
-        self._try(trial.set_user_attr, _BLOCKS, True)
+        before = bool(trial.user_attrs.get(BLOCKS))
+        self._try(trial.set_user_attr, BLOCKS, True)
         return before
 
     def end(self, begun: Begun, record: Record) -> None:
@@ -302,11 +378,12 @@ class Ledger:
         frozen = self._try(self._storage.get_trial, trial._trial_id)
         if frozen.state.is_finished():
             return
-        self._try(trial.set_user_attr, _RECORD, record.model_dump(mode="json"))
+        self._try(trial.set_user_attr, RECORD, record.model_dump(mode="json"))
         values = objective_values(self._spec.objectives, record.figures)
         state = TrialState.FAIL
-        if record.ending in ("complete", "repeated") and values is not None and not begun.outside:
-            # One outside of the spaces is none to a sampler: they take their space from the trials there are.
+        if record.ending == "complete" and values is not None and not begun.outside:
+            # One outside of the spaces is none to a sampler: they take their space from the trials there are. Nor is a
+            # repeat, which would count for the random draws that a sampler begins with.
             state = TrialState.COMPLETE
         elif record.ending == "pruned" and self._single:
             state = TrialState.PRUNED
@@ -320,28 +397,3 @@ class Ledger:
                 skip_if_finished=True,
             )
         del self._trials[begun.number]
-
-
-def _suggest_one(trial: Trial, one: Dimension) -> Any:
-    if isinstance(one.space, Choice):
-        return trial.suggest_categorical(one.key, one.space.values)
-    if one.whole:
-        return trial.suggest_int(one.key, int(one.space.low), int(one.space.high), log=one.space.log)
-    return trial.suggest_float(one.key, one.space.low, one.space.high, log=one.space.log)
-
-
-def objective_values(names: tuple[str, ...], figures: Mapping[str, float]) -> list[float] | None:
-    """Return a trial's objectives in order, or None where it lacks one."""
-    values = [figures.get(name) for name in names]
-    return None if any(value is None for value in values) else [float(value) for value in values if value is not None]
-
-
-def record_of(trial: FrozenTrial) -> Record | None:
-    """Return what was noted of a trial, or None where it is under way."""
-    noted = trial.user_attrs.get(_RECORD)
-    return None if noted is None else Record.model_validate(noted)
-
-
-def is_start(trial: FrozenTrial | Trial) -> bool:
-    """Say whether a trial is the settings that the study starts from."""
-    return bool(trial.user_attrs.get(_START))

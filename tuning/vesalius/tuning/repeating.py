@@ -12,7 +12,7 @@ from vesalius.platform.cluster import session
 from vesalius.platform.progress import silent
 from vesalius.tuning.folder import Record
 from vesalius.tuning.resources import check_resources, trial_resources
-from vesalius.tuning.running import failures, quiet
+from vesalius.tuning.running import failures, fit, quiet
 from vesalius.tuning.trial import work
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def repeat(
         progress: called with trainings ended and in all.
 
     Raises:
-        StudyError: another process drives the study from here.
+        StudyError: another process drives the study from here, or Ray fails.
         SettingError: trainings side by side do not fit the cluster.
         VesaliusError: whatever is wrong for all of them.
     """
@@ -83,12 +83,7 @@ def repeat(
                         failure_config=failures(spec),
                     ),
                 )
-                try:
-                    tuner.fit()
-                finally:
-                    shutil.rmtree(study.ray, ignore_errors=True)
-        if stopper.error is not None:
-            raise stopper.error
+                fit(tuner, study, lambda: stopper.error, f"vesalius study {spec.name} --seeds {len(seeds)}")
         for row, seed in left:
             if study.record(row.number, seed) is None:
                 reason = "its worker process died again and again: most likely it ran out of memory"

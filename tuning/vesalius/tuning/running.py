@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.cluster import session
+from vesalius.platform.errors import StudyError, VesaliusError
 from vesalius.platform.progress import silent
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.resources import alive_nodes, check_resources, trial_resources
@@ -21,11 +22,12 @@ from vesalius.tuning.storage import PATIENCE_SECONDS, Patience, whole_address
 from vesalius.tuning.trial import work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunSettings
     from vesalius.tuning.folder import StudyFolder, StudySpec
+    from vesalius.tuning.noted import Elsewhere
     from vesalius.tuning.trial import Trainer
 
 _QUIET = {
@@ -44,11 +46,17 @@ class Driven:
     Attributes:
         is_finished: whether the study has all the trials that it was to have.
         is_exhausted: whether its spaces hold nothing new.
+        is_over: whether the time that was given is over.
+        is_copy: whether the folder was found to be a copy, and signs its trials with a token of its own since.
+        elsewhere: what other drivers of a shared study have under way.
         seconds: the call took.
     """
 
     is_finished: bool
     is_exhausted: bool
+    is_over: bool
+    is_copy: bool
+    elsewhere: Elsewhere
     seconds: float
 
 
@@ -76,16 +84,17 @@ def drive(
 
     Raises:
         StudyError: another process drives the study from here, its storage does not answer or holds another study of
-            this name, or every trial fails.
+            this name, every trial fails, or Ray does.
         SettingError: its trials do not fit the cluster.
         VesaliusError: whatever is wrong for all trials.
     """
-    spec = study.spec
     begun = time.monotonic()
     with study.alone(), session(), contextlib.ExitStack() as stack:
         import ray
         from ray.tune import RunConfig, TuneConfig, Tuner, with_resources
 
+        is_copy = study.claim()
+        spec = study.spec
         from vesalius.tuning.searcher import LedgerScheduler, LedgerSearch, LostTrials, StudyStopper
 
         check_resources(
@@ -96,16 +105,18 @@ def drive(
             gpus=spec.gpus,
             nodes=alive_nodes(),
         )
-        patience = Patience(spec.storage, patience_seconds, waiting=lambda said: progress(0, spec.trials, said))
+        seen = _Last(progress)
+        patience = Patience(spec.storage, patience_seconds, waiting=lambda said: seen(seen.ended, spec.trials, said))
         ledger = Ledger(spec, base, whole_address(spec.storage), patience, has_ended=study.has_ended)
         stack.callback(ledger.close)
+        ledger.start_again()
         search = LedgerSearch(
             ledger,
             spec,
             study,
             deadline=None if budget_seconds is None else begun + budget_seconds,
-            progress=progress,
-            abandon=lambda number: trainer.abandon(spec, number),
+            progress=seen,
+            abandon=lambda record: trainer.abandon(spec, record),
         )
         shutil.rmtree(study.ray, ignore_errors=True)
         with quiet(), warnings.catch_warnings():
@@ -128,18 +139,63 @@ def drive(
                     failure_config=failures(spec),
                 ),
             )
-            try:
-                tuner.fit()
-            finally:
-                shutil.rmtree(study.ray, ignore_errors=True)
-        if search.error is not None:
-            raise search.error
+            fit(tuner, study, lambda: search.error, f"vesalius tune --resume {spec.name}")
         ended, running = ledger.counts()
         return Driven(
             is_finished=ended >= spec.trials or (search.is_exhausted and not running),
             is_exhausted=search.is_exhausted,
+            is_over=search.is_over(),
+            is_copy=is_copy,
+            elsewhere=ledger.elsewhere(),
             seconds=time.monotonic() - begun,
         )
+
+
+class _Last:
+    """Remembers how many trials had ended when that was last said: a storage that is down cannot tell."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.ended = 0
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        self.ended = done
+        self._progress(done, total, note)
+
+
+def fit(tuner: Any, study: StudyFolder, error: Callable[[], VesaliusError | None], resume: str) -> None:
+    """Let Tune do its work, and remove what it writes.
+
+    Args:
+        tuner: of Ray.
+        study: whose folder it writes in.
+        error: returns what has ended it, where something is known to have.
+        resume: the command that goes on.
+
+    Raises:
+        StudyError: Ray itself has failed.
+        VesaliusError: what ``error`` returns.
+    """
+    from ray.exceptions import RayError
+    from ray.tune import TuneError
+
+    failed: Exception | None = None
+    try:
+        tuner.fit()
+    except (TuneError, RayError, ConnectionError) as cause:
+        failed = cause
+    finally:
+        shutil.rmtree(study.ray, ignore_errors=True)
+    known = error()
+    if known is not None:
+        raise known from failed
+    if failed is not None:
+        lines = [line.strip() for line in str(failed.__cause__ or failed).splitlines() if line.strip()]
+        said = (lines[-1] if lines else type(failed).__name__)[:300].rstrip(".:")
+        raise StudyError(
+            f"Ray broke off study '{study.path.name}' ({said}): nothing is lost; once the cluster is up again, go on "
+            f"with `{resume}`"
+        ) from failed
 
 
 def failures(spec: StudySpec) -> Any:

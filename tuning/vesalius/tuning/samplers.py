@@ -34,11 +34,16 @@ PRUNERS: dict[str, TableEntry] = {
 _PRUNER_OPTIONS: dict[str, dict[str, Any]] = {
     # In hundredths of a trial's training, which is how trials report.
     "asha": {"min_resource": 11, "reduction_factor": 3},
-    "median": {"n_startup_trials": 4, "n_warmup_steps": 10},
+    # Four trials with a pass there: what was learnt from an earlier study has none.
+    "median": {"n_startup_trials": 4, "n_warmup_steps": 10, "n_min_trials": 4},
     "none": {},
 }
 VALIDATIONS = 9
 """Validation passes of a trial that may be stopped: the first of them where the first rung stands."""
+
+
+LEARNING = ("tpe", "gp")
+"""Samplers that learn from any finished trial; genetic ones and CMA-ES learn from those that they have drawn."""
 
 _REQUIRES = {"cmaes": "cmaes"}
 

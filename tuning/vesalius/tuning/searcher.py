@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from vesalius.platform.progress import Progress
     from vesalius.tuning.folder import StudyFolder, StudySpec
-    from vesalius.tuning.ledger import Begun, Ledger
+    from vesalius.tuning.ledger import Ledger
+    from vesalius.tuning.noted import Begun
 
 _HOPELESS = 3
 """Trials of a call that fail where no other of the study has ended, after which it stops: a fourth would fail too."""
@@ -44,7 +45,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         *,
         deadline: float | None,
         progress: Progress,
-        abandon: Callable[[int], None],
+        abandon: Callable[[Record], None],
     ) -> None:
         super().__init__()
         self._ledger = ledger
@@ -56,6 +57,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         self._waiting = ledger.left_behind()
         self._running: dict[str, Begun] = {}
         self._percent: dict[str, float] = {}
+        self._passed: dict[str, float] = {}
         self._pruned: set[str] = set()
         self._ended = 0
         self._failed = 0
@@ -87,6 +89,11 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             return None  # the spaces are asked again once something has ended
         return str(Searcher.FINISHED)
 
+    def beat(self) -> None:
+        """Let other drivers of the study know that this one is at work."""
+        with _Noting(self):
+            self._ledger.beat()
+
     def is_over(self) -> bool:
         """Say whether the time that was given is over."""
         return self._deadline is not None and time.monotonic() >= self._deadline
@@ -97,12 +104,19 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             record = self._folder.record(begun.number)  # its worker had finished when the driver was killed
             if record is None and begun.given_up is not None:
                 run_id = self._spec.run_id(begun.number)
-                pruned = Record(number=begun.number, ending="pruned", run_id=run_id, percent=begun.given_up)
-                record = self._given_up(pruned)
+                record = self._given_up(
+                    Record(
+                        number=begun.number,
+                        ending="pruned",
+                        run_id=run_id,
+                        percent=begun.given_up,
+                        passed=begun.passed,
+                    )
+                )
             if record is None:
                 return begun
             self._ledger.end(begun, record)
-        if sum(self._ledger.counts()) >= self._spec.trials:
+        if sum(self._ledger.counts()) >= self._spec.trials and not self._ledger.start_waits():
             return None
         if self._exhausted_at == self._ended:
             return None  # nothing has ended since: the same draws would come to the same
@@ -120,6 +134,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         self._percent[trial_id] = percent
         value = None if criterion is None else result.get(f"best_{criterion}")
         if value is not None:
+            self._passed[trial_id] = float(value)
             with _Noting(self):
                 if self._ledger.report(begun.number, percent, float(value)):
                     self._pruned.add(trial_id)
@@ -160,15 +175,18 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
         if kept is not None:
             return kept
         if trial_id in self._pruned:
-            return self._given_up(Record(number=number, ending="pruned", run_id=run_id, percent=percent))
+            passed = self._passed.get(trial_id)
+            return self._given_up(Record(number=number, ending="pruned", run_id=run_id, percent=percent, passed=passed))
         if error:
             reason = "its worker process died again and again: most likely it ran out of memory"
-            return self._given_up(Record(number=number, ending="failed", reason=reason, run_id=run_id, percent=percent))
+            return self._given_up(
+                Record(number=number, ending="failed", reason=reason, run_id=run_id, percent=percent, is_transient=True)
+            )
         return None  # stopped with the study, by its budget or by a person: it goes on with --resume
 
     def _given_up(self, record: Record) -> Record:
         """Keep in its worker's place what became of a trial that is not gone on with."""
-        self._abandon(record.number)
+        self._abandon(record)
         self._folder.keep(record)
         return record
 
@@ -256,7 +274,8 @@ class StudyStopper(Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        """Say whether the study ends now."""
+        """Say whether the study ends now; Tune asks again and again."""
+        self._search.beat()
         return self._search.error is not None or self._search.is_over()
 
 

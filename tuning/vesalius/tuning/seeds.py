@@ -83,7 +83,10 @@ def compared(found: Analysis) -> tuple[int, int]:
     if found.best is None:
         raise StudyError(f"study '{found.study}' has no complete trial yet: go on with `vesalius tune --resume`")
     if found.start is None:
-        raise StudyError(f"the first trial of study '{found.study}' did not come to its end: there is no start")
+        raise StudyError(
+            f"the settings that study '{found.study}' started from did not come to their end, so nothing is compared "
+            f"with them: `vesalius tune --resume {found.study}` tries them again after want of memory or a lost worker"
+        )
     if found.best == found.start:
         raise StudyError(
             f"the best trial of study '{found.study}' has the settings that it started from: none to compare"

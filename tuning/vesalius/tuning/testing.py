@@ -14,7 +14,7 @@ from pydantic import model_validator
 from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
 from vesalius.platform.errors import DivergenceError, StoreError
 from vesalius.platform.runs import RunFolder, RunSettings
-from vesalius.tuning.folder import StudyFolder, StudySpec, create_study
+from vesalius.tuning.folder import Record, StudyFolder, StudySpec, create_study
 from vesalius.tuning.spaces import dimensions
 
 if TYPE_CHECKING:
@@ -135,6 +135,6 @@ class ToyTrainer:
         self._say(f"judge {run.run_id}")
         return {"average_precision": worth(values), "seconds_per_volume": float(values.get("method.k", 3))}
 
-    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
+    def abandon(self, spec: StudySpec, record: Record, seed: int | None = None) -> None:
         """Say so."""
-        self._say(f"abandon {spec.run_id(number, seed)}")
+        self._say(f"abandon {spec.run_id(record.number, seed)}")

@@ -46,8 +46,8 @@ class Trainer(Protocol):
         """Return a finished run's figures on validation, and what it took, by the objectives' names."""
         ...
 
-    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
-        """Note of a trial's run that it will not be gone on with."""
+    def abandon(self, spec: StudySpec, record: Record, seed: int | None = None) -> None:
+        """Note of a trial's run that it will not be gone on with, and what has become of it."""
         ...
 
 
@@ -105,11 +105,13 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
 
     run_id = spec.run_id(number, seed)
 
-    def failed(reason: str) -> Record:
+    def failed(reason: str, *, is_transient: bool = False) -> Record:
+        said = " ".join(reason.split())[:500]
+        record = Record(number=number, ending="failed", reason=said, run_id=run_id, is_transient=is_transient)
         # Notes that cannot be written say less than the reason.
         with contextlib.suppress(VesaliusError):
-            trainer.abandon(spec, number, seed)
-        return Record(number=number, ending="failed", reason=" ".join(reason.split())[:500], run_id=run_id)
+            trainer.abandon(spec, record, seed)
+        return record
 
     try:
         with memory_shared_by(spec.concurrent):
@@ -121,14 +123,15 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
         return failed(str(error))
     except VesaliusError as error:
         # A trial of several workers says in a sentence what one of a single worker raises.
-        if "out of memory" in str(error) or _is_of_its_workers(error):
-            return failed(str(error))
+        lacked_memory = "out of memory" in str(error)
+        if lacked_memory or _is_of_its_workers(error):
+            return failed(str(error), is_transient=lacked_memory or _has_lost_workers(error))
         raise
     except OSError:
         raise
     except Exception as error:  # a defect that some settings bring out is one trial's, and the others go on
         if is_out_of_memory(error):
-            return failed(f"out of memory: {error or type(error).__name__}")
+            return failed(f"out of memory: {error or type(error).__name__}", is_transient=True)
         return failed(f"{type(error).__name__}: {error}")
     missing = [name for name in spec.objectives if name not in figures]
     if missing:
@@ -141,6 +144,14 @@ def _is_of_its_workers(error: VesaliusError) -> bool:
     from ray.train import WorkerGroupError
 
     return isinstance(error.__cause__, WorkerGroupError)
+
+
+def _has_lost_workers(error: VesaliusError) -> bool:
+    """Say whether workers of Ray Train died, and did not raise."""
+    from ray.exceptions import RayActorError
+
+    failures = getattr(error.__cause__, "worker_failures", {})
+    return any(isinstance(one, RayActorError) for one in failures.values())
 
 
 def _wait_for(run: RunFolder) -> None:

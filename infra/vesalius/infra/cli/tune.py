@@ -1,5 +1,6 @@
 """``vesalius tune``: search a method's settings on a cohort, or go on with a broken-off study."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from vesalius.infra.console import Terminal
 
 if TYPE_CHECKING:
     from vesalius.infra.pipeline import StudyRequest
-    from vesalius.tuning import StudyFolder
+    from vesalius.tuning import Driven, StudyFolder
 
 
 def tune(
@@ -83,6 +84,16 @@ def tune(
             "with --resume."
         ),
     ] = None,
+    learn_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--learn-from",
+            metavar="STUDY",
+            help="Learn from an earlier study of METHOD, tracked in MLflow or kept here (repeatable). Its trials teach "
+            "the sampler where their figures are comparable: same cohort, same settings but for what is searched. Else "
+            "its best three run right after the start.",
+        ),
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="YAML, or Python that assigns `study`; options beside it win.")
     ] = None,
@@ -127,6 +138,7 @@ def tune(
             "seed": seed,
             "storage": storage,
             "name": name,
+            "learn_from": tuple(learn_from) if learn_from else None,
         }
         given = {key: value for key, value in given.items() if value is not None}
         if resume is not None:
@@ -150,9 +162,29 @@ def tune(
             )
         if driven.is_exhausted:
             terminal.warn("the spaces hold nothing that was not tried: widen them for more trials")
-        elif not driven.is_finished:
+        elif driven.is_over and not driven.is_finished:
             terminal.say(f"the time is over; to go on: {terminal.resume_hint}")
+        for said in _about_others(driven, study):
+            terminal.warn(said)
         show_study(terminal, study, finished=driven.is_finished, seconds=round(driven.seconds, 2))
+
+
+def _about_others(driven: "Driven", study: "StudyFolder") -> list[str]:
+    """Return sentences on other drivers of a shared study, and on the folder that this one was copied from."""
+    from vesalius.infra.tables import as_time
+
+    said = []
+    others, name = driven.elsewhere, study.spec.name
+    if driven.is_copy:
+        said.append(f"{study.path} is a copy: what is under way where it was copied from is left to that folder")
+    if others.alive and not driven.is_finished:
+        said.append(f"trials under way at other drivers: {others.alive}; the study is finished when they are")
+    if others.silent:
+        said.append(
+            f"trials of drivers not heard of: {others.silent}, the last one {as_time(others.seconds)} ago; they do "
+            f"not count as under way, and go on with `vesalius tune --resume {name}` where they were begun"
+        )
+    return said
 
 
 def _spaces(texts: list[str] | None) -> dict[str, Any] | None:
@@ -185,8 +217,9 @@ def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
     from vesalius.tuning import full_key, read_study_file
 
     said: dict[str, Any] = {} if file is None else read_study_file(absolute(file))
-    if isinstance(said.get("objective"), str):
-        said["objective"] = (said["objective"],)
+    for key in ("objective", "learn_from"):
+        if isinstance(said.get(key), str):
+            said[key] = (said[key],)
     if isinstance(said.get("store"), str) and "store" not in given:
         given["store"] = place(said["store"])
     joined = {**said, **given}
@@ -223,6 +256,7 @@ def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None, hom
         "seed": "--seed",
         "storage": "--storage",
         "name": "--name",
+        "learn_from": "--learn-from",
     }
     extra = [flag for key, flag in fixed.items() if key in given] + ([] if file is None else ["--file"])
     if extra:
@@ -236,7 +270,10 @@ def _described(study: "StudyFolder") -> str:
     spec = study.spec
     searched = ", ".join(f"{one.key.removeprefix('method.')}={one.text()}" for one in spec.searched)
     judged = " and ".join(spec.objectives)
+    known = Counter(one.study for one in spec.learnt if one.is_known)
+    learnt = "".join(f"; learnt from {number} trial{'s' * (number > 1)} of {name}" for name, number in known.items())
     said = (
-        f"{spec.trials} trials, {spec.concurrent} side by side, {spec.sampler}, {spec.pruner}; {searched}; by {judged}"
+        f"{spec.trials} trials, {spec.concurrent} side by side, {spec.sampler}, {spec.pruner}; {searched}; by "
+        f"{judged}{learnt}"
     )
     return said if spec.start is None else f"{said}; after {spec.start.text}"

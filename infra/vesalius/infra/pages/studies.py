@@ -53,7 +53,8 @@ class StudyView:
 
     def label(self, row: TrialRow) -> str:
         """Return what is said where one points at a trial."""
-        said = [f"trial {row.number}{' (start)' if row.is_start else ''}, {row.state}"]
+        origin = " (start)" if row.is_start else f" (from {row.source})" if row.source else ""
+        said = [f"trial {row.number}{origin}, {row.state}"]
         said += [f"{name} {as_text(row.figures.get(name))}" for name in self.found.objectives if name in row.figures]
         said += [f"{short(key)} {as_text(value)}" for key, value in self.values(row).items()]
         return "; ".join(said)

@@ -62,7 +62,8 @@ def render_study(
     view = StudyView(found, spec.searched, start)
     rows = {row.number: row for row in found.trials}
     best = None if found.best is None else rows[found.best]
-    first = next((row for row in found.trials if row.is_start), None)
+    starts = [row for row in found.trials if row.is_start]  # several where the first ones failed
+    first = next((row for row in starts if row.number == found.start), starts[0] if starts else None)
     names = list(found.objectives)
     keys = [one.key for one in spec.searched]
     further = [name for name in _FURTHER if name not in names and any(name in row.figures for row in found.trials)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import AliasChoices, Field
 
+from vesalius.infra.pipeline.earlier_studies import earlier_study
 from vesalius.infra.pipeline.judging import VALIDATION
 from vesalius.infra.pipeline.starting import (
     check_has_effect,
@@ -43,6 +44,7 @@ from vesalius.tuning import (
     dimensions,
     fitting,
     intermediate,
+    learn,
     new_study,
     objective,
     other_seeds,
@@ -81,6 +83,7 @@ class StudyRequest(Settings):
         gpus: of a trial of one worker; None shares out what the cluster has.
         storage: address of the study's storage; None takes a file in its folder.
         name: of the study; None makes one.
+        learn_from: earlier studies of the method that it learns from: names, or ids of their tracked runs.
     """
 
     method: str = ""
@@ -101,6 +104,7 @@ class StudyRequest(Settings):
     gpus: float | None = Field(None, ge=0)
     storage: str | None = None
     name: str | None = None
+    learn_from: tuple[str, ...] = ()
 
 
 def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None], progress: Progress) -> StudyFolder:
@@ -118,7 +122,8 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         RunError: that run is missing, or has not finished the stage.
         StoreError: the store cannot be used.
         CohortError: it holds no healthy training subjects, or none to set lesions into.
-        StudyError: the name is taken, or the storage's password is missing.
+        StudyError: the name is taken, the storage's password is missing, or a study to learn from is not found or of
+            another method.
     """
     if request.trials < 1:
         raise SettingError(f"--trials is {request.trials}: a study has 1 or more")
@@ -133,6 +138,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
     storage = "" if request.storage is None else check_address(request.storage)
     whole_address(storage)
+    earlier = [earlier_study(one, method=request.method, home=home) for one in dict.fromkeys(request.learn_from)]
     preset, method, training = settings_of(request, origin)
     store = CohortStore.open(request.store)
     base = RunSettings.of(method, training)
@@ -193,8 +199,13 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
             shared=request.storage is not None,
             experiment=name,
             created=now(),
+            learn_from=tuple(one.name for one in earlier),
         )
-        folder.rewrite(spec)
+        lessons = [learn(one, spec, RunSettings.of(method, training)) for one in earlier]
+        for lesson in lessons:
+            if lesson.caveat:
+                say(lesson.caveat)
+        folder.rewrite(spec.model_copy(update={"learnt": tuple(one for lesson in lessons for one in lesson.learnt)}))
     return folder
 
 
@@ -288,7 +299,8 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
 
     Args:
         study: to be gone on with.
-        changes: of ``trials``, ``concurrent``, ``cpus`` and ``gpus``.
+        changes: of ``trials``, ``concurrent``, ``cpus`` and ``gpus``; trials train where the last says, those that are
+            half-way too.
 
     Raises:
         SettingError: there is to be no trial, or they do not fit.
@@ -301,6 +313,12 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
     resources, nodes = _resources()
     with study.alone():
         spec = study.spec.model_copy(update=dict(changes))
+        device = spec.training.device
+        if changes.get("gpus") == 0:  # as at the beginning: Ray hides no device from a trial that asked for none
+            device = "cpu"
+        elif "gpus" in changes and device == "cpu":
+            device = "auto"
+        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"device": device})})
         check_resources(
             resources,
             concurrent=spec.concurrent,

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.platform.runs import RunFolder
-    from vesalius.tuning import Analysis, StudyFolder, StudySpec
+    from vesalius.tuning import Analysis, Record, StudyFolder, StudySpec
 
-_KEY = "vesalius_study_key"
+KEY = "vesalius_study_key"
+FIGURES = "trial/"
+PERCENT, PASSED = f"{FIGURES}percent", f"{FIGURES}passed"
 _BEST = "vesalius_best"
 
 
@@ -83,24 +85,36 @@ def track_trial(run: RunFolder, figures: Mapping[str, float]) -> None:
     """
     tracked = tracked_as(run.spec)
     if tracked is not None:
-        tracking.log_metrics(*tracked, {f"trial/{name}": value for name, value in figures.items()})
+        tracking.log_metrics(*tracked, {f"{FIGURES}{name}": value for name, value in figures.items()})
+
+
+def track_stop(run: RunFolder, record: Record) -> None:
+    """Log where a trial was stopped: hundredths of its training, and the criterion's best pass.
+
+    Raises:
+        RunError: nothing answers where it is tracked.
+    """
+    tracked = tracked_as(run.spec)
+    if tracked is not None:
+        tracking.log_metrics(*tracked, {PERCENT: record.percent, PASSED: record.passed})
 
 
 def _begin(uri: str, spec: StudySpec) -> str:
     # Drivers that share a study agree on its terms, and each has a token of its own.
     key = digest(spec.terms()) if spec.shared else spec.token
-    found = tracking.find_run(uri, spec.experiment, {_KEY: key})
+    found = tracking.find_run(uri, spec.experiment, {KEY: key})
     if found is not None:
         tracking.resume_run(uri, found)
         return found
     settings: dict[str, Any] = {
         **{name: getattr(spec, name) for name in ("method", "preset", "sampler", "pruner", "seed", "trials")},
         **{name: getattr(spec, name) for name in ("concurrent", "num_workers", "cpus", "gpus", "storage")},
-        "objectives": list(spec.objectives),
+        **{name: list(getattr(spec, name)) for name in ("objectives", "learn_from")},
+        "criterion": spec.criterion,
         "start_from": "" if spec.start is None else spec.start.text,
         **{f"space.{one.key}": one.text() for one in spec.searched},
     }
-    tags = {_KEY: key, "vesalius_study": spec.name, "method": spec.method, "cohort_digest": spec.cohort_digest}
+    tags = {KEY: key, "vesalius_study": spec.name, "method": spec.method, "cohort_digest": spec.cohort_digest}
     return tracking.start_run(uri, spec.experiment, spec.name, settings, tags)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
-from vesalius.infra.pipeline.tracked_study import track_trial, trial_tags
+from vesalius.infra.pipeline.tracked_study import track_stop, track_trial, trial_tags
 from vesalius.infra.pipeline.training import method_type, start_run, tracked_as, train
 from vesalius.platform import tracking
 from vesalius.platform.cluster import free_reserved
@@ -22,13 +22,14 @@ from vesalius.platform.runs import RunSettings, find_run
 from vesalius.platform.store import place_of
 from vesalius.platform.training import Checkpoints, choose_device
 from vesalius.platform.training.memory import PeakMemory
+from vesalius.tuning import LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from vesalius.platform.runs import RunFolder
-    from vesalius.tuning import StudySpec
+    from vesalius.tuning import Record, StudySpec
 
 _MIB = 2**20
 _DETECTION = ("average_precision", "best_dice", "auroc")
@@ -62,6 +63,8 @@ class TrialTrainer:
         with suppress(RunError):
             run = find_run(self.home, run_id)
             _check_own(run, spec, number, chosen)
+            if run.spec.training != chosen.training:  # the study has changed where it computes since
+                run.rewrite(run.spec.model_copy(update={"training": chosen.training}))
             return run
         _remove_unbegun(self.home / "runs" / run_id)
         return start_run(
@@ -115,12 +118,14 @@ class TrialTrainer:
         track_trial(run, found)
         return found
 
-    def abandon(self, spec: StudySpec, number: int, seed: int | None = None) -> None:
-        """Note of a trial's run that nobody goes on with it."""
+    def abandon(self, spec: StudySpec, record: Record, seed: int | None = None) -> None:
+        """Note of a trial's run that nobody goes on with it; of a stopped one how far it came, for later studies."""
         with suppress(VesaliusError):
-            run = find_run(self.home, spec.run_id(number, seed))
+            run = find_run(self.home, spec.run_id(record.number, seed))
             if run.spec.num_workers:
                 free_reserved(run, wait_seconds=_ENDING_SECONDS)
+            if record.ending == "pruned":
+                track_stop(run, record)
             if run.state == "training":
                 run.set_state("interrupted")
                 tracked = tracked_as(run.spec)
@@ -135,13 +140,14 @@ def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings
         StudyError: it trains something else.
     """
     found = run.spec
+    local = {name: getattr(found.training, name) for name in LOCAL}
     different = [
         what
         for what, is_same in (
             ("another method", found.method == spec.method),
             ("another cohort", found.cohort_digest == spec.cohort_digest),
             ("other settings", found.settings == chosen.method.model_dump(mode="json")),
-            ("other training settings", found.training == chosen.training),
+            ("other training settings", found.training == chosen.training.model_copy(update=local)),
             ("another start", found.start_from == (None if spec.start is None else spec.start.text)),
         )
         if not is_same

@@ -28,6 +28,7 @@ def trials(document: Mapping[str, Any]) -> Table:
         marks = "*" if row["number"] in document["front"] else ""
         state = f"{row['state']} at {row['percent']:.0f} %" if row["state"] == "pruned" else row["state"]
         state = f"{state} (start)" if row["is_start"] else state
+        state = f"{state} (from {row['source']})" if row["source"] else state
         figures = [_number(row["figures"].get(name)) for name in document["objectives"]]
         values = [_number(row["values"].get(key)) for key in keys]
         seconds = "" if row["seconds"] is None else as_time(row["seconds"])
@@ -35,7 +36,8 @@ def trials(document: Mapping[str, Any]) -> Table:
         table.add_row(f"{marks}{row['number']}", state, *figures, *values, seconds, style=style)
     failed = [f"{row['number']}: {row['reason']}" for row in document["trials"] if row["state"] == "failed"]
     star = "* the best" if len(document["objectives"]) == 1 else "* no other is better in every objective"
-    table.caption = "\n".join([star, *failed])
+    learnt = [f"learnt from {num} trial{'s' * (num > 1)} of {name}" for name, num in document["learnt"].items()]
+    table.caption = "\n".join([star, *learnt, *failed])
     table.caption_justify = "left"
     return table
 

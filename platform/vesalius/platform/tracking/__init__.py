@@ -3,9 +3,12 @@
 from vesalius.platform.tracking.connection import answering, client, is_tracking_off, shown, tracking_uri, with_password
 from vesalius.platform.tracking.logger import RunLogger, artifact_name, metric_key
 from vesalius.platform.tracking.runs import (
+    TrackedRun,
+    as_param,
     end_run,
     environment,
     find_run,
+    find_runs,
     log_metrics,
     resume_run,
     start_run,
@@ -15,12 +18,15 @@ from vesalius.platform.tracking.runs import (
 
 __all__ = [
     "RunLogger",
+    "TrackedRun",
     "answering",
     "artifact_name",
+    "as_param",
     "client",
     "end_run",
     "environment",
     "find_run",
+    "find_runs",
     "is_tracking_off",
     "log_metrics",
     "metric_key",

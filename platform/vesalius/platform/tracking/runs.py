@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vesalius.platform.errors import RunError
@@ -13,13 +14,14 @@ from vesalius.platform.tracking.connection import answering, artifact_root, clie
 from vesalius.platform.tracking.logger import RunLogger, metric_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 8000
 _PARAMS_A_BATCH = 100
+_RUNS_A_PAGE = 500
 _PACKAGES = ("vesalius", "torch", "numpy", "ray", "mlflow", "zarr", "safetensors", "nibabel", "SimpleITK")
 
 
@@ -51,7 +53,7 @@ def start_run(
             experiment_id, run_name=name, tags={key: str(value)[:_LONGEST_TAG] for key, value in described.items()}
         )
         run_id: str = run.info.run_id
-        entities = [Param(metric_key(key), _text(value)) for key, value in params.items()]
+        entities = [Param(metric_key(key), as_param(value)) for key, value in params.items()]
         try:
             for start in range(0, len(entities), _PARAMS_A_BATCH):
                 mlflow.log_batch(run_id, params=entities[start : start + _PARAMS_A_BATCH])
@@ -101,14 +103,56 @@ def find_run(uri: str, experiment: str, tags: Mapping[str, str]) -> str | None:
     Raises:
         RunError: nothing answers at ``uri``.
     """
+    found = next(find_runs(uri, experiment, tags), None)
+    return None if found is None else found.run_id
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A tracked run as it stands.
+
+    Attributes:
+        run_id: in MLflow.
+        params: its settings, as text.
+        metrics: the last value of each.
+        tags: of it.
+    """
+
+    run_id: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def find_runs(uri: str, experiment: str, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+    """Yield the tracked runs of an experiment that have some tags, oldest first; see :func:`find_run`.
+
+    Raises:
+        RunError: nothing answers at ``uri``.
+    """
     mlflow = client(uri)
-    with answering(uri, f"look for a run of experiment '{experiment}'"):
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    doing = f"look for runs of experiment '{experiment}'"
+    with answering(uri, doing):
         found = mlflow.get_experiment_by_name(experiment)
-        if found is None or found.lifecycle_stage != "active":
-            return None
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        runs = mlflow.search_runs([found.experiment_id], wanted, order_by=["attributes.start_time"], max_results=1)
-        return str(runs[0].info.run_id) if runs else None
+    if found is None or found.lifecycle_stage != "active":
+        return
+    token: str | None = None
+    while True:
+        with answering(uri, doing):
+            page = mlflow.search_runs(
+                [found.experiment_id],
+                wanted,
+                order_by=["attributes.start_time"],
+                max_results=_RUNS_A_PAGE,
+                page_token=token,
+            )
+        for run in page:
+            data = run.data
+            yield TrackedRun(run.info.run_id, dict(data.params), dict(data.metrics), dict(data.tags))
+        token = page.token
+        if not token:
+            return
 
 
 def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
@@ -183,6 +227,7 @@ def _experiment(mlflow: Any, uri: str, name: str) -> str:
     return experiment_id
 
 
-def _text(value: Any) -> str:
+def as_param(value: Any) -> str:
+    """Return a setting as a tracked run has it: a text as it is, anything else as JSON, cut to what MLflow takes."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _LONGEST_PARAM else f"{text[: _LONGEST_PARAM - 1]}…"
