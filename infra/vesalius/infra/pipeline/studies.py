@@ -140,7 +140,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         try_storage(whole_address(storage))
     with new_study(home, name) as folder:
         if request.lesions is not None:
-            store = _with_lesions(source, folder.path / "cohort", request.lesions, progress)
+            store = _with_lesions(source, folder.cohort, request.lesions, progress)
         spec = StudySpec(
             name=name,
             token=secrets.token_hex(8),
