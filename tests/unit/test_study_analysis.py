@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
@@ -27,3 +29,21 @@ def test_repeats_tell_nothing_of_what_matters(ending: str, said: set[str]) -> No
             )
         )
     assert set(importance(study)) == said
+
+
+def test_repeats_change_nothing_of_what_matters() -> None:
+    study = optuna.create_study()
+    spaces = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+
+    def add(x: float, y: float, ending: Literal["complete", "repeated"]) -> None:
+        record = Record(number=len(study.trials), ending=ending)
+        params, noted = {"x": x, "y": y}, {"record": record.model_dump(mode="json")}
+        study.add_trial(create_trial(value=x + 0.6 * y, params=params, distributions=spaces, user_attrs=noted))
+
+    for number in range(12):
+        add(number % 4 / 4, number % 3 / 3, "complete")
+    before = importance(study)
+    assert set(before) == {"x", "y"}
+    for number in range(20):
+        add(number % 4 / 4, 0.0, "repeated")
+    assert importance(study) == before

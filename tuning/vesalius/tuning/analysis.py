@@ -170,7 +170,8 @@ def _row(trial: FrozenTrial) -> TrialRow | None:
 def pareto_front(rows: Sequence[TrialRow], names: Sequence[str]) -> list[int]:
     """Return the numbers of rows that no other row is at least as good as in all objectives and better in one.
 
-    The first objective orders them, best first; of one objective it is the best row alone (the first of equals).
+    Of rows that are equal in all objectives the first alone is there. The first objective orders them, best first; of
+    one objective it is the best row alone.
     """
     signs = [1.0 if OBJECTIVES[name].direction == "maximize" else -1.0 for name in names]
     points = {row.number: [sign * row.figures[name] for sign, name in zip(signs, names, strict=True)] for row in rows}
@@ -196,6 +197,7 @@ def importance(study: Study, index: int = 0) -> dict[str, float]:
         study: of Optuna.
         index: of the objective.
     """
+    from optuna import create_study
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
@@ -207,7 +209,9 @@ def importance(study: Study, index: int = 0) -> dict[str, float]:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        alone = create_study(directions=study.directions)  # in memory
+        alone.add_trials(told)
         found = get_param_importances(
-            study, evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: float(trial.values[index])
+            alone, evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: float(trial.values[index])
         )
     return {name: float(value) for name, value in found.items()}

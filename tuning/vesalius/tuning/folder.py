@@ -20,7 +20,6 @@ import contextlib
 import difflib
 import json
 import re
-import shutil
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vesalius.platform.cluster import session
 from vesalius.platform.progress import silent
 from vesalius.tuning.ledger import Ledger
+from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.resources import alive_nodes, check_resources, trial_resources
 from vesalius.tuning.storage import PATIENCE_SECONDS, Patience, whole_address
 from vesalius.tuning.trial import work
@@ -116,8 +117,7 @@ def drive(
                     search_alg=search,
                     scheduler=LedgerScheduler(search),
                     num_samples=-1,
-                    # A process that waits for workers of Ray Train does not hear that its trial was stopped: it ends.
-                    reuse_actors=spec.num_workers == 1,
+                    reuse_actors=keeps_workers(spec),
                 ),
                 run_config=RunConfig(
                     name=f"attempt-{secrets.token_hex(4)}",
@@ -140,6 +140,12 @@ def drive(
             is_exhausted=search.is_exhausted,
             seconds=time.monotonic() - begun,
         )
+
+
+def keeps_workers(spec: StudySpec) -> bool:
+    """Say whether the process of a trial takes on the next one."""
+    # One that waits for workers of Ray Train does not hear that its trial was stopped: it ends.
+    return spec.num_workers == 1 and not any(OBJECTIVES[name].of_process for name in spec.objectives)
 
 
 def failures(spec: StudySpec) -> Any:
