@@ -42,7 +42,7 @@ from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import alive_nodes, check_resources, fitting
 from vesalius.tuning.running import Driven, drive
 from vesalius.tuning.samplers import PRUNERS, SAMPLERS, check_sampler
-from vesalius.tuning.seeds import SeedComparison, SeedRow, compare_seeds, compared, other_seeds
+from vesalius.tuning.seeds import SeedComparison, SeedRow, compare_seeds, compared, other_seeds, taken_seeds
 from vesalius.tuning.spaces import declared, dimensions, full_key
 from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
 from vesalius.tuning.trial import Trainer
@@ -90,6 +90,7 @@ __all__ = [
     "repeat",
     "spaces",
     "studies_folder",
+    "taken_seeds",
     "try_storage",
     "whole_address",
 ]

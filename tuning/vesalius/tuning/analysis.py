@@ -11,7 +11,7 @@ from pydantic import Field
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import StudyError
 from vesalius.tuning.folder import COUNTED
-from vesalius.tuning.ledger import is_start, objective_values, record_of
+from vesalius.tuning.ledger import is_start, is_unsigned, objective_values, record_of
 from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.storage import Patience, close_storage, open_storage, whole_address
 
@@ -147,7 +147,7 @@ def _loaded(folder: StudyFolder) -> Iterator[Study]:
 def _row(trial: FrozenTrial) -> TrialRow | None:
     from optuna.trial import TrialState
 
-    if trial.state == TrialState.WAITING:
+    if trial.state == TrialState.WAITING or is_unsigned(trial):
         return None
     record = record_of(trial)
     if record is None and trial.state != TrialState.RUNNING:

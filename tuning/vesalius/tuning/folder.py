@@ -107,6 +107,8 @@ class StudySpec(Settings):
         names = ("method", "settings", "cohort_digest", "searched", "objectives", "criterion", "num_workers")
         # Threads and memory are each machine's own affair.
         loop = {key: one for key, one in value["training"].items() if key not in _LOCAL}
+        # In which order they were given says nothing.
+        value["searched"] = sorted(value["searched"], key=lambda one: one["key"])
         return {**{name: value[name] for name in names}, "training": loop}
 
     def run_id(self, number: int, seed: int | None = None) -> str:

@@ -6,6 +6,7 @@ kill goes on with all that it knew: there is no other state to be saved, or to b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import warnings
@@ -40,6 +41,8 @@ _GIVEN_UP = "given_up"
 _MOST_DRAWS = 50
 """Draws in a row that are no new trial, after which the spaces count as exhausted."""
 _JOINING_SECONDS = 20.0
+_SIGNING_SECONDS = 60.0
+"""How long a driver that shares a study may take from a draw to its signature, after which the draw counts as lost."""
 
 
 @dataclass
@@ -84,6 +87,7 @@ class Ledger:
         self._try = patience
         self._single = len(spec.objectives) == 1
         self._trials: dict[int, Trial] = {}
+        self._unsigned_since: dict[int, float] = {}
         self._storage = open_storage(address, patience)
         try:
             self.study: Study = self._open(has_ended)
@@ -123,9 +127,7 @@ class Ledger:
         while (noted := self._try(lambda: study.user_attrs).get(_TERMS)) is None and time.monotonic() < deadline:
             time.sleep(0.2)  # whoever made it a moment ago is about to note them
         if noted is None:
-            if not self._try(study.get_trials, deepcopy=False):
-                values = point(self._base, self._spec.searched)
-                self._try(study.enqueue_trial, values or {}, user_attrs={_START: True})
+            self._try(self._put_start, study)
             self._try(study.set_user_attr, _TERMS, terms)
             return
         noted = json.loads(json.dumps(noted))
@@ -137,6 +139,13 @@ class Ledger:
                 f"{', another '.join(names.get(name, name) for name in different)}: choose another name"
             )
 
+    def _put_start(self, study: Study) -> None:
+        """Let the next draw be the settings that the study starts from, where no trial is those already."""
+        trials = study.get_trials(deepcopy=False)
+        # A draw that was closed since nobody had signed it ends without a record.
+        if not any(is_start(one) and (not one.state.is_finished() or record_of(one) is not None) for one in trials):
+            study.enqueue_trial(point(self._base, self._spec.searched) or {}, user_attrs={_START: True})
+
     def _seed_sampler(self, number: int) -> None:
         """Make what is drawn a function of the seed, the trial's number and the trials before it.
 
@@ -144,7 +153,12 @@ class Ledger:
         draws what an unbroken one does. Drivers that share a study draw each their own.
         """
         driver = self._spec.token if self._spec.shared else ""
-        self.study.sampler = make_sampler(self._spec.sampler, int(digest([self._spec.seed, driver, number])[:8], 16))
+        self.study.sampler = make_sampler(
+            self._spec.sampler,
+            int(digest([self._spec.seed, driver, number])[:8], 16),
+            study_seed=self._spec.seed,
+            trials=self._spec.trials,
+        )
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials, oldest first."""
@@ -192,15 +206,50 @@ class Ledger:
         settings and seed train to the same weights.
         """
         for _ in range(_MOST_DRAWS):
-            self._seed_sampler(len(self.trials()))
-            begun = self._begin(self._try(self.study.ask))
+            begun = self._begin(self._ask())
             if begun is not None:
                 return begun
         return None
 
+    def _ask(self) -> Trial:
+        """Return a draw: a new one, or one that the storage made and whose answer never came."""
+        import optuna
+
+        trials = self.trials()
+        lost = [trial for trial in trials if is_unsigned(trial)]
+        if lost and not self._spec.shared:  # nobody else draws here
+            self._seed_sampler(lost[0].number)
+            return self._try(optuna.trial.Trial, self.study, lost[0]._trial_id)
+        self._fail_lost(lost)
+        self._seed_sampler(len(trials))
+        return self._try(self.study.ask)
+
+    def _fail_lost(self, unsigned: list[FrozenTrial]) -> None:
+        """Close draws of a shared study that nobody has signed for long; the start is put up again.
+
+        They are timed from when they were first seen here: the clocks of other machines may be wrong.
+        """
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        now = time.monotonic()
+        self._unsigned_since = {one.number: self._unsigned_since.get(one.number, now) for one in unsigned}
+        for one in unsigned:
+            if now - self._unsigned_since[one.number] < _SIGNING_SECONDS:
+                continue
+            with contextlib.suppress(UpdateFinishedTrialError):  # another driver has closed it
+                self._try(self._storage.set_trial_state_values, one._trial_id, TrialState.FAIL)
+            if is_start(one):
+                self._try(self._put_start, self.study)
+
     def _begin(self, trial: Trial) -> Begun | None:
+        from optuna.exceptions import UpdateFinishedTrialError
+
         # Signed before anything else: a trial of a shared study that nobody has signed is nobody's to go on with.
-        self._try(trial.set_user_attr, _DRIVER, self._spec.token)
+        try:
+            self._try(trial.set_user_attr, _DRIVER, self._spec.token)
+        except UpdateFinishedTrialError:
+            return None  # it took so long that another driver has closed it
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
@@ -339,6 +388,13 @@ def record_of(trial: FrozenTrial) -> Record | None:
     """Return what was noted of a trial, or None where it is under way."""
     noted = trial.user_attrs.get(_RECORD)
     return None if noted is None else Record.model_validate(noted)
+
+
+def is_unsigned(trial: FrozenTrial) -> bool:
+    """Say whether a trial is drawn and no driver has signed it: one is about to, or has never heard of it."""
+    from optuna.trial import TrialState
+
+    return trial.state == TrialState.RUNNING and _DRIVER not in trial.user_attrs
 
 
 def is_start(trial: FrozenTrial | Trial) -> bool:

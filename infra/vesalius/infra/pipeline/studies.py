@@ -34,11 +34,13 @@ from vesalius.tuning import (
     compared,
     dimensions,
     fitting,
+    full_key,
     intermediate,
     new_study,
     objective,
     other_seeds,
     repeat,
+    taken_seeds,
     try_storage,
     whole_address,
 )
@@ -58,7 +60,7 @@ class StudyRequest(Settings):
         method: name in the methods' table.
         store: of the cohort.
         preset: where the method's settings start.
-        set: settings of all trials, by dotted key.
+        set: settings of all trials, by key as in ``space``.
         space: what is searched, by key; empty takes what the method declares.
         trials: how many.
         objective: names; empty lets the cohort decide.
@@ -119,14 +121,17 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
     storage = "" if request.storage is None else check_address(request.storage)
     whole_address(storage)
-    texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in request.set.items()]
+    given = {full_key(key): value for key, value in request.set.items()}
+    if len(given) < len(request.set):
+        raise SettingError("a setting is set twice, with and without its group: give it once")
+    texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     method, training = choose_settings(request.method, request.preset, texts)
     store = CohortStore.open(request.store)
     base = RunSettings.of(method, training)
     check = _check(request.method, store)
     check(base)
     searched = dimensions(base, request.space, check)
-    check_sampler(request.sampler)
+    check_sampler(request.sampler, shared=request.storage is not None)
     concurrent, gpus = _side_by_side(request, training.device)
     threads = training.threads or max(request.cpus, available_cores() // (concurrent * request.workers))
     training = training.model_copy(update={"threads": threads})
@@ -238,7 +243,7 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
     if asked.get("space"):
         base = base_of(spec)
         given = dimensions(base, asked["space"], _check(spec.method, store))
-        if given != spec.searched:
+        if {one.key: one for one in given} != {one.key: one for one in spec.searched}:
             said = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
             raise StudyError(f"study '{spec.name}' searches other spaces ({said}): leave --space out, or {begin}")
     if asked.get("objective") and tuple(asked["objective"]) != spec.objectives:
@@ -292,7 +297,7 @@ def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress)
     check_resumed(study, {})
     found = analyse(study)
     numbers = compared(found)
-    taken = {int(row.values.get("training.seed", study.spec.training.seed)) for row in found.trials}
+    taken = taken_seeds(study.spec, found)
     rows = [row for row in found.trials if row.number in numbers]
     with tracked_study(study, home) as parent:
         repeat(study, rows, other_seeds(sorted(taken), num), TrialTrainer(home, parent), progress)
