@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,12 +10,13 @@ from sqlalchemy.engine.default import DefaultDialect
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
-from vesalius.infra.pipeline import StudyRequest, begin_study, check_resumed
-from vesalius.platform.errors import CohortError
+from vesalius.infra.pipeline import StudyRequest, begin_study, check_resumed, tracked_study
+from vesalius.platform import tracking
+from vesalius.platform.errors import CohortError, SettingError, StudyError
 from vesalius.platform.progress import silent
 from vesalius.tuning import create_study
 from vesalius.tuning.storage import VARIABLE
-from vesalius.tuning.testing import toy_spec
+from vesalius.tuning.testing import toy_spec, toy_study
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,3 +115,51 @@ def test_trials_that_may_be_stopped_have_a_pass_where_the_first_rung_stands(
     )
     study = begin_study(request, home=home, say=print, progress=silent)
     assert study.spec.training.validations == passes
+
+
+def begun(home: Path, store: CohortStore, **asked: Any) -> Any:
+    base = {"method": "intensity_threshold", "store": str(store.path), "name": "begun", "trials": 1, **asked}
+    return begin_study(StudyRequest(**base), home=home, say=lambda _: None, progress=silent)
+
+
+def test_the_order_of_spaces_says_nothing(toy_store: CohortStore, home: Path) -> None:
+    spaces = {"smoothing": [1, 3], "direction": "both,high"}
+    study = begun(home, toy_store, space=spaces, set={"training.device": "cpu"})
+    backwards = dict(reversed(spaces.items()))
+    check_resumed(study, {"space": backwards}, home)
+    other = study.spec.model_copy(update={"searched": tuple(reversed(study.spec.searched))})
+    assert other.terms() == study.spec.terms(), "drivers that share a study agree"
+    with pytest.raises(StudyError, match="searches other spaces"):
+        check_resumed(study, {"space": {"smoothing": [1, 3]}}, home)
+
+
+def test_settings_are_set_by_the_keys_that_they_are_searched_by(toy_store: CohortStore, home: Path) -> None:
+    asked: dict[str, Any] = {"space": {"direction": "both,high"}, "set": {"smoothing": 3, "training.device": "cpu"}}
+    assert begun(home, toy_store, **asked).spec.settings["smoothing"] == 3
+    with pytest.raises(SettingError, match="is set twice"):
+        begun(home, toy_store, set={"smoothing": 3, "method.smoothing": 1}, name="twice")
+
+
+def test_a_setting_given_beside_a_file_wins_whatever_its_key(
+    toy_store: CohortStore, home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("set: {smoothing: 3}\n")
+    said = refused(home, toy_store, "--file", file, "--set", "method.smoothing=none")
+    assert "is set twice" not in said
+    assert "none" in said
+
+
+def test_an_error_is_not_hidden_by_what_is_said_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'sklearn'")
+
+    ended: list[str] = []
+    module = importlib.import_module("vesalius.infra.pipeline.tracked_study")
+    monkeypatch.setattr(module, "_begin", lambda *_: "parent")
+    monkeypatch.setattr(module, "analyse", broken)
+    monkeypatch.setattr(tracking, "is_tracking_off", lambda: False)
+    monkeypatch.setattr(tracking, "end_run", lambda _uri, _run, status: ended.append(status))
+    with pytest.raises(StudyError, match="the real one"), tracked_study(toy_study(tmp_path), tmp_path):
+        raise StudyError("the real one")
+    assert ended == ["FAILED"]

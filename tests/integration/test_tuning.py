@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,25 @@ from vesalius.platform.runs import find_run
 from vesalius.platform.store import CohortStore
 from vesalius.platform.store.lock import exclusive
 from vesalius.platform.tracking import client
-from vesalius.tuning import StudyFolder, analyse, compare_seeds, create_study, drive, find_study, repeat
+from vesalius.platform.training import TrainingSettings
+from vesalius.tuning import (
+    Record,
+    StudyFolder,
+    StudySpec,
+    analyse,
+    compare_seeds,
+    create_study,
+    drive,
+    find_study,
+    repeat,
+)
 from vesalius.tuning.testing import BASE, ToyTrainer, toy_spec, toy_study, worth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from vesalius.platform.runs import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
@@ -197,6 +211,50 @@ def test_a_training_that_fails_is_no_pair_and_is_tried_again(tmp_path: Path, ray
     with pytest.raises(StoreError, match="the store is gone"):
         repeat(study, rows, [3], ToyTrainer(str(tmp_path), wrong={"seed": (3, "store")}))
     assert study.record(0, 3) is None
+
+
+class _Dies(ToyTrainer):
+    """Its process ends where a training with seed 2 is to begin."""
+
+    def train(self, run: RunFolder) -> None:
+        if run.run_id.endswith("-seed2"):
+            os._exit(1)
+        super().train(run)
+
+
+def test_a_training_whose_worker_dies_is_closed_and_says_so(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = toy_study(tmp_path, trials=2, criterion=None, concurrent=1, training=TrainingSettings(max_failures=0))
+    driven(study, tmp_path)
+    rows = analyse(study).trials
+    study.keep(Record(number=0, ending="failed", reason="of an earlier call"), 2)
+    asked: list[Any] = []
+    monkeypatch.setattr("vesalius.tuning.repeating.check_resources", lambda *_, **asks: asked.append(asks["nodes"]))
+    repeat(study, rows[:1], [1, 2], _Dies(str(tmp_path)))
+    record = study.record(0, 2)
+    assert record is not None
+    assert record.reason.startswith("its worker process died")
+    assert "abandon toy-0000-seed2" in log(tmp_path)
+    assert "abandon toy-0000-seed1" not in log(tmp_path)
+    assert (done := study.record(0, 1)) is not None
+    assert done.ending == "complete"
+    assert [len(nodes) for nodes in asked] == [1], "what fits is counted by machine"
+
+
+class _TellsOfItself(ToyTrainer):
+    """Says which process judged a run."""
+
+    def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
+        return {**super().judge(run, spec), "peak_memory": 1.0, "process": float(os.getpid())}
+
+
+def test_a_trial_judged_by_its_processs_memory_has_one_of_its_own(tmp_path: Path, ray_session: None) -> None:
+    for name, objectives in (("shared", ("average_precision",)), ("own", ("average_precision", "peak_memory"))):
+        study = toy_study(tmp_path, name=name, trials=3, concurrent=1, criterion=None, objectives=objectives)
+        drive(study, BASE, _TellsOfItself(str(tmp_path)))
+        processes = {one.figures["process"] for one in analyse(study).trials}
+        assert len(processes) == (3 if name == "own" else 1)
 
 
 # ---- methods

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, InternalError, OperationalError
 
 from vesalius.platform.errors import DiskSpaceError, SettingError, StudyError
 from vesalius.tuning import analyse, check_address, check_sampler
 from vesalius.tuning.folder import Record
 from vesalius.tuning.ledger import Ledger
+from vesalius.tuning.noted import Begun
+from vesalius.tuning.samplers import make_sampler
 from vesalius.tuning.storage import VARIABLE, Patience, whole_address
 from vesalius.tuning.testing import BASE, toy_spec, toy_study, worth
 
@@ -139,9 +142,111 @@ def test_samplers_draw_by_name(tmp_path: Path, sampler: str) -> None:
 
 def test_a_sampler_that_cannot_be_had_says_so_beforehand() -> None:
     with pytest.raises(SettingError, match=r"did you mean 'tpe'\?"):
-        check_sampler("tpee")
+        check_sampler("tpee", shared=False)
     with pytest.raises(SettingError, match="sampler 'cmaes' needs the package cmaes: pip install cmaes"):
-        check_sampler("cmaes")
+        check_sampler("cmaes", shared=False)
+    with pytest.raises(SettingError, match="whoever writes to --storage runs code here: leave --storage out"):
+        check_sampler("cmaes", shared=True)
+
+
+def test_quasi_random_draws_are_the_seeds_own_and_fill_the_space(tmp_path: Path) -> None:
+    found: dict[int, list[float]] = {}
+    for seed in (0, 1):
+        spec = toy_study(tmp_path / str(seed), sampler="qmc", seed=seed, space={"x": "0..1"}).spec
+        ledger = ledger_of(spec)
+        complete(ledger, drawn(ledger))
+        found[seed] = []
+        for _ in range(8):
+            begun = drawn(ledger)
+            found[seed].append(begun.values["method.x"])
+            complete(ledger, begun)
+        # Points of a Sobol sequence lie one in each eighth, and random ones hardly ever do.
+        assert sorted(int(8 * x) for x in found[seed]) == list(range(8))
+    assert found[0] != found[1]
+
+
+def test_what_a_condition_brings_in_is_drawn_anew_for_each_quasi_random_trial(tmp_path: Path) -> None:
+    spec = toy_study(tmp_path, sampler="qmc", space={"kind": "a,b", "x": "0..1 if kind=b"}).spec
+    ledger = ledger_of(spec)
+    values = []
+    for _ in range(8):
+        begun = drawn(ledger)
+        values.append(begun.values.get("method.x"))
+        complete(ledger, begun)
+    given = [value for value in values if value is not None]
+    assert len(given) >= 3
+    assert len(set(given)) == len(given)
+
+
+@pytest.mark.parametrize(("trials", "size"), [(6, 4), (20, 5), (1000, 50)])
+def test_a_genetic_search_has_several_generations(trials: int, size: int) -> None:
+    assert make_sampler("nsgaii", 0, study_seed=0, trials=trials).population_size == size
+
+
+# ---- draws whose answer was lost
+
+
+def lose_an_answer(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next draw be made, and its answer be lost."""
+    ask = ledger.study.ask
+    draws: list[Any] = []
+
+    def asked() -> Any:
+        draws.append(ask())
+        if len(draws) == 1:
+            raise OperationalError("INSERT", {}, ConnectionError("connection reset"))
+        return draws[-1]
+
+    monkeypatch.setattr(ledger.study, "ask", asked)
+
+
+def patient(spec: StudySpec) -> Ledger:
+    return Ledger(spec, BASE, spec.storage, Patience(spec.storage, 30))
+
+
+def test_a_draw_whose_answer_was_lost_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = toy_study(tmp_path)
+    ledger = patient(study.spec)
+    lose_an_answer(ledger, monkeypatch)
+    assert [drawn(ledger).number for _ in range(2)] == [1, 0], "the lost one is the start"
+    assert ledger.counts() == (0, 2)
+    assert [row.is_start for row in analyse(study).trials] == [True, False]
+
+
+def test_a_draw_that_nobody_signs_is_closed_for_all_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = toy_spec(tmp_path, shared=True, storage=f"sqlite:///{tmp_path}/shared.db")
+    ledger, other = patient(spec), patient(spec.model_copy(update={"token": "other"}))
+    lose_an_answer(ledger, monkeypatch)
+    first = drawn(ledger)
+    assert first.number == 1
+    assert drawn(other).number == 2, "whoever drew it may be about to sign"
+    monkeypatch.setattr("vesalius.tuning.ledger._SIGNING_SECONDS", 0.0)
+    again = drawn(other)
+    assert (again.number, again.is_start) == (3, True), "the start is put up once more"
+    assert not drawn(ledger).is_start
+    assert ledger.trials()[0].state == optuna.trial.TrialState.FAIL
+    assert ledger.counts() == (0, 4)
+    complete(ledger, first)
+
+
+def test_a_driver_that_signs_too_late_draws_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = toy_spec(tmp_path, shared=True, storage=f"sqlite:///{tmp_path}/shared.db")
+    ledger, other = patient(spec), patient(spec.model_copy(update={"token": "other"}))
+    monkeypatch.setattr("vesalius.tuning.ledger._SIGNING_SECONDS", 0.0)
+    ask = ledger.study.ask
+    slow: list[int] = []
+
+    def asked() -> Any:
+        trial = ask()
+        if not slow:
+            slow.append(trial.number)
+            assert drawn(other).is_start
+        return trial
+
+    monkeypatch.setattr(ledger.study, "ask", asked)
+    assert drawn(ledger).number == 2
+    assert slow == [0]
+    assert sum(trial.user_attrs.get("start", False) for trial in ledger.trials()) == 2, "the closed one and the new one"
 
 
 def test_exhausted_spaces_are_asked_again_only_once_something_has_ended(tmp_path: Path) -> None:
@@ -484,10 +589,52 @@ def test_a_storage_that_stays_down_ends_in_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(
+    "cause",
+    [
+        IntegrityError("INSERT", {}, ValueError("duplicate key")),
+        InternalError("UPDATE", {}, ValueError("cannot execute UPDATE in a read-only transaction")),
+    ],
+)
+def test_what_a_storage_will_never_do_ends_at_once(cause: Exception) -> None:
+    calls: list[int] = []
+
+    def refused() -> None:
+        calls.append(1)
+        raise optuna.exceptions.StorageInternalError("refused") from cause
+
+    with pytest.raises(StudyError, match=r"answers that it will not \(.*mend that, nothing is lost"):
+        Patience("postgresql://me:secret@host/db", 30)(refused)
+    assert calls == [1]
+
+
+def test_a_file_that_is_damaged_is_not_waited_for(tmp_path: Path) -> None:
+    spec = toy_study(tmp_path).spec
+    drawn(ledger_of(spec))
+    ledger = patient(spec)
+    with sqlite3.connect(tmp_path / "studies" / "toy" / "optuna.db") as database:
+        database.execute("CREATE TRIGGER t BEFORE INSERT ON trials BEGIN SELECT no_such_function(); END")
+    with pytest.raises(StudyError, match="answers that it will not"):
+        ledger.draw()
+
+
+def test_a_file_that_is_locked_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vesalius.tuning.storage._SQLITE_TIMEOUT", 0.1)
+    ledger = patient(toy_study(tmp_path).spec)
+    database = sqlite3.connect(tmp_path / "studies" / "toy" / "optuna.db", check_same_thread=False)
+    database.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(1.0, database.rollback)
+    release.start()
+    assert drawn(ledger).number == 0
+    release.join()
+    database.close()
+
+
+@pytest.mark.parametrize(
     ("address", "match"),
     [
         ("no address", "expected sqlite:///FILE or postgresql://"),
         ("mongodb://host/db", "expected sqlite:///FILE or postgresql://"),
+        ("mysql+pymysql://me:secret@host/db", "expected sqlite:///FILE or postgresql://"),
         ("sqlite+nothing:///a.db", "expected sqlite:///FILE"),
     ],
 )

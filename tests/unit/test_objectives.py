@@ -125,5 +125,7 @@ def test_a_deadlock_is_seen_beforehand() -> None:
         check_resources({"CPU": 2.0}, concurrent=4, num_workers=1, cpus=1, gpus=0)
     with pytest.raises(SettingError, match=r"a trial takes 4 workers of a core each and the cluster has 2 cores"):
         check_resources({"CPU": 2.0}, concurrent=1, num_workers=4, cpus=1, gpus=0)
+    with pytest.raises(SettingError, match=r"--cpus is 2: it gives cores to trials of one worker"):
+        check_resources({"CPU": 8.0}, concurrent=1, num_workers=2, cpus=2, gpus=0)
     with pytest.raises(SettingError, match=r"and 0\.5 GPUs and the cluster has 2 cores and 0 GPUs"):
         check_resources({"CPU": 2.0}, concurrent=1, num_workers=1, cpus=1, gpus=0.5)

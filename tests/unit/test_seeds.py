@@ -52,6 +52,18 @@ def test_the_interval_is_that_of_a_paired_t_test(tmp_path: Path) -> None:
     assert not list((study.path / "trials").glob("*")), "they are no trials"
 
 
+def test_a_seed_that_a_trial_has_drawn_since_is_no_other_one(tmp_path: Path) -> None:
+    study = toy_study(tmp_path)
+    for number in (0, 3):
+        keep(study, number, {1: 0.1 + number, 2: 0.2 + number, 3: 0.4})
+    rows = analysis().trials
+    later = TrialRow(number=4, state="pruned", values={"training.seed": 3})
+    found = compare_seeds(study, analysis(trials=(*rows, later)))
+    assert found is not None
+    assert [row.seed for row in found.rows] == [1, 2]
+    assert found.differences == pytest.approx((3.0, 3.0))
+
+
 @pytest.mark.parametrize(
     ("name", "best", "said"),
     [

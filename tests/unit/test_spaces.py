@@ -102,6 +102,7 @@ def test_a_space_is_read(text: Any, space: Range | Choice) -> None:
         ([], "names nothing"),
         ("4,4", "names a value twice"),
         ("1,1.0", "names a value twice"),
+        ("1,true", "names a value twice"),
         ({"values": 3}, "expected low and high"),
         ({"values": "abc"}, "expected low and high"),
         ({"low": 1}, "expected two numbers"),
@@ -147,6 +148,10 @@ def test_files_hold_what_options_hold(tmp_path: Path) -> None:
     [
         ("a.yaml", "- 1\n", "holds no study"),
         ("a.yaml", "a: [", "is no YAML"),
+        ("a.yaml", "set: &a {values: *a}\n", r"refers to other places by \* \(line 1\)"),
+        ("a.yaml", "a: &a [1, 2]\nspace:\n  x: *a\n", r"refers to other places by \* \(line 3\)"),
+        ("a.yaml", "space: {a: " + 5000 * "[" + 5000 * "]" + "}", "is nested too deeply"),
+        ("a.py", "a = []\na.append(a)\nstudy = {'space': {'a': a}}\n", "is nested too deeply, or holds itself"),
         ("a.py", "1 / 0\n", "failed: ZeroDivisionError"),
         ("a.py", "import sys\nsys.exit(3)\n", "failed: SystemExit: 3"),
         ("a.yaml", "set: {a: 2026-01-01}\n", "set.a is of type date"),

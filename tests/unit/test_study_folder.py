@@ -122,6 +122,33 @@ def test_a_study_that_goes_on_with_other_devices_trains_there(
     assert study.spec.training.device == after
 
 
+@pytest.mark.parametrize("name", ["precious.txt", "cohort/zarr.json", "trials/0000.json"])
+def test_a_folder_of_somebody_elses_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "studies" / "toy" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(StudyError, match=rf"is no study and holds {name.split('/')[0]}: move it away"):
+        create_study(tmp_path, toy_spec(tmp_path))
+    assert path.read_text() == "mine"
+    assert [one.name for one in (tmp_path / "studies" / "toy").iterdir()] == [name.split("/")[0]]
+
+
+def test_what_somebody_puts_into_a_study_that_comes_to_nothing_stays(tmp_path: Path) -> None:
+    with new_study(tmp_path, "toy") as study:
+        (study.cohort / "half").mkdir(parents=True)
+        (study.path / "notes.txt").write_text("mine")
+    assert [path.name for path in study.path.iterdir()] == ["notes.txt"]
+
+
+def test_a_beginning_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "studies" / "toy"
+    (path / "cohort" / "half").mkdir(parents=True)
+    for name in (".lock", "study.json.0123"):
+        (path / name).write_text("")
+    create_study(tmp_path, toy_spec(tmp_path))
+    assert sorted(one.name for one in path.iterdir()) == [".lock", "study.json"]
+
+
 def test_a_study_that_is_driven_is_not_changed(tmp_path: Path) -> None:
     study = toy_study(tmp_path, concurrent=1)
     with exclusive(study.lock), pytest.raises(StudyError, match="is being written by process"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vesalius.infra.pages import STUDY, page_path, write_study_page
-from vesalius.infra.pages.charts import Canvas, Scale, filled_contours
+from vesalius.infra.pages.charts import Canvas, Scale, as_text, filled_contours
 from vesalius.infra.pages.studies import StudyView, contour, course, parallel
 from vesalius.infra.pages.study import render_study
 from vesalius.platform.errors import SettingError
@@ -242,12 +242,32 @@ def test_a_page_replaces_only_a_page_of_its_kind(tmp_path: Path, spec: StudySpec
         (Scale(low=0.02, high=0.3, is_log=True), ["0.02", "0.05", "0.1", "0.2"]),
         (Scale(low=3.1, high=3.4, is_log=True), ["3.1", "3.2", "3.3", "3.4"]),
         (Scale(names=("a", "64")), ["a", "64"]),
+        (
+            Scale(low=12345.61, high=12345.69),
+            ["12345.62", "12345.64", "12345.66", "12345.68"],
+        ),
+        (Scale(low=0, high=1e-13), ["0", "2e-14", "4e-14", "6e-14", "8e-14", "1e-13"]),
     ],
 )
 def test_ticks_are_round(scale: Scale, ticks: list[str]) -> None:
     found = scale.ticks()
     assert [text for _, text in found] == ticks
     assert all(0 <= place <= 1 for place, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12345.6, "12346"),
+        (9999.9, "10000"),
+        (123.456, "123.5"),
+        (-45678.0, "-45678"),
+        (1e20, "1e+20"),
+        (7, "7"),
+    ],
+)
+def test_large_values_are_shown_as_one_writes_them(value: float, text: str) -> None:
+    assert as_text(value) == text
 
 
 def test_places_of_values() -> None:

@@ -58,6 +58,7 @@ from vesalius.tuning.seeds import (
     keep_held_out,
     other_seeds,
     seed_comparison,
+    taken_seeds,
 )
 from vesalius.tuning.spaces import declared, dimensions, full_key
 from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
@@ -119,6 +120,7 @@ __all__ = [
     "seed_comparison",
     "spaces",
     "studies_folder",
+    "taken_seeds",
     "try_storage",
     "whole_address",
 ]

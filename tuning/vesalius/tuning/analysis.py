@@ -12,7 +12,7 @@ from pydantic import Field
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import StudyError
 from vesalius.tuning.folder import COUNTED
-from vesalius.tuning.noted import is_start, objective_values, record_of, source_of
+from vesalius.tuning.noted import is_start, is_unsigned, objective_values, record_of, source_of
 from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.storage import Patience, close_storage, open_storage, whole_address
 
@@ -153,7 +153,7 @@ def _loaded(folder: StudyFolder) -> Iterator[Study]:
 def _row(trial: FrozenTrial) -> TrialRow | None:
     from optuna.trial import TrialState
 
-    if trial.state == TrialState.WAITING:
+    if trial.state == TrialState.WAITING or is_unsigned(trial):
         return None
     record = record_of(trial)
     if record is None and trial.state != TrialState.RUNNING:
@@ -183,7 +183,8 @@ def _learnt(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 def pareto_front(rows: Sequence[TrialRow], names: Sequence[str]) -> list[int]:
     """Return the numbers of rows that no other row is at least as good as in all objectives and better in one.
 
-    The first objective orders them, best first; of one objective it is the best row alone (the first of equals).
+    Of rows that are equal in all objectives the first alone is there. The first objective orders them, best first; of
+    one objective it is the best row alone.
     """
     signs = [1.0 if OBJECTIVES[name].direction == "maximize" else -1.0 for name in names]
     points = {row.number: [sign * row.figures[name] for sign, name in zip(signs, names, strict=True)] for row in rows}

@@ -157,8 +157,9 @@ def _choice(key: str, values: list[Any]) -> Choice:
     if len(texts) < 2:
         said = f"'{values[0]}' alone" if values else "nothing"
         raise SettingError(f"--space {key} names {said}: a space has two values or more, such as {_EXAMPLES}")
-    if any(_is_same(one, other) for one, other in itertools.combinations(texts, 2)):
-        raise SettingError(f"--space {key} names a value twice: give each once")
+    # To Optuna true is 1: what had been trained with the one would be noted as the other.
+    if any(one == other for one, other in itertools.combinations(texts, 2)):
+        raise SettingError(f"--space {key} names a value twice (true is 1, false is 0): give each once")
     return Choice(values=texts)
 
 

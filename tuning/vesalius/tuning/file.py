@@ -22,7 +22,13 @@ def read_study_file(path: Path) -> dict[str, Any]:
     Raises:
         SettingError: it cannot be read, fails, or holds no mapping.
     """
-    value = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
+    try:
+        return _checked(path, _from_python(path) if path.suffix == ".py" else _from_yaml(path))
+    except RecursionError:
+        raise SettingError(f"{path} is nested too deeply, or holds itself: give plain lists and mappings") from None
+
+
+def _checked(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise SettingError(f"{path} holds no study: expected keys such as method, store, space and trials")
     for group in ("set", "space"):
@@ -59,10 +65,21 @@ def _from_python(path: Path) -> Any:
 def _from_yaml(path: Path) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
+        """Takes no aliases: by some lines of them a file holds itself, or a billion values."""
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise SettingError(
+                    f"{path} refers to other places by * (line {self.peek_event().start_mark.line + 1}): write the "
+                    "values out"
+                )
+            return super().compose_node(parent, index)
+
     try:
         if path.stat().st_size > _LARGEST_BYTES:
             raise SettingError(f"{path} is too large to be a study file")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise SettingError(f"{path} cannot be read ({error.strerror}): give a study file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

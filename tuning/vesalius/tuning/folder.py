@@ -22,7 +22,6 @@ import difflib
 import json
 import re
 import secrets
-import shutil
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +30,7 @@ from pydantic import Field
 
 from vesalius.platform.config import Settings, validate
 from vesalius.platform.errors import SettingError, StoreError, StudyError
-from vesalius.platform.store.files import write_file
+from vesalius.platform.store.files import remove, write_file
 from vesalius.platform.store.lock import exclusive
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.training import TrainingSettings
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_COHORT = "cohort"
 
 Ending = Literal["complete", "pruned", "failed", "repeated", "refused"]
 """``repeated``: the values of an earlier trial; ``refused``: values that the method's settings refuse together. Both
@@ -191,6 +191,8 @@ class StudySpec(Settings):
         loop = {key: one for key, one in value["training"].items() if key not in LOCAL}
         # A copy of the run, under another name, is the same start.
         weights = None if self.start is None else [list(self.start.stages), self.start.weights_sha256]
+        # In which order they were given says nothing.
+        value["searched"] = sorted(value["searched"], key=lambda one: one["key"])
         return {**{name: value[name] for name in names}, "training": loop, "start": weights}
 
     def run_id(self, number: int, seed: int | None = None) -> str:
@@ -268,6 +270,11 @@ class StudyFolder:
             except StoreError as error:
                 raise StudyError(str(error)) from None
             yield
+
+    @property
+    def cohort(self) -> Path:
+        """Folder for the cohort with synthetic lesions."""
+        return self.path / _COHORT
 
     @property
     def ray(self) -> Path:
@@ -379,22 +386,57 @@ def file_address(folder: Path) -> str:
 def new_study(home: Path, name: str) -> Iterator[StudyFolder]:
     """Claim the folder of a new study; what is made in it goes again unless its specification comes to be written.
 
+    What a process that was killed left of a study that it was beginning goes too: it wrote the lock first.
+
     Raises:
-        StudyError: it is no plain name, or a study of that name exists or is being made by another process.
+        StudyError: it is no plain name, a study of that name exists or is being made by another process, or the folder
+            holds something that is not a study's.
     """
     check_new_study(home, name)
     folder = StudyFolder(studies_folder(home) / name)
     with space_errors(home):
         folder.path.mkdir(parents=True, exist_ok=True)
+    _check_own(folder)
     with folder.alone():
         check_new_study(home, name)  # somebody else may have made it a moment ago
+        _clear(folder)
         try:
             yield folder
         finally:
             if not (folder.path / "study.json").exists():
-                shutil.rmtree(folder.path, ignore_errors=True)
-                with contextlib.suppress(OSError):
+                _clear(folder)
+                folder.lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # not empty: what somebody else put there meanwhile stays
+                    folder.path.rmdir()
                     folder.path.parent.rmdir()
+
+
+def _check_own(folder: StudyFolder) -> None:
+    """Refuse a folder that holds what no study that was being begun has left there.
+
+    Raises:
+        StudyError: it does.
+    """
+    there = {path.name for path in folder.path.iterdir()}
+    if "study.json" in there:
+        return  # made a moment ago, which is said under the lock
+    others = sorted(
+        there - {path.name for path in _begun(folder)} - {folder.lock.name} if folder.lock.name in there else there
+    )
+    if others:
+        raise StudyError(
+            f"{folder.path} is no study and holds {', '.join(others[:3])}: move it away, or choose another name"
+        )
+
+
+def _begun(folder: StudyFolder) -> list[Path]:
+    """Return what a study that is being begun has made but for its lock and its specification."""
+    return [one for one in folder.path.iterdir() if one.name == _COHORT or one.name.startswith("study.json.")]
+
+
+def _clear(folder: StudyFolder) -> None:
+    for path in _begun(folder):
+        remove(path)
 
 
 def create_study(home: Path, spec: StudySpec) -> StudyFolder:

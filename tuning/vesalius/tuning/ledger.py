@@ -6,6 +6,7 @@ kill goes on with all that it knew: there is no other state to be saved, or to b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import warnings
@@ -28,6 +29,7 @@ from vesalius.tuning.noted import (
     distribution,
     finished,
     is_start,
+    is_unsigned,
     objective_values,
     put_back,
     record_of,
@@ -53,6 +55,8 @@ _STUBBORN = 10
 """Draws in a row that are no new trial, after which they are random: a sampler would ask for the same for ever."""
 _JOINING_SECONDS = 20.0
 _BEAT_SECONDS = 60.0
+_SIGNING_SECONDS = 60.0
+"""How long a driver that shares a study may take from a draw to its signature, after which the draw counts as lost."""
 
 
 class Ledger:
@@ -79,6 +83,7 @@ class Ledger:
         self._single = len(spec.objectives) == 1
         self._trials: dict[int, Trial] = {}
         self._beaten = time.time()
+        self._unsigned_since: dict[int, float] = {}
         self._storage = open_storage(address, patience)
         try:
             self.study: Study = self._open(has_ended)
@@ -149,17 +154,21 @@ class Ledger:
 
     def _fill(self, study: Study) -> None:
         """Put into a study what it begins with: the start, then what it learns. What a kill left of that stays."""
-        there = self._try(study.get_trials, deepcopy=False)
-        if not there:
-            values = point(self._base, self._spec.searched)
-            self._try(study.enqueue_trial, values or {}, user_attrs={START: True})
-        known = {trial.user_attrs.get(FROM) for trial in there}
+        self._try(self._put_start, study)
+        known = {trial.user_attrs.get(FROM) for trial in self._try(study.get_trials, deepcopy=False)}
         for one in self._spec.learnt:
             if one.source not in known:
                 if one.is_known:
                     self._try(study.add_trial, finished(one, self._spec))
                 else:
                     self._try(study.enqueue_trial, one.values, user_attrs={FROM: one.source})
+
+    def _put_start(self, study: Study) -> None:
+        """Let the next draw be the settings that the study starts from, where no trial is those already."""
+        trials = study.get_trials(deepcopy=False)
+        # A draw that was closed since nobody had signed it ends without a record.
+        if not any(is_start(one) and (not one.state.is_finished() or record_of(one) is not None) for one in trials):
+            study.enqueue_trial(point(self._base, self._spec.searched) or {}, user_attrs={START: True})
 
     def _seed_sampler(self, number: int, *, at_random: bool = False) -> None:
         """Make what is drawn a function of the seed, the trial's number and the trials before it.
@@ -168,8 +177,12 @@ class Ledger:
         draws what an unbroken one does. Drivers that share a study draw each their own.
         """
         driver = self._spec.token if self._spec.shared else ""
-        name = "random" if at_random else self._spec.sampler
-        self.study.sampler = make_sampler(name, int(digest([self._spec.seed, driver, number])[:8], 16))
+        self.study.sampler = make_sampler(
+            "random" if at_random else self._spec.sampler,
+            int(digest([self._spec.seed, driver, number])[:8], 16),
+            study_seed=self._spec.seed,
+            trials=self._spec.trials,
+        )
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials, oldest first."""
@@ -265,16 +278,50 @@ class Ledger:
         seed train to the same weights.
         """
         for _ in range(_MOST_DRAWS):
-            trials = self.trials()
-            self._seed_sampler(len(trials), at_random=put_back(trials) >= _STUBBORN)
-            begun = self._begin(self._try(self.study.ask))
+            begun = self._begin(self._ask())
             if begun is not None:
                 return begun
         return None
 
+    def _ask(self) -> Trial:
+        """Return a draw: a new one, or one that the storage made and whose answer never came."""
+        import optuna
+
+        trials = self.trials()
+        lost = [trial for trial in trials if is_unsigned(trial)]
+        if lost and not self._spec.shared:  # nobody else draws here
+            self._seed_sampler(lost[0].number)
+            return self._try(optuna.trial.Trial, self.study, lost[0]._trial_id)
+        self._fail_lost(lost)
+        self._seed_sampler(len(trials), at_random=put_back(trials) >= _STUBBORN)
+        return self._try(self.study.ask)
+
+    def _fail_lost(self, unsigned: list[FrozenTrial]) -> None:
+        """Close draws of a shared study that nobody has signed for long; the start is put up again.
+
+        They are timed from when they were first seen here: the clocks of other machines may be wrong.
+        """
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        now = time.monotonic()
+        self._unsigned_since = {one.number: self._unsigned_since.get(one.number, now) for one in unsigned}
+        for one in unsigned:
+            if now - self._unsigned_since[one.number] < _SIGNING_SECONDS:
+                continue
+            with contextlib.suppress(UpdateFinishedTrialError):  # another driver has closed it
+                self._try(self._storage.set_trial_state_values, one._trial_id, TrialState.FAIL)
+            if is_start(one):
+                self._try(self._put_start, self.study)
+
     def _begin(self, trial: Trial, passed: float | None = None) -> Begun | None:
+        from optuna.exceptions import UpdateFinishedTrialError
+
         # Signed before anything else: a trial of a shared study that nobody has signed is nobody's to go on with.
-        self._try(trial.set_user_attr, DRIVER, self._spec.token)
+        try:
+            self._try(trial.set_user_attr, DRIVER, self._spec.token)
+        except UpdateFinishedTrialError:
+            return None  # it took so long that another driver has closed it
         if self._spec.shared:
             self._try(trial.set_user_attr, HEARD, time.time())
         starts = is_start(trial)

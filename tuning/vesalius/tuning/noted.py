@@ -121,6 +121,13 @@ def put_back(trials: Sequence[FrozenTrial]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda one: one is not None and one.ending not in COUNTED, records))
 
 
+def is_unsigned(trial: FrozenTrial) -> bool:
+    """Say whether a trial is drawn and no driver has signed it: one is about to, or has never heard of it."""
+    from optuna.trial import TrialState
+
+    return trial.state == TrialState.RUNNING and DRIVER not in trial.user_attrs
+
+
 def is_start(trial: FrozenTrial | Trial) -> bool:
     """Say whether a trial is the settings that the study starts from."""
     return bool(trial.user_attrs.get(START))

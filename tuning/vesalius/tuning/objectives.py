@@ -30,11 +30,13 @@ class Objective:
         summary: one sentence.
         direction: which way is better.
         needs: what the validation split must hold: outlined lesions, healthy and anomalous subjects, healthy ones.
+        of_process: whether it is measured of the process, in which no other trial may have been before.
     """
 
     summary: str
     direction: Direction
     needs: Needs = "nothing"
+    of_process: bool = False
 
 
 _DETECTION: dict[str, Objective] = {
@@ -59,7 +61,9 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "seconds_per_volume": Objective(summary="seconds to score a volume", direction="minimize"),
     "training_seconds": Objective(summary="seconds to train", direction="minimize"),
-    "peak_memory": Objective(summary="the most memory held in training and scoring, in MiB", direction="minimize"),
+    "peak_memory": Objective(
+        summary="the most memory held in training and scoring, in MiB", direction="minimize", of_process=True
+    ),
 }
 
 _WHY_HEALTHY = (

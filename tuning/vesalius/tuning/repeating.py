@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from vesalius.platform.cluster import session
 from vesalius.platform.progress import silent
 from vesalius.tuning.folder import Record
-from vesalius.tuning.resources import check_resources, trial_resources
-from vesalius.tuning.running import failures, fit, quiet
+from vesalius.tuning.resources import alive_nodes, check_resources, trial_resources
+from vesalius.tuning.running import failures, fit, keeps_workers, quiet
 from vesalius.tuning.trial import work
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def repeat(
                 num_workers=spec.num_workers,
                 cpus=spec.cpus,
                 gpus=spec.gpus,
+                nodes=alive_nodes(),
             )
             stopper = RepeatStopper(len(wanted) - len(left), len(wanted), progress)
             configs = [{"number": row.number, "values": dict(row.values), "seed": seed} for row, seed in left]
@@ -74,7 +75,7 @@ def repeat(
                 tuner = Tuner(
                     with_resources(functools.partial(_work, folder=study.path, trainer=trainer), trial_resources(spec)),
                     param_space={"again": tune.grid_search(configs)},
-                    tune_config=TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
+                    tune_config=TuneConfig(max_concurrent_trials=concurrent, reuse_actors=keeps_workers(spec)),
                     run_config=RunConfig(
                         name=f"attempt-{secrets.token_hex(4)}",
                         storage_path=str(study.ray),
@@ -85,10 +86,12 @@ def repeat(
                 )
                 fit(tuner, study, lambda: stopper.error, f"vesalius study {spec.name} --seeds {len(seeds)}")
         for row, seed in left:
-            if study.record(row.number, seed) is None:
+            if spec.run_id(row.number, seed) not in stopper.told and not _has_ended(study.record(row.number, seed)):
                 reason = "its worker process died again and again: most likely it ran out of memory"
                 run_id = spec.run_id(row.number, seed)
-                study.keep(Record(number=row.number, ending="failed", reason=reason, run_id=run_id), seed)
+                record = Record(number=row.number, ending="failed", reason=reason, run_id=run_id)
+                trainer.abandon(spec, record, seed)
+                study.keep(record, seed)
 
 
 def _has_ended(record: Record | None) -> bool:

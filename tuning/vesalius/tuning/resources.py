@@ -86,6 +86,11 @@ def check_resources(
     """
     if gpus > 1 and gpus % 1:
         raise SettingError(f"--gpus is {gpus:g}: above 1 it is a whole number, below 1 a part of one device")
+    if num_workers > 1 and cpus > 1:
+        raise SettingError(
+            f"--cpus is {cpus}: it gives cores to trials of one worker; several workers take one each, and as many "
+            "threads as --set training.threads=N says"
+        )
     fit = fitting(cluster, num_workers, cpus, gpus, nodes=nodes)
     if fit >= concurrent:
         return

@@ -17,6 +17,7 @@ from vesalius.platform.cluster import session
 from vesalius.platform.errors import StudyError, VesaliusError
 from vesalius.platform.progress import silent
 from vesalius.tuning.ledger import Ledger
+from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.resources import alive_nodes, check_resources, trial_resources
 from vesalius.tuning.storage import PATIENCE_SECONDS, Patience, whole_address
 from vesalius.tuning.trial import work
@@ -127,8 +128,7 @@ def drive(
                     search_alg=search,
                     scheduler=LedgerScheduler(search),
                     num_samples=-1,
-                    # A process that waits for workers of Ray Train does not hear that its trial was stopped: it ends.
-                    reuse_actors=spec.num_workers == 1,
+                    reuse_actors=keeps_workers(spec),
                 ),
                 run_config=RunConfig(
                     name=f"attempt-{secrets.token_hex(4)}",
@@ -196,6 +196,12 @@ def fit(tuner: Any, study: StudyFolder, error: Callable[[], VesaliusError | None
             f"Ray broke off study '{study.path.name}' ({said}): nothing is lost; once the cluster is up again, go on "
             f"with `{resume}`"
         ) from failed
+
+
+def keeps_workers(spec: StudySpec) -> bool:
+    """Say whether the process of a trial takes on the next one."""
+    # One that waits for workers of Ray Train does not hear that its trial was stopped: it ends.
+    return spec.num_workers == 1 and not any(OBJECTIVES[name].of_process for name in spec.objectives)
 
 
 def failures(spec: StudySpec) -> Any:

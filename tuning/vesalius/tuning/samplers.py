@@ -16,7 +16,10 @@ SAMPLERS: dict[str, TableEntry] = {
     "random": TableEntry(path="optuna.samplers:RandomSampler", summary="independent draws"),
     "gp": TableEntry(path="optuna.samplers:GPSampler", summary="Gaussian process; some tenths of a second a trial"),
     "cmaes": TableEntry(path="optuna.samplers:CmaEsSampler", summary="covariance matrix adaptation; numbers only"),
-    "nsgaii": TableEntry(path="optuna.samplers:NSGAIISampler", summary="genetic, for several objectives"),
+    "nsgaii": TableEntry(
+        path="optuna.samplers:NSGAIISampler",
+        summary="genetic, for several objectives; generations of a quarter of the trials, 4 to 50",
+    ),
     "qmc": TableEntry(path="optuna.samplers:QMCSampler", summary="quasi-random draws that fill the space evenly"),
 }
 
@@ -48,28 +51,49 @@ LEARNING = ("tpe", "gp")
 _REQUIRES = {"cmaes": "cmaes"}
 
 
-def check_sampler(name: str) -> None:
+def check_sampler(name: str, *, shared: bool) -> None:
     """Say now what a sampler would say in the middle of a study.
 
+    Args:
+        name: of the sampler.
+        shared: whether others may write to the study's storage.
+
     Raises:
-        SettingError: no such sampler, or its package is missing.
+        SettingError: no such sampler, its package is missing, or it would run code that others can put there.
     """
     lookup(SAMPLERS, name, "sampler")
+    if shared and name == "cmaes":
+        raise SettingError(
+            "sampler 'cmaes' keeps its state as a pickle in the study's storage, by which whoever writes to --storage "
+            "runs code here: leave --storage out, or use tpe or gp"
+        )
     package = _REQUIRES.get(name)
     if package is not None and importlib.util.find_spec(package) is None:
         raise SettingError(f"sampler '{name}' needs the package {package}: pip install {package}, or use tpe")
 
 
-def make_sampler(name: str, seed: int) -> Any:
+def make_sampler(name: str, seed: int, *, study_seed: int, trials: int) -> Any:
     """Return a sampler; its state but for its seed lies in the study's storage.
+
+    Args:
+        name: of the sampler.
+        seed: of one trial's draw.
+        study_seed: of the whole study, for what has one order of draws.
+        trials: that the study is to have.
 
     Raises:
         SettingError: no such sampler.
     """
     kind = lookup(SAMPLERS, name, "sampler")
+    options: dict[str, Any] = {"seed": seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls experimental what it has had for years
-        return kind(seed=seed)
+        if name == "qmc":  # points of one scrambled Sobol sequence; where the study stands in it the storage knows
+            alone = lookup(SAMPLERS, "random", "sampler")(seed=seed)
+            options = {"seed": study_seed, "scramble": True, "independent_sampler": alone}
+        elif name == "nsgaii":  # the first generation is random, and the default of 50 is many a whole study
+            options["population_size"] = min(max(trials // 4, 4), 50)
+        return kind(**options)
 
 
 def make_pruner(name: str) -> Any:

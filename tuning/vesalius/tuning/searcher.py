@@ -283,6 +283,7 @@ class RepeatStopper(Stopper):  # type: ignore[misc]
     """Counts trainings with other seeds, and ends all where one tells of what is wrong for all.
 
     Attributes:
+        told: runs whose workers have said what became of them.
         error: that ends them, once something does.
     """
 
@@ -290,7 +291,7 @@ class RepeatStopper(Stopper):  # type: ignore[misc]
         self._before = ended
         self._total = total
         self._progress = progress
-        self._ended: set[str] = set()
+        self.told: set[str] = set()
         self.error: VesaliusError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -301,9 +302,9 @@ class RepeatStopper(Stopper):  # type: ignore[misc]
         """Hear of a result, and never stop a single training."""
         if "fatal" in result:
             self.error = self.error or error_of(result["fatal"])
-        if "record" in result and trial_id not in self._ended:  # Tune asks of a last result twice
-            self._ended.add(trial_id)
-            self._progress(self._before + len(self._ended), self._total, "")
+        if "record" in result:
+            self.told.add(Record.model_validate_json(result["record"]).run_id)  # Tune asks of a last result twice
+            self._progress(self._before + len(self.told), self._total, "")
         return False
 
     def stop_all(self) -> bool:

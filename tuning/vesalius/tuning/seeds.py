@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vesalius.tuning.analysis import Analysis
-    from vesalius.tuning.folder import StudyFolder
+    from vesalius.tuning.folder import StudyFolder, StudySpec
 
 LEVEL = 0.95
 _HELD_OUT = "test.json"
@@ -94,6 +94,11 @@ def compared(found: Analysis) -> tuple[int, int]:
     return found.best, found.start
 
 
+def taken_seeds(spec: StudySpec, found: Analysis) -> set[int]:
+    """Return the seeds that a study's trials were trained with: they had a part in choosing."""
+    return {int(row.values.get("training.seed", spec.training.seed)) for row in found.trials}
+
+
 def other_seeds(taken: Sequence[int], num: int) -> list[int]:
     """Return the first seeds from 0 on that are not among those that were taken in choosing."""
     return [seed for seed in range(num + len(taken)) if seed not in taken][:num]
@@ -101,6 +106,8 @@ def other_seeds(taken: Sequence[int], num: int) -> list[int]:
 
 def compare_seeds(folder: StudyFolder, found: Analysis) -> SeedComparison | None:
     """Return what the folder has of best and start over other seeds, or None where it has nothing of the best.
+
+    Seeds that a trial has drawn since are other ones no more, and left out.
 
     Args:
         folder: of the study.
@@ -110,7 +117,8 @@ def compare_seeds(folder: StudyFolder, found: Analysis) -> SeedComparison | None
         best, start = compared(found)
     except StudyError:
         return None
-    records = folder.repeats()
+    taken = taken_seeds(folder.spec, found)
+    records = {(number, seed): record for (number, seed), record in folder.repeats().items() if seed not in taken}
     if not any(number == best for number, _ in records):
         return None
     rows = tuple(

@@ -38,20 +38,23 @@ _PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
 _PASSWORD_KEYS = ("password", "passwd", "pwd")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 _SQLITE_TIMEOUT = 60.0
+_SQLITE_PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_IOERR", "SQLITE_CANTOPEN")
 
 
 def check_address(address: str) -> str:
     """Check that a storage's address is one, and return it as it is kept: without its password, its file absolute.
 
     Raises:
-        SettingError: it is of no known kind, is nowhere but in memory, holds a password where it cannot be hidden, or
-            the package for it is missing.
+        SettingError: it is neither SQLite's nor PostgreSQL's, is nowhere but in memory, holds a password where it
+            cannot be hidden, or the package for it is missing.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     try:
         url = make_url(address)
+        if url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ArgumentError
         dialect = url.get_dialect()
     except (ArgumentError, NoSuchModuleError, ValueError):
         # What is no address may hold a password anywhere.
@@ -125,7 +128,7 @@ class Patience:
         """Return ``function(...)``, tried again while the database does not answer.
 
         Raises:
-            StudyError: it did not answer for all that time.
+            StudyError: it did not answer for all that time, or it answered that it will not do it.
         """
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
@@ -137,6 +140,11 @@ class Patience:
             except (StorageInternalError, SQLAlchemyError) as error:
                 left = self.seconds - (time.monotonic() - begun)
                 said = _gist(error)
+                if not _may_pass(error):
+                    raise StudyError(
+                        f"the study's storage at {self._address} answers that it will not ({said}): mend that, nothing "
+                        "is lost; then go on with `vesalius tune --resume`"
+                    ) from error
                 if left <= 0:
                     raise StudyError(
                         f"the study's storage at {self._address} has not answered for {self.seconds:.0f} s ({said}): "
@@ -171,6 +179,22 @@ def try_storage(address: str) -> None:
             f"--storage {shown(address)} cannot be opened ({said}): check its path or its user, password, host and "
             "database"
         ) from None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Say whether an error is one of the connection, or of a file that is busy: the same call may do better later."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy import exc
+
+    if isinstance(error, StorageInternalError):  # Optuna's, around what has happened
+        return error.__cause__ is not None and _may_pass(error.__cause__)
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return True
+    of_sqlite = getattr(getattr(error, "orig", None), "sqlite_errorname", None)
+    if of_sqlite is not None:
+        return str(of_sqlite).startswith(_SQLITE_PASSING)
+    kinds = exc.OperationalError, exc.InterfaceError, exc.PendingRollbackError, exc.TimeoutError, ConnectionError
+    return isinstance(error, kinds)
 
 
 def _gist(error: Exception) -> str:

@@ -223,12 +223,11 @@ def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
     if isinstance(said.get("store"), str) and "store" not in given:
         given["store"] = place(said["store"])
     joined = {**said, **given}
-    if isinstance(said.get("set"), dict) and "set" in given:
-        joined["set"] = {**said["set"], **given["set"]}
-    if isinstance(said.get("space"), dict) and "space" in given:
-        replaced = {full_key(key) for key in given["space"]}
-        joined["space"] = {key: one for key, one in said["space"].items() if full_key(str(key)) not in replaced}
-        joined["space"] |= given["space"]
+    for group in ("set", "space"):
+        if isinstance(said.get(group), dict) and group in given:
+            replaced = {full_key(key) for key in given[group]}
+            joined[group] = {key: one for key, one in said[group].items() if full_key(str(key)) not in replaced}
+            joined[group] |= given[group]
     for key, shown in (("method", "METHOD"), ("store", "STORE")):
         if key not in joined and "from" not in joined:
             raise SettingError(

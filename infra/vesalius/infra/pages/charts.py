@@ -60,10 +60,10 @@ class Scale:
         """Return places and texts of round values."""
         if self.names:
             return [((index + 0.5) / len(self.names), name) for index, name in enumerate(self.names)]
-        values = _powers(self.low, self.high) if self.is_log else []
+        values, digits = _powers(self.low, self.high) if self.is_log else [], 6
         if len(values) < 2:
-            values = _round_values(self.low, self.high, most)
-        found = [(self.place(value), f"{value:.6g}") for value in values]
+            values, digits = _round_values(self.low, self.high, most)
+        found = [(self.place(value), f"{value:.{digits}g}") for value in values]
         return [(place, text) for place, text in found if place is not None and -1e-9 <= place <= 1 + 1e-9]
 
 
@@ -71,13 +71,19 @@ def as_text(value: Any) -> str:
     """Return a value as it is shown."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def _round_values(low: float, high: float, most: int) -> list[float]:
-    step = 10 ** math.floor(math.log10((high - low) / most))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= most)
-    return [round(number * step, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+def _round_values(low: float, high: float, most: int) -> tuple[list[float], int]:
+    """Return round values, and how many digits tell them apart."""
+    power = math.floor(math.log10((high - low) / most))
+    factor = next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * 10.0**power) <= most)
+    step = factor * 10.0**power
+    values = [round(number * step, -power) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    largest = max((abs(value) for value in values), default=0.0)
+    return values, max(6, math.floor(math.log10(largest)) - power + 1 if largest else 0)
 
 
 def _powers(low: float, high: float) -> list[float]:

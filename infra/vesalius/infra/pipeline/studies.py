@@ -43,12 +43,14 @@ from vesalius.tuning import (
     compared,
     dimensions,
     fitting,
+    full_key,
     intermediate,
     learn,
     new_study,
     objective,
     other_seeds,
     repeat,
+    taken_seeds,
     try_storage,
     whole_address,
 )
@@ -69,7 +71,7 @@ class StudyRequest(Settings):
         store: of the cohort; empty takes that of the run to start from.
         start_from: ``RUN@STAGE``, whose finished stages trials take over, or ``RUN``, all of them; ``from`` in a file.
         preset: where the method's settings start; None takes ``paper``, or the settings of the run to start from.
-        set: settings of all trials, by dotted key.
+        set: settings of all trials, by key as in ``space``.
         space: what is searched, by key; empty takes what the method declares.
         trials: how many.
         objective: names; empty lets the cohort decide.
@@ -139,6 +141,10 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     storage = "" if request.storage is None else check_address(request.storage)
     whole_address(storage)
     earlier = [earlier_study(one, method=request.method, home=home) for one in dict.fromkeys(request.learn_from)]
+    given = {full_key(key): value for key, value in request.set.items()}
+    if len(given) < len(request.set):
+        raise SettingError("a setting is set twice, with and without its group: give it once")
+    request = request.model_copy(update={"set": given})
     preset, method, training = settings_of(request, origin)
     store = CohortStore.open(request.store)
     base = RunSettings.of(method, training)
@@ -150,7 +156,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         start = start_of(origin, kind(method, store.facts(any_grid=kind.any_grid)), store.digest, home)
     searched = dimensions(base, request.space, check, taken_over=() if start is None else start.stages)
     check_has_effect(searched, start)
-    check_sampler(request.sampler)
+    check_sampler(request.sampler, shared=request.storage is not None)
     concurrent, gpus = _side_by_side(request, training.device)
     threads = training.threads or max(request.cpus, available_cores() // (concurrent * request.workers))
     training = training.model_copy(update={"threads": threads})
@@ -172,7 +178,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         try_storage(whole_address(storage))
     with new_study(home, name) as folder:
         if request.lesions is not None:
-            store = _with_lesions(source, folder.path / "cohort", request.lesions, progress)
+            store = _with_lesions(source, folder.cohort, request.lesions, progress)
         spec = StudySpec(
             name=name,
             token=secrets.token_hex(8),
@@ -287,7 +293,7 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any], home: Path) -> N
         base = base_of(spec)
         taken_over = () if spec.start is None else spec.start.stages
         given = dimensions(base, asked["space"], _check(spec.method, store), taken_over=taken_over)
-        if given != spec.searched:
+        if {one.key: one for one in given} != {one.key: one for one in spec.searched}:
             said = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
             raise StudyError(f"study '{spec.name}' searches other spaces ({said}): leave --space out, or {begin}")
     if asked.get("objective") and tuple(asked["objective"]) != spec.objectives:
@@ -353,7 +359,7 @@ def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress)
         )
     found = analyse(study)
     numbers = compared(found)
-    taken = {int(row.values.get("training.seed", study.spec.training.seed)) for row in found.trials}
+    taken = taken_seeds(study.spec, found)
     rows = [row for row in found.trials if row.number in numbers]
     with tracked_study(study, home) as parent:
         repeat(study, rows, other_seeds(sorted(taken), num), TrialTrainer(home, parent), progress)

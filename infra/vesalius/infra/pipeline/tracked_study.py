@@ -51,7 +51,8 @@ def tracked_study(study: StudyFolder, home: Path) -> Iterator[str | None]:
         status = "KILLED"
         raise
     finally:
-        with contextlib.suppress(VesaliusError):  # the error on its way says more than a server out of reach
+        # The error on its way says more; and where there is none, whoever shows the study comes to this one too.
+        with contextlib.suppress(Exception):
             found = analyse(study)
             _note(uri, parent, study, found, home)
             if status == "FINISHED" and _ended(found) < found.wanted:

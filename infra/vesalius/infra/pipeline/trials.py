@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -58,6 +59,7 @@ class TrialTrainer:
 
     def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
         """Return the run of a trial, which is begun where there is none."""
+        _memory(choose_device(spec.training.device).type)
         run_id = spec.run_id(number, seed)
         chosen = override(base_of(spec), values if seed is None else {**values, "training.seed": seed})
         with suppress(RunError):
@@ -88,7 +90,7 @@ class TrialTrainer:
         if run.spec.num_workers:
             train(run, tuned=True)
             return
-        memory = PeakMemory(choose_device(run.spec.training.device))
+        memory = _memory(choose_device(run.spec.training.device).type)
         memory.begin()
         train(run, tuned=True)
         _keep_peak(run, memory.read())
@@ -96,7 +98,7 @@ class TrialTrainer:
     def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
         """Return a run's figures on validation; they go to its model's card and to tracking as of any run."""
         device = choose_device(spec.training.device).type
-        memory = PeakMemory(torch.device(device))
+        memory = _memory(device)
         memory.begin()
         card = fit_thresholds(run, device=device)
         figures: dict[str, float] = {}
@@ -171,6 +173,16 @@ def _remove_unbegun(folder: Path) -> None:
     if others:
         raise StudyError(f"{folder} is no run and holds {', '.join(others[:3])}: move it away, a trial needs the name")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _memory(device: str) -> PeakMemory:
+    """Return what measures this process above what it held before its first trial.
+
+    Above what it held before each trial, the first one would have to answer for what all of them load, and the others
+    would be given what the ones before them left.
+    """
+    return PeakMemory(torch.device(device))
 
 
 def _keep_peak(run: RunFolder, num_bytes: int) -> int:
