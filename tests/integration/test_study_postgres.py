@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ import pytest
 
 from vesalius.platform import cluster
 from vesalius.platform.errors import StudyError
-from vesalius.tuning import analyse, drive
+from vesalius.tuning import analyse, drive, try_storage
 from vesalius.tuning.testing import BASE, ToyTrainer, toy_study
 
 if TYPE_CHECKING:
@@ -112,6 +113,19 @@ def _study(home: Path, server: Server, name: str, trials: int) -> StudyFolder:
     return toy_study(
         home, name=name, storage=server.address, shared=True, trials=trials, concurrent=1, space={"x": "0..1"}
     )
+
+
+def test_drivers_that_begin_at_once_make_the_tables_once(server: Server) -> None:
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(server.address, isolation_level="AUTOCOMMIT")
+    for attempt in range(3):
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE fresh{attempt}"))
+        address = server.address.removesuffix("/postgres") + f"/fresh{attempt}"
+        with ThreadPoolExecutor(6) as drivers:
+            list(drivers.map(try_storage, [address] * 6))
+    engine.dispose()
 
 
 def test_two_drivers_share_one_study(server: Server, tmp_path: Path) -> None:

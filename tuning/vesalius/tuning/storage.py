@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from vesalius.platform.errors import SettingError, StudyError
 from vesalius.platform.tracking import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from optuna.storages import RDBStorage
 
@@ -37,6 +38,7 @@ PATIENCE_SECONDS = 300.0
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
 _PASSWORD_KEYS = ("password", "passwd", "pwd")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
+_MAKING_TRIES = 8
 _SQLITE_TIMEOUT = 60.0
 _SQLITE_PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_IOERR", "SQLITE_CANTOPEN")
 
@@ -168,17 +170,33 @@ def try_storage(address: str) -> None:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    def once(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        return function(*arguments, **options)
-
     try:
-        close_storage(open_storage(address, once))
+        with _silent():
+            _make_tables(address)
     except (StorageInternalError, SQLAlchemyError) as error:
         said = _gist(error)
         raise SettingError(
             f"--storage {shown(address)} cannot be opened ({said}): check its path or its user, password, host and "
             "database"
         ) from None
+
+
+def _make_tables(address: str) -> None:
+    """Open a storage and let go of it; of several that make its tables at once all but one find them made at last."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.pool import NullPool
+
+    for left in reversed(range(_MAKING_TRIES)):
+        try:
+            # Without a pool nothing stays open where this fails.
+            RDBStorage(address, engine_kwargs={"poolclass": NullPool, **_connecting(address)}).remove_session()
+        except DBAPIError as error:
+            if not left or "already exists" not in str(error):
+                raise
+            time.sleep(_FIRST_WAIT)
+        else:
+            return
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -207,16 +225,28 @@ def open_storage(address: str, patience: Calls) -> RDBStorage:
     Raises:
         StudyError: nothing answers there.
     """
+    from optuna.storages import RDBStorage
+
+    # A server that was restarted leaves dead connections behind.
+    options = {"pool_pre_ping": True, **_connecting(address)}
+    with _silent():
+        return patience(RDBStorage, address, engine_kwargs=options)
+
+
+def _connecting(address: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": _SQLITE_TIMEOUT}} if address.startswith("sqlite") else {}
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what Optuna and its migrations say to themselves."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    options: dict[str, Any] = {"pool_pre_ping": True}  # a server that was restarted leaves dead connections behind
-    if address.startswith("sqlite"):
-        options["connect_args"] = {"timeout": _SQLITE_TIMEOUT}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return patience(optuna.storages.RDBStorage, address, engine_kwargs=options)
+        yield
 
 
 def close_storage(storage: RDBStorage) -> None:
