@@ -6,7 +6,7 @@ from typing import Literal
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import create_trial
 
 from vesalius.tuning.analysis import importance
@@ -33,7 +33,7 @@ def test_repeats_tell_nothing_of_what_matters(ending: str, said: set[str]) -> No
 
 def test_repeats_change_nothing_of_what_matters() -> None:
     study = optuna.create_study()
-    spaces = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    spaces: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
 
     def add(x: float, y: float, ending: Literal["complete", "repeated"]) -> None:
         record = Record(number=len(study.trials), ending=ending)
