@@ -231,7 +231,8 @@ def test_a_driver_that_signs_too_late_draws_another(tmp_path: Path, monkeypatch:
     spec = toy_spec(tmp_path, shared=True, storage=f"sqlite:///{tmp_path}/shared.db")
     ledger, other = patient(spec), patient(spec.model_copy(update={"token": "other"}))
     monkeypatch.setattr("vesalius.tuning.ledger._SIGNING_SECONDS", 0.0)
-    ask, slow = ledger.study.ask, []
+    ask = ledger.study.ask
+    slow: list[int] = []
 
     def asked() -> Any:
         trial = ask()
