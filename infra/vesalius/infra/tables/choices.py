@@ -33,6 +33,7 @@ def describe_settings(values: BaseModel, prefix: str = "") -> list[dict[str, Any
                 "description": info.description or "",
                 "source": extra.get("source") or "",
                 "space": extra.get("space"),
+                "mutable": bool(extra.get("mutable")),
             }
         )
     return rows
@@ -49,6 +50,8 @@ def settings(rows: Sequence[Mapping[str, Any]], prefix: str) -> Table:
         said = Text(row["description"])
         if row["source"]:
             said.append(f"  [{row['source']}]", style="dim")
+        if row["mutable"]:
+            said.append("  may change in mid-training", style="dim")
         table.add_row(row["key"], _value_text(row["default"]), said, _space_text(row["space"]))
     return table
 

@@ -133,7 +133,12 @@ class VaeSettings(MethodSettings):
         source=f"{_PAPER}, Table 1",
     )
     kl_weight: float = setting(
-        1.0, "weight of the divergence in the ELBO", source=_OURS, ge=0, space=Range(low=0.1, high=10, log=True)
+        1.0,
+        "weight of the divergence in the ELBO",
+        source=_OURS,
+        ge=0,
+        space=Range(low=0.1, high=10, log=True),
+        mutable=True,
     )
     batch_slices: int = setting(64, "slices in a batch", source=_OURS, ge=2)
     group_slices: int = setting(
@@ -148,6 +153,7 @@ class VaeSettings(MethodSettings):
         source="the VQ-VAE's; the paper gives none for the VAEs",
         gt=0,
         space=Range(low=3e-5, high=3e-3, log=True),
+        mutable=True,
     )
     augment: bool = setting(
         True,

@@ -98,6 +98,7 @@ class EncoderSettings(Settings):
         le=1,
         source="this implementation",
         space=Range(low=0.0, high=1.0),
+        mutable=True,
     )
     cells: int = setting(
         32, "cells along each edge of the cohort's box that it sees", ge=8, le=128, source="this implementation"
@@ -109,6 +110,7 @@ class EncoderSettings(Settings):
         gt=0,
         source="this implementation",
         space=Range(low=1e-4, high=1e-2, log=True),
+        mutable=True,
     )
 
     @model_validator(mode="after")
@@ -150,7 +152,13 @@ class ImplicitFieldSettings(MethodSettings):
         10, "L of the position encoding", source=f"{_PAPER}, Eq. 3", ge=1, le=16, space=Range(low=4, high=12)
     )
     dropout: float = setting(
-        0.2, "after every hidden layer", source=f"{_PAPER}, section 3", ge=0, lt=1, space=Range(low=0, high=0.3)
+        0.2,
+        "after every hidden layer",
+        source=f"{_PAPER}, section 3",
+        ge=0,
+        lt=1,
+        space=Range(low=0, high=0.3),
+        mutable=True,
     )
     points: int = setting(
         16_200, "K, points of a volume in a batch", source=f"{_PAPER}, section 3; 16,384 in the code", ge=1
@@ -160,13 +168,28 @@ class ImplicitFieldSettings(MethodSettings):
         2_000, "passes over the training subjects", source=f"{_PAPER}, section 3; 2,001 in the code", gt=0
     )
     decoder_lr: float = setting(
-        5e-4, "Adam's learning rate for the network", source=_CODE, gt=0, space=Range(low=1e-4, high=1e-2, log=True)
+        5e-4,
+        "Adam's learning rate for the network",
+        source=_CODE,
+        gt=0,
+        space=Range(low=1e-4, high=1e-2, log=True),
+        mutable=True,
     )
     code_lr: float = setting(
-        1e-3, "Adam's learning rate for the codes", source=_CODE, gt=0, space=Range(low=1e-4, high=3e-2, log=True)
+        1e-3,
+        "Adam's learning rate for the codes",
+        source=_CODE,
+        gt=0,
+        space=Range(low=1e-4, high=3e-2, log=True),
+        mutable=True,
     )
     lr_factor: float = setting(
-        0.5, "what the learning rates are multiplied by between two periods", source=_CODE, gt=0, le=1
+        0.5,
+        "what the learning rates are multiplied by between two periods",
+        source=_CODE,
+        gt=0,
+        le=1,
+        mutable=True,
     )
     lr_periods: int = setting(4, "equal periods of training between which the learning rates fall", source=_CODE, ge=1)
     prior: Literal["gaussian", "official", "none"] = setting(
@@ -180,9 +203,14 @@ class ImplicitFieldSettings(MethodSettings):
         source=f"{_PAPER}, section 3",
         gt=0,
         space=Range(low=3e-3, high=1.0, log=True),
+        mutable=True,
     )
     prior_weight: float = setting(
-        1e-4, "weight of the official prior; without effect where prior is another", source=_CODE, ge=0
+        1e-4,
+        "weight of the official prior; without effect where prior is another",
+        source=_CODE,
+        ge=0,
+        mutable=True,
     )
     code_init_std: float = setting(
         0.01, "deviation of fresh codes", source=f"{_PAPER}, section 3; 0.0625 in the code", ge=0

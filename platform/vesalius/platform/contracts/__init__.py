@@ -20,7 +20,7 @@ from vesalius.platform.contracts.augmentation import Augmentation, Drawn, vae_ba
 from vesalius.platform.contracts.batch import Batch, generator
 from vesalius.platform.contracts.method import Deviation, Effort, Method
 from vesalius.platform.contracts.precision import bfloat16_pays, trains_in_bfloat16, whole_float32
-from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, setting, spaces
+from vesalius.platform.contracts.search import Choice, MethodSettings, Range, Space, mutables, setting, spaces
 from vesalius.platform.contracts.segments import segment, segmented, segments_by
 from vesalius.platform.contracts.stage import Collective, Metrics, Stage, Update
 from vesalius.platform.contracts.views import Patches, Points, Slices, View, WholeVolumes, slice_indices
@@ -56,6 +56,7 @@ __all__ = [
     "bfloat16_pays",
     "generator",
     "grid_positions",
+    "mutables",
     "segment",
     "segmented",
     "segments_by",

@@ -26,7 +26,15 @@ class Choice(Settings):
 Space = Range | Choice
 
 
-def setting(default: Any, description: str, *, space: Space | None = None, source: str = "", **bounds: Any) -> Any:
+def setting(
+    default: Any,
+    description: str,
+    *,
+    space: Space | None = None,
+    source: str = "",
+    mutable: bool = False,
+    **bounds: Any,
+) -> Any:
     """Declare a setting of a method.
 
     Args:
@@ -34,9 +42,11 @@ def setting(default: Any, description: str, *, space: Space | None = None, sourc
         description: one sentence for ``vesalius methods NAME``.
         space: what a study may search, where it makes sense to.
         source: paper and section, or who states otherwise.
+        mutable: whether it may change in mid-training: no parameter or buffer has its shape or its value from it, so
+            that a checkpoint made under one value goes on under another.
         bounds: pydantic bounds: ``gt``, ``ge``, ``lt``, ``le``.
     """
-    extra: dict[str, Any] = {"source": source, "space": space.model_dump() if space else None}
+    extra: dict[str, Any] = {"source": source, "space": space.model_dump() if space else None, "mutable": mutable}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -52,6 +62,18 @@ def spaces(settings_type: type[Settings], prefix: str = "") -> dict[str, Space]:
             found[f"{prefix}{name}"] = (
                 Choice.model_validate(space) if "values" in space else Range.model_validate(space)
             )
+    return found
+
+
+def mutables(settings_type: type[Settings], prefix: str = "") -> set[str]:
+    """Return the settings of a class, and of those nested in it, that may change in mid-training, by dotted name."""
+    found: set[str] = set()
+    for name, info in settings_type.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
+            found |= mutables(info.annotation, prefix=f"{prefix}{name}.")
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("mutable"):
+            found.add(f"{prefix}{name}")
     return found
 
 
