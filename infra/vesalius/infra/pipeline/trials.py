@@ -13,7 +13,7 @@ import torch
 
 from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
 from vesalius.infra.pipeline.tracked_study import track_trial, trial_tags
-from vesalius.infra.pipeline.training import method_type, start_run, tracked_as, train
+from vesalius.infra.pipeline.training import advance, method_type, start_run, tracked_as
 from vesalius.platform import tracking
 from vesalius.platform.config import override, validate
 from vesalius.platform.errors import RunError, StudyError, VesaliusError
@@ -77,11 +77,11 @@ class TrialTrainer:
     def train(self, run: RunFolder) -> None:
         """Train a run to its end, and keep how much memory that took."""
         if run.spec.num_workers:
-            train(run, tuned=True)
+            advance(run, tuned=True)
             return
         memory = PeakMemory(choose_device(run.spec.training.device))
         memory.begin()
-        train(run, tuned=True)
+        advance(run, tuned=True)
         _keep_peak(run, memory.read())
 
     def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:

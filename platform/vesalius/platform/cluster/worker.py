@@ -58,7 +58,11 @@ def work(config: Mapping[str, Any]) -> None:
             other_id, _, stage = spec.start_from.partition("@")
             other = find_run(run.path.parent.parent, other_id)
             start_from = (Checkpoints(other.checkpoints), stage)
-        train(
+        forerunner = None
+        if spec.forerunner is not None:
+            other = find_run(run.path.parent.parent, spec.forerunner.run)
+            forerunner = (Checkpoints(other.checkpoints), spec.forerunner)
+        result = train(
             method,
             store,
             spec.training,
@@ -67,7 +71,11 @@ def work(config: Mapping[str, Any]) -> None:
             device=device,
             watcher=watcher,
             start_from=start_from,
+            forerunner=forerunner,
+            until=spec.until,
         )
+        if result.paused is not None and ranks.rank == 0:
+            run.set_paused(result.paused)
     except VesaliusError as error:
         if not on_ray:
             raise
