@@ -141,8 +141,8 @@ def test_a_killed_trial_goes_on(tmp_path: Path) -> None:
     driver = _start("-c", _DRIVER, str(tmp_path), home=tmp_path)
     killed = ""
     try:
-        step = tmp_path / "runs" / "toy-0000" / "step"
-        _wait(lambda: step.exists() and step.read_text() not in ("", "1"), driver, tmp_path)
+        steps = tmp_path / "runs" / "toy-0000" / "gathered.json"
+        _wait(lambda: steps.exists() and len(json.loads(steps.read_text())) > 1, driver, tmp_path)
         workers = [one for one in _of_session(driver) if "ImplicitFunc" in one.name() + " ".join(one.cmdline())]
         assert workers, [" ".join(one.cmdline())[:80] for one in _of_session(driver)]
         workers[0].kill()

@@ -12,6 +12,8 @@ in (:class:`Trainer`).
     samplers.py    samplers and pruners by name
     file.py        a study's description, YAML or Python
     folder.py      a study on disk
+    notes.py       what is noted of a trial in the storage
+    population.py  who goes on from whom, and with what settings
     storage.py     where Optuna keeps it; patience where that is down
     ledger.py      what is tried, was tried, and was left half-way: the one truth
     searcher.py    how Ray Tune is told of it
@@ -28,6 +30,8 @@ from vesalius.tuning.analysis import Analysis, TrialRow, analyse
 from vesalius.tuning.dimension import Condition, Dimension, parse_space
 from vesalius.tuning.file import read_study_file
 from vesalius.tuning.folder import (
+    COUNTED,
+    Population,
     Record,
     StudyFolder,
     StudySpec,
@@ -38,6 +42,7 @@ from vesalius.tuning.folder import (
     studies_folder,
 )
 from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
+from vesalius.tuning.population import check_mutable, mutable_spaces
 from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import alive_nodes, check_resources, fitting
 from vesalius.tuning.running import Driven, drive
@@ -48,6 +53,7 @@ from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_
 from vesalius.tuning.trial import Trainer
 
 __all__ = [
+    "COUNTED",
     "OBJECTIVES",
     "PRUNERS",
     "SAMPLERS",
@@ -57,6 +63,7 @@ __all__ = [
     "Condition",
     "Dimension",
     "Driven",
+    "Population",
     "Range",
     "Record",
     "SeedComparison",
@@ -68,6 +75,7 @@ __all__ = [
     "alive_nodes",
     "analyse",
     "check_address",
+    "check_mutable",
     "check_new_study",
     "check_resources",
     "check_sampler",
@@ -82,6 +90,7 @@ __all__ = [
     "fitting",
     "full_key",
     "intermediate",
+    "mutable_spaces",
     "new_study",
     "objective",
     "other_seeds",

@@ -39,10 +39,35 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-Ending = Literal["complete", "pruned", "failed", "repeated", "refused"]
-"""``repeated``: the values of an earlier trial, whose figures were taken; ``refused``: values that the method's
-settings refuse together, drawn and put back. Neither of the two is trained, nor counts as a trial."""
-COUNTED: tuple[Ending, ...] = ("complete", "pruned", "failed")
+Ending = Literal["complete", "paused", "pruned", "failed", "repeated", "refused"]
+"""``paused``: of a generation that is not the last, for others to go on from; ``repeated``: the values of an earlier
+trial, whose figures were taken; ``refused``: values that the method's
+settings refuse together, drawn and put back. Neither of the last two is trained, nor counts as a trial."""
+COUNTED: tuple[Ending, ...] = ("complete", "paused", "pruned", "failed")
+
+
+class Population(Settings):
+    """A study's population.
+
+    Attributes:
+        size: members.
+        generations: parts that the training is cut into, of equal numbers of steps.
+    """
+
+    size: int = Field(ge=1)
+    generations: int = Field(ge=2)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Return a trial's generation and member."""
+        return divmod(number, self.size)
+
+    def until(self, number: int) -> float:
+        """Return the share of all steps at which a trial pauses; 1 is the end."""
+        return (number // self.size + 1) / self.generations
+
+    def is_last(self, number: int) -> bool:
+        """Say whether a trial trains to the end."""
+        return number // self.size == self.generations - 1
 
 
 class StudySpec(Settings):
@@ -64,6 +89,7 @@ class StudySpec(Settings):
         criterion: by which a trial may be stopped early; None where nothing says enough of the objective.
         seed: of the sampler.
         trials: how many, over all drivers.
+        population: where trials are members of generations, which go on from one another.
         num_workers: of a trial; above 1 it is a run of Ray Train.
         concurrent: trials side by side.
         cpus: of a trial of one worker.
@@ -91,6 +117,7 @@ class StudySpec(Settings):
     criterion: str | None = None
     seed: int = Field(0, ge=0)
     trials: int = Field(ge=1)
+    population: Population | None = None
     num_workers: int = Field(1, ge=1)
     concurrent: int = Field(1, ge=1)
     cpus: int = Field(1, ge=1)
@@ -104,7 +131,16 @@ class StudySpec(Settings):
     def terms(self) -> dict[str, Any]:
         """Return what all drivers of one study must agree on."""
         value = self.model_dump(mode="json")
-        names = ("method", "settings", "cohort_digest", "searched", "objectives", "criterion", "num_workers")
+        names = (
+            "method",
+            "settings",
+            "cohort_digest",
+            "searched",
+            "objectives",
+            "criterion",
+            "num_workers",
+            "population",
+        )
         # Threads and memory are each machine's own affair.
         loop = {key: one for key, one in value["training"].items() if key not in _LOCAL}
         return {**{name: value[name] for name in names}, "training": loop}
@@ -125,8 +161,10 @@ class Record(Settings):
         ending: how it ended.
         reason: why it failed, in a sentence.
         run_id: its run.
-        figures: by name: of the validation split and of what it took.
+        figures: by name: of the validation split and of what it took; of a paused trial the criterion's alone.
         percent: how far its training came.
+        checkpoint: where a paused trial's run stands.
+        weights_sha256: of that checkpoint's weights.
     """
 
     number: int
@@ -135,6 +173,8 @@ class Record(Settings):
     run_id: str = ""
     figures: dict[str, float] = Field(default_factory=dict)
     percent: float = 100.0
+    checkpoint: str = ""
+    weights_sha256: str = ""
 
 
 class StudyFolder:

@@ -16,14 +16,14 @@ from vesalius.platform.config import digest, flatten
 from vesalius.platform.contracts import Choice
 from vesalius.platform.errors import SettingError, StudyError
 from vesalius.tuning.folder import COUNTED, Record
+from vesalius.tuning.notes import PARENT, RECORD, START, is_start, noted_parent, objective_values, record_of
 from vesalius.tuning.objectives import OBJECTIVES
-from vesalius.tuning.samplers import make_pruner, make_sampler
+from vesalius.tuning.population import breed
+from vesalius.tuning.samplers import given, make_pruner, make_sampler
 from vesalius.tuning.spaces import chosen, point
 from vesalius.tuning.storage import Patience, close_storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _TERMS = "vesalius_terms"
 _DRIVER = "driver"
-_START = "start"
-_RECORD = "record"
 _BLOCKS = "blocks"
 _GIVEN_UP = "given_up"
 _MOST_DRAWS = 50
@@ -52,6 +50,7 @@ class Begun:
         is_start: whether it is the settings that the study starts from.
         outside: whether these lie outside of the spaces.
         given_up: hundredths of its training at which the pruner gave it up, where a driver was killed upon that.
+        parent: the trial whose run its own goes on from, where it is of a later generation.
     """
 
     number: int
@@ -59,6 +58,7 @@ class Begun:
     is_start: bool
     outside: bool
     given_up: float | None = None
+    parent: Record | None = None
 
 
 class Ledger:
@@ -125,7 +125,7 @@ class Ledger:
         if noted is None:
             if not self._try(study.get_trials, deepcopy=False):
                 values = point(self._base, self._spec.searched)
-                self._try(study.enqueue_trial, values or {}, user_attrs={_START: True})
+                self._try(study.enqueue_trial, values or {}, user_attrs={START: True})
             self._try(study.set_user_attr, _TERMS, terms)
             return
         noted = json.loads(json.dumps(noted))
@@ -185,6 +185,17 @@ class Ledger:
                     found.append(begun)
         return found
 
+    def is_ready(self) -> bool:
+        """Say whether the next trial can be drawn: of a population, whether the generation before its own has ended."""
+        from optuna.trial import TrialState
+
+        population = self._spec.population
+        if population is None:
+            return True
+        begun = [trial for trial in self.trials() if trial.state != TrialState.WAITING]
+        generation, _ = population.place(len(begun))
+        return all(record_of(trial) is not None for trial in begun[: generation * population.size])
+
     def draw(self) -> Begun | None:
         """Return the next trial, or None where the spaces hold nothing new.
 
@@ -201,6 +212,7 @@ class Ledger:
     def _begin(self, trial: Trial) -> Begun | None:
         # Signed before anything else: a trial of a shared study that nobody has signed is nobody's to go on with.
         self._try(trial.set_user_attr, _DRIVER, self._spec.token)
+        parent = None if self._spec.population is None else self._breed(trial)
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
@@ -210,8 +222,11 @@ class Ledger:
             is_start=starts,
             outside=outside,
             given_up=trial.user_attrs.get(_GIVEN_UP),
+            parent=parent,
         )
         self._trials[trial.number] = trial
+        if self._spec.population is not None:
+            return begun
         try:
             chosen(self._base, values)
         except SettingError as error:
@@ -232,6 +247,16 @@ class Ledger:
             )
             return None
         return begun
+
+    def _breed(self, trial: Trial) -> Record | None:
+        """Let a trial set what it is to set as a member of its generation; return its parent's record."""
+        member = breed(self._spec, self._base, trial.number, self.trials())
+        if member.is_start:
+            self._try(trial.set_user_attr, START, True)
+        if member.parent is not None:
+            self._try(trial.set_user_attr, PARENT, noted_parent(member.parent))
+        self.study.sampler = given(member.values)
+        return member.parent
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
         flat = flatten(self._base)
@@ -273,10 +298,7 @@ class Ledger:
             return False
         if trial.user_attrs.get(_GIVEN_UP) is not None:
             return True
-        step = int(percent)
-        known = self._try(self._storage.get_trial, trial._trial_id).intermediate_values
-        if step not in known:  # a trial that goes on after a kill passes some of them again
-            self._try(trial.report, value, step)
+        step = self._note(trial, percent, value)
         # The pruner is asked in any case: by that it notes the values that later trials are measured by.
         given_up = bool(self._try(trial.should_prune))
         # At its end there is nothing left to be saved; and what the best is compared with has to come to its end.
@@ -285,6 +307,14 @@ class Ledger:
         # Asked again after a kill the pruner would let it go on: it takes the rung for one that was passed.
         self._try(trial.set_user_attr, _GIVEN_UP, percent)
         return True
+
+    def _note(self, trial: Trial, percent: float, value: float) -> int:
+        """Note the criterion at a hundredth of the training, and return that."""
+        step = int(percent)
+        known = self._try(self._storage.get_trial, trial._trial_id).intermediate_values
+        if step not in known:  # a trial that goes on after a kill passes some of them again
+            self._try(trial.report, value, step)
+        return step
 
     def blocks(self, number: int) -> bool:
         """Note that a trial has ended a call of the whole study, and return whether it had done so before."""
@@ -301,14 +331,16 @@ class Ledger:
         frozen = self._try(self._storage.get_trial, trial._trial_id)
         if frozen.state.is_finished():
             return
-        self._try(trial.set_user_attr, _RECORD, record.model_dump(mode="json"))
+        self._try(trial.set_user_attr, RECORD, record.model_dump(mode="json"))
         values = objective_values(self._spec.objectives, record.figures)
         state = TrialState.FAIL
         if record.ending in ("complete", "repeated") and values is not None and not begun.outside:
             # One outside of the spaces is none to a sampler: they take their space from the trials there are.
             state = TrialState.COMPLETE
-        elif record.ending == "pruned" and self._single:
+        elif record.ending in ("pruned", "paused") and self._single:
             state = TrialState.PRUNED
+        if record.ending == "paused" and (at_pause := record.figures.get(self._spec.criterion or "")) is not None:
+            self._note(trial, record.percent, at_pause)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._try(
@@ -327,20 +359,3 @@ def _suggest_one(trial: Trial, one: Dimension) -> Any:
     if one.whole:
         return trial.suggest_int(one.key, int(one.space.low), int(one.space.high), log=one.space.log)
     return trial.suggest_float(one.key, one.space.low, one.space.high, log=one.space.log)
-
-
-def objective_values(names: tuple[str, ...], figures: Mapping[str, float]) -> list[float] | None:
-    """Return a trial's objectives in order, or None where it lacks one."""
-    values = [figures.get(name) for name in names]
-    return None if any(value is None for value in values) else [float(value) for value in values if value is not None]
-
-
-def record_of(trial: FrozenTrial) -> Record | None:
-    """Return what was noted of a trial, or None where it is under way."""
-    noted = trial.user_attrs.get(_RECORD)
-    return None if noted is None else Record.model_validate(noted)
-
-
-def is_start(trial: FrozenTrial | Trial) -> bool:
-    """Say whether a trial is the settings that the study starts from."""
-    return bool(trial.user_attrs.get(_START))

@@ -82,7 +82,8 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             if begun is not None:
                 self._running[trial_id] = begun
                 self._say()
-                return {"number": begun.number, "values": begun.values}
+                after = {} if begun.parent is None else {"parent": begun.parent.model_dump(mode="json")}
+                return {"number": begun.number, "values": begun.values, **after}
         if self._running and self.error is None:
             return None  # the spaces are asked again once something has ended
         return str(Searcher.FINISHED)
@@ -104,7 +105,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             self._ledger.end(begun, record)
         if sum(self._ledger.counts()) >= self._spec.trials:
             return None
-        if self._exhausted_at == self._ended:
+        if self._exhausted_at == self._ended or not self._ledger.is_ready():
             return None  # nothing has ended since: the same draws would come to the same
         fresh = self._ledger.draw()
         self._exhausted_at = self._ended if fresh is None else None
@@ -118,7 +119,9 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             return False
         percent = 100.0 * result["step"] / result["total"]
         self._percent[trial_id] = percent
-        value = None if criterion is None else result.get(f"best_{criterion}")
+        # A population is judged by what its members are, not by the best that they were.
+        best = "" if self._spec.population is not None else "best_"
+        value = None if criterion is None else result.get(f"{best}{criterion}")
         if value is not None:
             with _Noting(self):
                 if self._ledger.report(begun.number, percent, float(value)):
