@@ -21,6 +21,18 @@ def tune(
         str | None, typer.Argument(metavar="STORE", help="A cohort store: a folder or a URL.", show_default=False)
     ] = None,
     trials: Annotated[int | None, typer.Option(help="How many in all (default: 20)")] = None,
+    population: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Population-based training instead: so many members train side by side, each generation from where "
+            "the last one paused, the worst fifth from the best fifth's checkpoints with settings perturbed. Searches "
+            "settings that may change in mid-training.",
+        ),
+    ] = None,
+    generations: Annotated[
+        int | None, typer.Option(min=2, help="Of a population: equal parts that the training is cut into.")
+    ] = None,
     spaces: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,6 +113,8 @@ def tune(
             "method": method,
             "store": None if store is None else place(store),
             "trials": trials,
+            "population": population,
+            "generations": generations,
             "space": _spaces(spaces),
             "objective": tuple(objectives) if objectives else None,
             "lesions": None if lesions is None else str(absolute(lesions)),
@@ -203,6 +217,8 @@ def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None) -> 
         "preset": "--preset",
         "set": "--set",
         "lesions": "--lesions",
+        "population": "--population",
+        "generations": "--generations",
         "sampler": "--sampler",
         "pruner": "--pruner",
         "workers": "--workers",
@@ -222,6 +238,7 @@ def _described(study: "StudyFolder") -> str:
     spec = study.spec
     searched = ", ".join(f"{one.key.removeprefix('method.')}={one.text()}" for one in spec.searched)
     judged = " and ".join(spec.objectives)
-    return (
-        f"{spec.trials} trials, {spec.concurrent} side by side, {spec.sampler}, {spec.pruner}; {searched}; by {judged}"
-    )
+    how = f"{spec.sampler}, {spec.pruner}"
+    if spec.population is not None:
+        how = f"{spec.population.generations} generations of {spec.population.size}"
+    return f"{spec.trials} trials, {spec.concurrent} side by side, {how}; {searched}; by {judged}"

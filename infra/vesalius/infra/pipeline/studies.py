@@ -12,6 +12,13 @@ import torch
 from pydantic import Field
 
 from vesalius.infra.pipeline.judging import VALIDATION
+from vesalius.infra.pipeline.populations import (
+    check_generations,
+    choose_population,
+    refuse_more_trials,
+    refuse_seeds,
+    require_criterion,
+)
 from vesalius.infra.pipeline.tracked_study import tracked_study
 from vesalius.infra.pipeline.training import choose_settings, method_type, now
 from vesalius.infra.pipeline.trials import TrialTrainer, base_of
@@ -27,14 +34,17 @@ from vesalius.tuning import (
     alive_nodes,
     analyse,
     check_address,
+    check_mutable,
     check_new_study,
     check_resources,
     check_sampler,
     choose_objectives,
     compared,
+    declared,
     dimensions,
     fitting,
     intermediate,
+    mutable_spaces,
     new_study,
     objective,
     other_seeds,
@@ -61,6 +71,8 @@ class StudyRequest(Settings):
         set: settings of all trials, by dotted key.
         space: what is searched, by key; empty takes what the method declares.
         trials: how many.
+        population: members that are trained side by side in generations, or None.
+        generations: of the population, or None.
         objective: names; empty lets the cohort decide.
         lesions: folder of lesion masks that are set into the validation volumes, or None.
         sampler: its name.
@@ -80,6 +92,8 @@ class StudyRequest(Settings):
     set: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
     trials: int = 20
+    population: int | None = None
+    generations: int | None = None
     objective: tuple[str, ...] = ()
     lesions: str | None = None
     sampler: str = "tpe"
@@ -113,6 +127,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     name = request.name or f"{request.method.replace('_', '-')}-{now()[:10].replace('-', '')}-{secrets.token_hex(2)}"
     check_new_study(home, name)
     _check_no_runs(home, name)
+    population = choose_population(request)
     for one in request.objective:
         objective(one)
     if request.pruner is not None and request.pruner not in PRUNERS:
@@ -125,9 +140,15 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     base = RunSettings.of(method, training)
     check = _check(request.method, store)
     check(base)
-    searched = dimensions(base, request.space, check)
+    space = request.space
+    if population is not None:
+        space = space or mutable_spaces(base, declared(base))
+    searched = dimensions(base, space, check)
     check_sampler(request.sampler)
     concurrent, gpus = _side_by_side(request, training.device)
+    if population is not None:
+        check_mutable(base, searched)
+        concurrent = min(concurrent, population.size)
     threads = training.threads or max(request.cpus, available_cores() // (concurrent * request.workers))
     training = training.model_copy(update={"threads": threads})
     if request.gpus == 0 and training.device not in ("auto", "cpu"):
@@ -136,6 +157,11 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         training = training.model_copy(update={"device": "cpu"})
     source = store
     objectives, criterion = _judged_by(request, store, training.validate_subjects, say)
+    if population is not None:
+        require_criterion(criterion, objectives)
+        said = check_generations(method_type(request.method), method, store, population)
+        if said:
+            say(said)
     if request.storage is not None:
         try_storage(whole_address(storage))
     with new_study(home, name) as folder:
@@ -153,11 +179,12 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
             source_digest="" if store is source else source.digest,
             searched=searched,
             objectives=objectives,
-            sampler=request.sampler,
-            pruner=request.pruner or ("none" if criterion is None else "asha"),
+            sampler=request.sampler if population is None else "random",
+            pruner=request.pruner or ("none" if criterion is None or population is not None else "asha"),
             criterion=criterion,
             seed=request.seed,
-            trials=request.trials,
+            trials=request.trials if population is None else population.size * population.generations,
+            population=population,
             num_workers=request.workers,
             concurrent=concurrent,
             cpus=request.cpus,
@@ -260,6 +287,8 @@ def change_study(study: StudyFolder, changes: Mapping[str, Any]) -> None:
         raise SettingError(f"--trials is {changes['trials']}: a study has 1 or more")
     if not changes:
         return
+    if "trials" in changes:
+        refuse_more_trials(study.spec)
     resources, nodes = _resources()
     with study.alone():
         spec = study.spec.model_copy(update=dict(changes))
@@ -285,10 +314,11 @@ def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress)
 
     Raises:
         SettingError: fewer than two seeds have no interval.
-        StudyError: there is no single best, or it is the start; or the store has changed since.
+        StudyError: there is no single best, or it is the start; or the store has changed since; or it is a population.
     """
     if num < 2:
         raise SettingError(f"--seeds is {num}: a difference has an interval over 2 seeds or more")
+    refuse_seeds(study.spec)
     check_resumed(study, {})
     found = analyse(study)
     numbers = compared(found)

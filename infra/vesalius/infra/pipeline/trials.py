@@ -19,7 +19,7 @@ from vesalius.platform.config import override, validate
 from vesalius.platform.errors import RunError, StudyError, VesaliusError
 from vesalius.platform.runs import RunSettings, find_run
 from vesalius.platform.store import place_of
-from vesalius.platform.training import Checkpoints, choose_device
+from vesalius.platform.training import Checkpoints, Forerunner, choose_device
 from vesalius.platform.training.memory import PeakMemory
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.platform.runs import RunFolder
-    from vesalius.tuning import StudySpec
+    from vesalius.tuning import Record, StudySpec
 
 _MIB = 2**20
 _DETECTION = ("average_precision", "best_dice", "auroc")
@@ -52,13 +52,25 @@ class TrialTrainer:
     home: Path
     parent: str | None = None
 
-    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
+    def start(
+        self,
+        spec: StudySpec,
+        number: int,
+        values: Mapping[str, Any],
+        seed: int | None = None,
+        parent: Record | None = None,
+    ) -> RunFolder:
         """Return the run of a trial, which is begun where there is none."""
         run_id = spec.run_id(number, seed)
         chosen = override(base_of(spec), values if seed is None else {**values, "training.seed": seed})
+        forerunner = None
+        if parent is not None:
+            forerunner = Forerunner(
+                run=parent.run_id, checkpoint=parent.checkpoint, weights_sha256=parent.weights_sha256
+            )
         with suppress(RunError):
             run = find_run(self.home, run_id)
-            _check_own(run, spec, number, chosen)
+            _check_own(run, spec, number, chosen, forerunner)
             return run
         _remove_unbegun(self.home / "runs" / run_id)
         return start_run(
@@ -70,12 +82,14 @@ class TrialTrainer:
             training=chosen.training,
             num_workers=0 if spec.num_workers == 1 else spec.num_workers,
             name=run_id,
+            forerunner=forerunner,
+            until=1.0 if spec.population is None else spec.population.until(number),
             experiment=spec.experiment,
-            tags=trial_tags(spec, number, seed, self.parent),
+            tags=trial_tags(spec, number, seed, self.parent, parent),
         )
 
     def train(self, run: RunFolder) -> None:
-        """Train a run to its end, and keep how much memory that took."""
+        """Train a run to its end or its pause, and keep how much memory that took."""
         if run.spec.num_workers:
             advance(run, tuned=True)
             return
@@ -120,7 +134,9 @@ class TrialTrainer:
                     tracking.end_run(*tracked, "KILLED")
 
 
-def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings) -> None:
+def _check_own(
+    run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings, forerunner: Forerunner | None
+) -> None:
     """Refuse a run that has a trial's name and is not that trial.
 
     Raises:
@@ -134,6 +150,7 @@ def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings
             ("another cohort", found.cohort_digest == spec.cohort_digest),
             ("other settings", found.settings == chosen.method.model_dump(mode="json")),
             ("other training settings", found.training == chosen.training),
+            ("another forerunner", found.forerunner == forerunner),
         )
         if not is_same
     ]
