@@ -11,7 +11,7 @@ from vesalius.infra.pages.charts import as_text
 from vesalius.infra.pages.document import STUDY, render_page, write_page
 from vesalius.infra.pages.studies import StudyView, short
 from vesalius.infra.tables import as_time
-from vesalius.tuning import OBJECTIVES
+from vesalius.tuning import COUNTED, OBJECTIVES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,10 +59,16 @@ def render_study(
     view = StudyView(found, spec.searched, start)
     rows = {row.number: row for row in found.trials}
     best = None if found.best is None else rows[found.best]
-    first = next((row for row in found.trials if row.is_start), None)
+    # Of a population the start's last trial, once it is complete, and not the one that began it.
+    first = rows.get(-1 if found.start is None else found.start) or next((r for r in found.trials if r.is_start), None)
     names = list(found.objectives)
     keys = [one.key for one in spec.searched]
-    further = [name for name in _FURTHER if name not in names and any(name in row.figures for row in found.trials)]
+    by_settings = bool(view.complete) and spec.population is None
+    further = [
+        name
+        for name in (*_at_pause(spec), *_FURTHER)
+        if name not in names and any(name in row.figures for row in found.trials)
+    ]
     return render_page(
         "study",
         STUDY,
@@ -79,9 +85,11 @@ def render_study(
         counts=[(state, number) for state, number in found.counts.items() if number],
         courses=[studies.course(view, name) for name in names] if view.complete else [],
         importance=_importance(found),
-        slices=[(name, studies.slices(view, name)) for name in names] if view.complete else [],
-        contours=[one for one in (studies.contour(view, name) for name in names) if one and view.complete],
-        parallel=studies.parallel(view, names[0]) if view.complete else None,
+        # Of a population a trial's settings are those of its own generation, and not what its figure came from.
+        schedules=[] if spec.population is None else studies.schedules(view, spec.population.generations),
+        slices=[(name, studies.slices(view, name)) for name in names] if by_settings else [],
+        contours=[one for one in (studies.contour(view, name) for name in names) if one] if by_settings else [],
+        parallel=studies.parallel(view, names[0]) if by_settings else None,
         learning=studies.learning(view),
         fronts=studies.fronts(view) if view.complete else [],
         heads=[*names, *further],
@@ -92,6 +100,10 @@ def render_study(
         steps=_steps(found, spec, seeds, home),
         written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )
+
+
+def _at_pause(spec: StudySpec) -> tuple[str, ...]:
+    return () if spec.population is None or spec.criterion is None else (spec.criterion,)
 
 
 def _beside(view: StudyView, best: TrialRow, first: TrialRow) -> list[dict[str, Any]]:
@@ -138,17 +150,17 @@ def _table_row(view: StudyView, row: TrialRow, heads: list[str], keys: list[str]
 def _steps(found: Analysis, spec: StudySpec, seeds: SeedComparison | None, home: str) -> list[tuple[str, str]]:
     """Return what may be done next: a sentence and the command."""
     at = f" --home {shlex.quote(home)}" if home else ""
-    ended = sum(found.counts.get(state, 0) for state in ("complete", "pruned", "failed"))
+    ended = sum(found.counts.get(state, 0) for state in COUNTED)
     steps = []
     if ended < spec.trials:
         steps.append(("Go on where it was broken off.", f"vesalius tune --resume {spec.name}{at}"))
-    else:
+    elif spec.population is None:
         more = f"vesalius tune --resume {spec.name} --trials {spec.trials + 20}{at}"
         steps.append(("Try twenty more; they learn from all there are.", more))
     best = next((row for row in found.trials if row.number == found.best), None)
     first = next((row for row in found.trials if row.number == found.start), None)
     runs = [row.run for row in (best, first) if row is not None]
-    if best is not None and best is not first and first is not None:
+    if best is not None and best is not first and first is not None and spec.population is None:
         said = "Train the best and the start again with other seeds, before the best is believed."
         if seeds is not None:
             pairs = [record for row in seeds.rows for record in (row.best, row.start)]
