@@ -8,9 +8,9 @@ import pytest
 
 from vesalius.platform.tables import lookup
 from vesalius.tuning import analyse
-from vesalius.tuning.folder import Record
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.samplers import SAMPLERS
+from vesalius.tuning.spec import Record
 from vesalius.tuning.storage import Patience
 from vesalius.tuning.testing import BASE, toy_study, worth
 
