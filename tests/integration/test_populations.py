@@ -10,12 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
+from vesalius.infra.pipeline import StudyRequest, TrialTrainer, begin_study
 from vesalius.infra.pipeline.populations import check_generations
 from vesalius.infra.pipeline.training import method_type
 from vesalius.platform import cluster
+from vesalius.platform.progress import silent
 from vesalius.platform.runs import find_run
 from vesalius.platform.tracking import client
-from vesalius.tuning import Population, analyse, drive, find_study
+from vesalius.platform.training import TrainingSettings
+from vesalius.tuning import VALIDATIONS, Population, analyse, drive, find_study
 from vesalius.tuning.testing import BASE, CRITERION, ToyTrainer, toy_study
 
 if TYPE_CHECKING:
@@ -83,6 +86,7 @@ def test_one_member_is_a_plain_training(
         (("tune", "--resume", "one", "--trials", 9), "leave --trials out"),
         (("tune", "--resume", "one", "--generations", 9), "leave out --generations"),
         (("study", "one", "--seeds", 3), "changed on its way"),
+        (("study", "one", "--test"), "changed on its way"),
     ):
         refused = call(*arguments, "--home", home)
         assert refused.exit_code == 2, refused.output
@@ -129,6 +133,8 @@ def test_a_mutation_is_new_settings_and_the_digest_of_the_parents_weights(
         ("anovaegan", ["--population", "3", "--generations", "3", "--pruner", "asha"], "are replaced, not stopped"),
         ("anovaegan", ["--population", "3", "--generations", "3", "--sampler", "tpe"], "perturbed, not sampled"),
         ("anovaegan", ["--population", "3", "--generations", "3", "--storage", "sqlite:///x"], "one driver's home"),
+        ("anovaegan", ["--population", "3", "--generations", "3", "--from", "run"], "--from does not go with"),
+        ("anovaegan", ["--population", "3", "--generations", "3", "--learn-from", "old"], "--learn-from does not go"),
         (
             "anovaegan",
             ["--population", "3", "--generations", "3", "--space", "bottleneck.size=16,32"],
@@ -156,6 +162,31 @@ def test_what_does_not_go_is_a_sentence_and_leaves_nothing(
     assert "Traceback" not in result.output
     assert not list(home.glob("studies/*/study.json"))
     assert not list(home.glob("runs/*"))
+
+
+def test_members_take_nothing_over_from_one_another_but_what_they_go_on_from(
+    phantom_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    monkeypatch.setattr("vesalius.infra.pipeline.training.find_shared", lambda *arguments: "another@anovaegan")
+    begun: dict[str, Any] = {}
+    for name, more in (("plain", {}), ("members", {"population": 2, "generations": 2})):
+        request = StudyRequest(
+            method="anovaegan",
+            store=str(phantom_store.path),
+            preset="tiny",
+            name=name,
+            set={"training.device": "cpu"},
+            space={"learning_rate": "log:1e-4..1e-1"},
+            **more,
+        )
+        spec = begin_study(request, home=home, say=lambda said: None, progress=silent).spec
+        run = TrialTrainer(home).start(spec, 1, {"method.learning_rate": 1e-3})
+        begun[name] = (run.spec.shared_from, run.spec.until, spec.training.validations, spec.pruner)
+    assert begun == {
+        "plain": ("another@anovaegan", 1.0, VALIDATIONS, "asha"),
+        "members": (None, 0.5, TrainingSettings().validations, "none"),
+    }
 
 
 def test_pauses_before_anything_can_be_scored_are_said(phantom_store: CohortStore) -> None:

@@ -197,6 +197,29 @@ def test_nobody_is_replaced_where_nothing_is_judged_yet(tmp_path: Path, monkeypa
     assert [row.number - 3 for row in third if row.parent != row.number - 3] == [worst.number]
 
 
+def test_a_start_that_failed_is_not_tried_again(tmp_path: Path) -> None:
+    study = population(tmp_path, 2, 2)
+    ledger = driver_of(study)._ledger
+    begun = ledger.draw()
+    assert begun is not None
+    ledger.end(begun, Record(number=0, ending="failed", reason="out of memory", is_transient=True))
+    assert not ledger.start_again(), "its place is taken, and every number is one of a member"
+
+
+def test_a_draw_whose_answer_was_lost_is_the_next_members(tmp_path: Path) -> None:
+    study = population(tmp_path, 2, 2)
+    ledger = driver_of(study)._ledger
+    begun = ledger.draw()
+    assert begun is not None
+    ledger.end(begun, came_to(study, {"number": 0, "values": begun.values}, lambda number: False))
+    ledger.study.ask()
+    assert ledger.is_ready(), "the last one of its generation"
+    again = ledger.draw()
+    assert again is not None
+    assert again.number == 1
+    assert not ledger.is_ready(), "the next generation waits for it"
+
+
 # ---- kills
 
 
