@@ -10,8 +10,8 @@ import pytest
 
 from vesalius.infra.pages import write_study_page
 from vesalius.tuning import Analysis, SeedComparison, TrialRow
-from vesalius.tuning.folder import Record
 from vesalius.tuning.seeds import SeedRow
+from vesalius.tuning.spec import Record
 from vesalius.tuning.testing import CRITERION, toy_spec, worth
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from vesalius.tuning import StudyFolder, analyse, find_study
+from vesalius.tuning import Population, StudyFolder, analyse, find_study
 from vesalius.tuning.testing import toy_study
 
 if TYPE_CHECKING:
@@ -112,6 +112,37 @@ def test_a_driver_killed_twice_loses_nothing(tmp_path: Path) -> None:
         assert row.number not in before or lines[f"judge toy-{row.number:04d}"] == 1 or row.number in _caught(again)
 
 
+def test_a_population_whose_driver_is_killed_twice_comes_to_the_same(tmp_path: Path) -> None:
+    homes = [tmp_path / name for name in ("whole", "killed")]
+    whole, killed = (
+        toy_study(
+            home, population=Population(size=4, generations=3), trials=12, space={"x": "0..1", "k": "1..8"},
+            sampler="random",
+        )
+        for home in homes
+    )  # fmt: skip
+    for ends in ([], [3, 7]):
+        home = homes[bool(ends)]
+        for ended in [*ends, None]:
+            driver = _start("-c", _DRIVER, str(home), home=home)
+            try:
+                if ended is None:
+                    assert driver.wait(300) == 0, (home / "driver.log").read_text()[-3000:]
+                    continue
+                _wait(lambda least=ended: _num_ended(killed) >= least, driver, home)  # type: ignore[misc]
+                os.kill(driver.pid, signal.SIGKILL)
+                driver.wait(30)
+            finally:
+                _end_group(driver)
+    one, other = analyse(whole), analyse(killed)
+    assert other.counts == {"paused": 8, "complete": 4}
+    for row, again in zip(one.trials, other.trials, strict=True):
+        assert again == row.model_copy(update={"seconds": again.seconds})
+    trained = Counter(line for line in _log(homes[1]) if line.startswith("train"))
+    assert len(trained) == 12
+    assert 1 <= sum(count - 1 for count in trained.values()) <= 4, "those alone go on that were under way at a kill"
+
+
 def _caught(lines: list[str]) -> set[int]:
     return {int(line.rpartition("-")[2]) for line in lines}
 
@@ -141,8 +172,8 @@ def test_a_killed_trial_goes_on(tmp_path: Path) -> None:
     driver = _start("-c", _DRIVER, str(tmp_path), "0.15", home=tmp_path)
     killed = ""
     try:
-        step = tmp_path / "runs" / "toy-0000" / "step"
-        _wait(lambda: step.exists() and step.read_text() not in ("", "1"), driver, tmp_path)
+        steps = tmp_path / "runs" / "toy-0000" / "gathered.json"
+        _wait(lambda: steps.exists() and len(json.loads(steps.read_text())) > 1, driver, tmp_path)
         workers = [one for one in _of_session(driver) if "ImplicitFunc" in one.name() + " ".join(one.cmdline())]
         assert workers, [" ".join(one.cmdline())[:80] for one in _of_session(driver)]
         workers[0].kill()

@@ -13,6 +13,7 @@ from vesalius.platform.config import override
 from vesalius.platform.contracts import Method
 from vesalius.platform.tables import lookup
 from vesalius.platform.testing import methods as contract
+from vesalius.platform.testing import pauses
 from vesalius.platform.testing import stages as settings_contract
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ def test_what_is_read_late_changes_nothing_before(
 
 def test_exact_resume(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
     contract.assert_exact_resume(method_type, settings, phantom_store)
+
+
+def test_exact_pause(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
+    pauses.assert_exact_pause(method_type, settings, phantom_store)
+
+
+def test_mutable_settings(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
+    pauses.assert_mutable_settings(method_type, settings, phantom_store)
 
 
 def test_two_workers_equal_one(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
-from vesalius.infra.pipeline import StudyRequest, TrialTrainer, base_of, begin_study
+from vesalius.infra.pipeline import StudyRequest, TrialTrainer, base_of, begin_study, tracked_study
 from vesalius.infra.pipeline.earlier_studies import earlier_study
 from vesalius.platform import cluster
+from vesalius.platform.errors import StudyError
 from vesalius.platform.progress import silent
 from vesalius.platform.tracking import client, start_run
-from vesalius.tuning import Record, find_study
+from vesalius.tuning import Population, Record, find_study
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.storage import Patience
+from vesalius.tuning.testing import toy_study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,3 +194,16 @@ def test_what_cannot_be_learnt_from_is_a_sentence(
     ):
         assert match in sentence(call(tmp_path, *arguments))
     assert [path.name for path in (tmp_path / "studies").iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("is_tracked", [False, True], ids=["home", "mlflow"])
+def test_a_population_teaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_tracked: bool) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db" if is_tracked else "off")
+    study = toy_study(tmp_path, population=Population(size=2, generations=2), trials=4, sampler="random")
+    method = study.spec.method
+    if is_tracked:
+        with tracked_study(study, tmp_path):
+            pass
+        shutil.rmtree(study.path)
+    with pytest.raises(StudyError, match="'toy' is a population"):
+        earlier_study("toy", method=method, home=tmp_path)

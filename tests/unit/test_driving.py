@@ -34,7 +34,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]], 
     for module in ("running", "repeating"):
         monkeypatch.setattr(f"vesalius.tuning.{module}.session", none)
         monkeypatch.setattr(f"vesalius.tuning.{module}.check_resources", lambda resources, **more: None)
-    monkeypatch.setattr("vesalius.tuning.running.alive_nodes", lambda: [])
+        monkeypatch.setattr(f"vesalius.tuning.{module}.alive_nodes", lambda: [])
     monkeypatch.setattr("ray.cluster_resources", dict)
 
     def take(function: Callable[[Any], None]) -> None:

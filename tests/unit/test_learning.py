@@ -9,10 +9,10 @@ import pytest
 
 from vesalius.platform.errors import StudyError
 from vesalius.tuning import PastStudy, PastTrial, analyse, create_study, learn, past_study
-from vesalius.tuning.folder import Record
 from vesalius.tuning.learning import settings_as_text
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.spaces import chosen
+from vesalius.tuning.spec import Record
 from vesalius.tuning.storage import Patience
 from vesalius.tuning.testing import BASE, toy_spec, toy_study, worth
 

@@ -14,10 +14,10 @@ from sqlalchemy.exc import IntegrityError, InternalError, OperationalError
 
 from vesalius.platform.errors import DiskSpaceError, SettingError, StudyError
 from vesalius.tuning import analyse, check_address, check_sampler
-from vesalius.tuning.folder import Record
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.noted import Begun
 from vesalius.tuning.samplers import make_sampler
+from vesalius.tuning.spec import Record
 from vesalius.tuning.storage import VARIABLE, Patience, whole_address
 from vesalius.tuning.testing import BASE, toy_spec, toy_study, worth
 

@@ -8,9 +8,9 @@ import pytest
 
 from vesalius.platform.tables import lookup
 from vesalius.tuning import analyse
-from vesalius.tuning.folder import Record
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.samplers import SAMPLERS
+from vesalius.tuning.spec import Record
 from vesalius.tuning.storage import Patience
 from vesalius.tuning.testing import BASE, toy_study, worth
 
@@ -52,7 +52,7 @@ def test_a_broken_study_draws_what_an_unbroken_one_does_where_the_sampler_has_le
 ) -> None:
     learnt: list[bool] = []
 
-    def small(name: str, seed: int) -> Any:
+    def small(name: str, seed: int, **decided: int) -> Any:
         made = lookup(SAMPLERS, name, "sampler")(seed=seed, **SMALL.get(name, {}))
         relative = made.sample_relative
 

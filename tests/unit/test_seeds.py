@@ -9,8 +9,8 @@ from scipy.stats import ttest_rel
 
 from vesalius.platform.errors import StudyError
 from vesalius.tuning import Analysis, TrialRow, compare_seeds, compared, other_seeds
-from vesalius.tuning.folder import Record
 from vesalius.tuning.seeds import mean_interval
+from vesalius.tuning.spec import Record
 from vesalius.tuning.testing import toy_study
 
 if TYPE_CHECKING:

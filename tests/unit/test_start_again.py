@@ -10,9 +10,9 @@ from vesalius.infra.pages.study import render_study
 from vesalius.platform.errors import StudyError
 from vesalius.platform.progress import silent
 from vesalius.tuning import StudyFolder, analyse, compared
-from vesalius.tuning.folder import Record
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.searcher import LedgerSearch
+from vesalius.tuning.spec import Record
 from vesalius.tuning.storage import Patience
 from vesalius.tuning.testing import BASE, toy_study
 

@@ -9,9 +9,9 @@ import pytest
 
 from vesalius.infra.cli.tune import _about_others
 from vesalius.tuning import Driven, StudyFolder, find_study
-from vesalius.tuning.folder import Record
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.noted import SILENT_SECONDS, Begun, Elsewhere
+from vesalius.tuning.spec import Record
 from vesalius.tuning.storage import Patience
 from vesalius.tuning.testing import BASE, toy_study, worth
 

@@ -10,13 +10,13 @@ import pytest
 
 from vesalius.infra.pages import STUDY, page_path, write_study_page
 from vesalius.infra.pages.charts import Canvas, Scale, as_text, filled_contours
-from vesalius.infra.pages.studies import StudyView, contour, course, parallel
+from vesalius.infra.pages.studies import StudyView, contour, course, learning, parallel, schedules
 from vesalius.infra.pages.study import render_study
 from vesalius.platform.errors import SettingError
 from vesalius.tuning import Analysis, SeedComparison, TrialRow
 from vesalius.tuning.analysis import pareto_front
-from vesalius.tuning.folder import Record
 from vesalius.tuning.seeds import SeedRow
+from vesalius.tuning.spec import Population, Record
 from vesalius.tuning.testing import CRITERION, toy_spec, worth
 
 if TYPE_CHECKING:
@@ -300,3 +300,59 @@ def test_contours_of_a_plane_are_its_levels() -> None:
 )
 def test_nothing_is_interpolated_between_too_few_points_or_on_a_line(points: list[tuple[float, float, float]]) -> None:
     assert filled_contours(Canvas(x=Scale(), y=Scale()), points)[0] == []
+
+
+# ---- populations
+
+
+def of_a_population() -> Analysis:
+    """Two members, three generations: the second takes the start's checkpoint in the last one, and is the best."""
+    parents = (None, None, 0, 1, 2, 2)
+    values = [START, {**START, "method.x": 0.9}, START, {**START, "method.x": 0.9}, START, {**START, "method.x": 0.4}]
+    rows = [
+        trial(
+            number,
+            state="complete" if number > 3 else "paused",
+            figures={"average_precision": 0.1 * number} if number > 3 else {CRITERION: 0.01 * number},
+            values=values[number],
+            is_start=not number % 2,
+            generation=number // 2,
+            parent=parent,
+            parent_sha256="" if parent is None else f"{parent}" * 64,
+            percent=100 * (number // 2 + 1) / 3,
+            curve=((33 * (number // 2 + 1), 0.01 * number),),
+        )
+        for number, parent in enumerate(parents)
+    ]
+    return analysis(rows, counts={"paused": 4, "complete": 2}, start=4, importance={})
+
+
+def test_a_population_shows_who_went_on_from_whom(spec: StudySpec) -> None:
+    found = of_a_population()
+    spec = spec.model_copy(update={"population": Population(size=2, generations=3), "trials": 6})
+    page = render_study(found, spec, START)
+    said = " ".join(Reader(page).said.split())
+    assert "number 5, has average_precision 0.5; the settings that the study started from have 0.4." in said
+    assert "Settings over the generations" in said
+    assert "Which settings matter" not in said, "a trial's own settings are not what its figure came from"
+    assert "setting by setting" not in said
+    assert "--seeds" not in said
+    assert "--trials" not in said
+    assert '<td class="number" data-sort="2"><a href="#t-2" title="its weights: SHA-256 ' + "2" * 64 in page
+    assert "2 members, 3 generations" in said
+
+
+def test_a_populations_settings_are_levels_joined_to_their_parents(spec: StudySpec) -> None:
+    view = StudyView(of_a_population(), spec.searched, START)
+    chart = schedules(view, 3)[0]
+    assert chart.title == "x over the generations"
+    assert [line.kind for line in chart.lines] == ["plain", "plain", "start", "best", "best", "best"]
+    points = [[float(x) for x in re.findall(r"[ML]([0-9.]+) ", line.path)] for line in chart.lines]
+    heights = [[float(y) for y in re.findall(r" ([0-9.]+)", line.path)] for line in chart.lines]
+    assert [len(one) for one in points] == [2, 3, 3, 2, 3, 3]
+    last, before = heights[-1], heights[-2]
+    assert last[0] == before[-1], "it begins at its parent's value"
+    assert last[1] == last[2] > last[0], "a smaller value lies lower"
+    assert points[-1][0] == points[-1][1] == points[-2][-1], "and where its parent paused"
+    (curve,) = [line.path for line in learning(view).lines if line.label.startswith("trial 5,")]  # type: ignore[union-attr]
+    assert len(re.findall("[ML]", curve)) == 2, "from its parent's pause to its own end"

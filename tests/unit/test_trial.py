@@ -11,7 +11,8 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
 from vesalius.platform.errors import DiskSpaceError, DivergenceError, RunError
-from vesalius.tuning.folder import Record, StudyFolder
+from vesalius.tuning.folder import StudyFolder
+from vesalius.tuning.spec import Record
 from vesalius.tuning.testing import ToyTrainer, toy_study
 from vesalius.tuning.trial import work
 

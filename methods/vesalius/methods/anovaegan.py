@@ -37,7 +37,11 @@ class AnoVAEGANSettings(PosteriorSettings):
     """Settings of the AnoVAEGAN; the paper gives no weights."""
 
     lambda_1: float = setting(
-        1.0, "weight of the l1 distance, a mean over a slice's values", source="this implementation", ge=0
+        1.0,
+        "weight of the l1 distance, a mean over a slice's values",
+        source="this implementation",
+        ge=0,
+        mutable=True,
     )
     lambda_2: float = setting(
         1.0,
@@ -46,6 +50,7 @@ class AnoVAEGANSettings(PosteriorSettings):
         source="this implementation",
         ge=0,
         space=Range(low=1e-4, high=10, log=True),
+        mutable=True,
     )
     lambda_3: float = setting(
         1e-3,
@@ -53,6 +58,7 @@ class AnoVAEGANSettings(PosteriorSettings):
         source="Pathak et al. 2016, section 4.1: 0.001 beside 0.999",
         ge=0,
         space=Range(low=1e-5, high=1e-1, log=True),
+        mutable=True,
     )
     adversarial_reaches: Literal["decoder", "all"] = setting(
         "decoder",

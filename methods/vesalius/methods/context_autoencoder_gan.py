@@ -42,6 +42,7 @@ class MaskingSettings(Settings):
         source=f"{_PATHAK}, section 3.3: several, possibly overlapping; the number is this implementation's",
         ge=0,
         space=Choice(values=(0, 1, 4, 16)),
+        mutable=True,
     )
     edge: float = setting(
         0.25,
@@ -50,6 +51,7 @@ class MaskingSettings(Settings):
         gt=0,
         le=1,
         space=Range(low=0.05, high=0.5),
+        mutable=True,
     )
     counted: Literal["all", "blanked"] = setting(
         "all",
@@ -75,6 +77,7 @@ class ContextAutoencoderGANSettings(ReconstructionSettings):
         source=f"{_PATHAK}, section 4.1: 0.001 beside 0.999",
         ge=0,
         space=Range(low=1e-5, high=1e-1, log=True),
+        mutable=True,
     )
     adversarial_reaches: Literal["decoder", "all"] = setting(
         "all",

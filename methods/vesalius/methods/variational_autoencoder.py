@@ -40,6 +40,7 @@ class VariationalAutoencoderSettings(PosteriorSettings):
         source="this implementation; the paper gives none",
         ge=0,
         space=Range(low=1e-4, high=10, log=True),
+        mutable=True,
     )
     sampled: bool = setting(
         True,

@@ -4,7 +4,8 @@
 
     HOME/runs/<run id>/
       run.json          the specification; written first, and again where a study computes elsewhere from then on
-      state.json        created | training | finished | interrupted | failed
+      state.json        created | training | finished | paused | interrupted | failed
+      paused.json       what it was where it paused, if another run is to go on from there
       progress.json     where training is, for whoever looks
       reserved          what its workers hold of a cluster while they train
       checkpoints/      see vesalius.platform.training.checkpoint
@@ -33,9 +34,10 @@ from vesalius.platform.contracts import MethodSettings
 from vesalius.platform.errors import RunError, SettingError
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.space import space_errors
+from vesalius.platform.training.pausing import Forerunner, Paused
 from vesalius.platform.training.settings import TrainingSettings
 
-RunState = Literal["created", "training", "finished", "interrupted", "failed"]
+RunState = Literal["created", "training", "finished", "paused", "interrupted", "failed"]
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -80,6 +82,8 @@ class RunSpec(Settings):
         start_from: ``RUN@STAGE`` where training starts after another run's finished stage.
         shared_from: ``RUN@STAGE`` of another trial of the same study, which has trained the first stages with the same
             settings: they are taken over where they can still be read, and trained again where not.
+        forerunner: the checkpoint of another run that it goes on from, where it does.
+        until: the share of all steps after which it pauses, for other runs to go on from.
         experiment: name of the experiment it is tracked under.
         mlflow_tracking_uri: where it is tracked, without a password (see ``tracking.with_password``), or None where it
             is not.
@@ -96,6 +100,8 @@ class RunSpec(Settings):
     num_workers: int = Field(1, ge=0)
     start_from: str | None = None
     shared_from: str | None = None
+    forerunner: Forerunner | None = None
+    until: float = Field(1.0, gt=0, le=1)
     experiment: str = "vesalius"
     mlflow_tracking_uri: str | None = None
     mlflow_run_id: str | None = None
@@ -198,6 +204,18 @@ class RunFolder:
             return Progressed.model_validate_json((self.path / "progress.json").read_text())
         except (OSError, ValueError):
             return Progressed()
+
+    @property
+    def paused(self) -> Paused | None:
+        """What it was where it paused, or None where it has not."""
+        try:
+            return Paused.model_validate_json((self.path / "paused.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def set_paused(self, paused: Paused) -> None:
+        """Write what it was where it paused."""
+        self._write("paused.json", paused.model_dump_json(indent=1))
 
     def set_state(self, state: RunState) -> None:
         """Write how the run stands."""

@@ -11,9 +11,12 @@ in (:class:`Trainer`).
     objectives.py  what is made better: figures of validation, never of gate or test
     samplers.py    samplers and pruners by name
     file.py        a study's description, YAML or Python
+    spec.py        what decides a study, and what becomes of a trial
     folder.py      a study on disk
+    population.py  who goes on from whom, and with what settings
     storage.py     where Optuna keeps it; patience where that is down
     noted.py       what the storage holds of a trial
+    opening.py     a study made or found in its storage
     ledger.py      what is tried, was tried, and was left half-way: the one truth
     searcher.py    how Ray Tune is told of it
     trial.py       a trial in its worker
@@ -30,13 +33,7 @@ from vesalius.tuning.analysis import Analysis, TrialRow, analyse
 from vesalius.tuning.dimension import Condition, Dimension, parse_space
 from vesalius.tuning.file import read_study_file
 from vesalius.tuning.folder import (
-    COUNTED,
-    LOCAL,
-    Learnt,
-    Record,
-    Start,
     StudyFolder,
-    StudySpec,
     check_new_study,
     create_study,
     find_study,
@@ -45,6 +42,7 @@ from vesalius.tuning.folder import (
 )
 from vesalius.tuning.learning import Lesson, PastStudy, PastTrial, learn, past_study
 from vesalius.tuning.objectives import OBJECTIVES, choose_objectives, intermediate, objective
+from vesalius.tuning.population import check_mutable, mutable_spaces
 from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import alive_nodes, check_resources, fitting
 from vesalius.tuning.running import Driven, drive
@@ -61,6 +59,7 @@ from vesalius.tuning.seeds import (
     taken_seeds,
 )
 from vesalius.tuning.spaces import declared, dimensions, full_key
+from vesalius.tuning.spec import COUNTED, LOCAL, Learnt, Population, Record, Start, StudySpec
 from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
 from vesalius.tuning.trial import Trainer
 
@@ -81,6 +80,7 @@ __all__ = [
     "Lesson",
     "PastStudy",
     "PastTrial",
+    "Population",
     "Range",
     "Record",
     "SeedComparison",
@@ -93,6 +93,7 @@ __all__ = [
     "alive_nodes",
     "analyse",
     "check_address",
+    "check_mutable",
     "check_new_study",
     "check_resources",
     "check_sampler",
@@ -110,6 +111,7 @@ __all__ = [
     "intermediate",
     "keep_held_out",
     "learn",
+    "mutable_spaces",
     "new_study",
     "objective",
     "other_seeds",

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import StudyError
-from vesalius.tuning.folder import COUNTED
-from vesalius.tuning.noted import is_start, is_unsigned, objective_values, record_of, source_of
+from vesalius.tuning.noted import is_start, is_unsigned, objective_values, parent_of, record_of, source_of
 from vesalius.tuning.objectives import OBJECTIVES
+from vesalius.tuning.spec import COUNTED
 from vesalius.tuning.storage import Patience, close_storage, open_storage, whole_address
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from vesalius.tuning.folder import StudyFolder
+    from vesalius.tuning.spec import Population
 
 _FEWEST = 4
 """Complete trials below which nothing is said of a setting's importance."""
@@ -34,7 +35,7 @@ class TrialRow(Settings):
 
     Attributes:
         number: in the study.
-        state: ``running``, or how it ended: ``complete``, ``pruned``, ``failed``.
+        state: ``running``, or how it ended: ``complete``, ``paused``, ``pruned``, ``failed``.
         is_start: whether it is the settings that the study started from.
         values: what it set, by dotted key.
         figures: by name; of a pruned trial none.
@@ -44,6 +45,9 @@ class TrialRow(Settings):
         run: its run.
         source: the earlier study's trial whose values it runs again, as ``STUDY/NUMBER``; else empty.
         seconds: from its draw to its end, waiting included; None while it runs.
+        generation: of its population, where the study has one.
+        parent: number of the trial whose run its own goes on from.
+        parent_sha256: of that run's weights where it does.
     """
 
     number: int
@@ -57,6 +61,9 @@ class TrialRow(Settings):
     run: str = ""
     source: str = ""
     seconds: float | None = None
+    generation: int | None = None
+    parent: int | None = None
+    parent_sha256: str = ""
 
 
 class Analysis(Settings):
@@ -106,7 +113,7 @@ def analyse(folder: StudyFolder) -> Analysis:
         rows: list[TrialRow] = []
         counts: dict[str, int] = {}
         for trial in trials:
-            row = _row(trial)
+            row = _row(trial, spec.population)
             if row is not None:
                 counts[row.state] = counts.get(row.state, 0) + 1
                 if row.state in (*COUNTED, "running"):
@@ -126,7 +133,8 @@ def analyse(folder: StudyFolder) -> Analysis:
             trials=tuple(rows),
             best=front[0] if front and len(names) == 1 else None,
             start=next((row.number for row in complete if row.is_start), None),
-            importance={name: importance(study, index) for index, name in enumerate(names)},
+            # What a member of a population was trained with changed on its way.
+            importance={} if spec.population else {name: importance(study, index) for index, name in enumerate(names)},
             front=tuple(front),
         )
 
@@ -150,7 +158,7 @@ def _loaded(folder: StudyFolder) -> Iterator[Study]:
         close_storage(storage)
 
 
-def _row(trial: FrozenTrial) -> TrialRow | None:
+def _row(trial: FrozenTrial, population: Population | None) -> TrialRow | None:
     from optuna.trial import TrialState
 
     if trial.state == TrialState.WAITING or is_unsigned(trial):
@@ -158,6 +166,7 @@ def _row(trial: FrozenTrial) -> TrialRow | None:
     record = record_of(trial)
     if record is None and trial.state != TrialState.RUNNING:
         return None
+    parent, parent_sha256 = parent_of(trial) or (None, "")
     curve = tuple(sorted(trial.intermediate_values.items()))
     return TrialRow(
         number=trial.number,
@@ -171,6 +180,9 @@ def _row(trial: FrozenTrial) -> TrialRow | None:
         run="" if record is None else record.run_id,
         source=source_of(trial),
         seconds=None if trial.duration is None else trial.duration.total_seconds(),
+        generation=None if population is None else population.place(trial.number)[0],
+        parent=parent,
+        parent_sha256=parent_sha256,
     )
 
 

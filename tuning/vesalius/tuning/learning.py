@@ -13,16 +13,17 @@ from vesalius.platform.errors import SettingError
 from vesalius.platform.runs import flat_settings
 from vesalius.platform.tracking import as_param
 from vesalius.tuning.analysis import TrialRow, analyse, pareto_front
-from vesalius.tuning.folder import LOCAL, Learnt
 from vesalius.tuning.samplers import LEARNING
 from vesalius.tuning.spaces import chosen
+from vesalius.tuning.spec import LOCAL, Learnt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vesalius.platform.runs import RunSettings
     from vesalius.tuning.dimension import Dimension, Value
-    from vesalius.tuning.folder import StudyFolder, StudySpec
+    from vesalius.tuning.folder import StudyFolder
+    from vesalius.tuning.spec import StudySpec
 
 AGAIN = 3
 """How many of an earlier study's best are run again where its figures are not comparable."""

@@ -7,37 +7,37 @@ kill goes on with all that it knew: there is no other state to be saved, or to b
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.config import digest, flatten
-from vesalius.platform.errors import SettingError, StudyError
-from vesalius.tuning.folder import COUNTED, Record
+from vesalius.platform.errors import SettingError
 from vesalius.tuning.noted import (
     BLOCKS,
     DRIVER,
-    FROM,
     GIVEN_UP,
     HEARD,
+    PARENT,
     RECORD,
     SILENT_SECONDS,
     START,
     Begun,
     Elsewhere,
     distribution,
-    finished,
     is_start,
     is_unsigned,
+    noted_parent,
     objective_values,
     put_back,
     record_of,
     silence,
 )
-from vesalius.tuning.objectives import OBJECTIVES
-from vesalius.tuning.samplers import make_pruner, make_sampler
+from vesalius.tuning.opening import open_study, put_start
+from vesalius.tuning.population import breed
+from vesalius.tuning.samplers import given, make_sampler
 from vesalius.tuning.spaces import chosen, point
+from vesalius.tuning.spec import COUNTED, Record
 from vesalius.tuning.storage import Patience, close_storage, open_storage
 
 if TYPE_CHECKING:
@@ -45,15 +45,12 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
     from vesalius.platform.runs import RunSettings
-    from vesalius.tuning.folder import StudySpec
+    from vesalius.tuning.spec import StudySpec
 
-_TERMS = "vesalius_terms"
-_LEARN_FROM = "learn_from"
 _MOST_DRAWS = 50
 """Draws in a row that are no new trial, after which the spaces count as exhausted."""
 _STUBBORN = 10
 """Draws in a row that are no new trial, after which they are random: a sampler would ask for the same for ever."""
-_JOINING_SECONDS = 20.0
 _BEAT_SECONDS = 60.0
 _SIGNING_SECONDS = 60.0
 """How long a driver that shares a study may take from a draw to its signature, after which the draw counts as lost."""
@@ -86,7 +83,7 @@ class Ledger:
         self._unsigned_since: dict[int, float] = {}
         self._storage = open_storage(address, patience)
         try:
-            self.study: Study = self._open(has_ended)
+            self.study: Study = open_study(spec, base, self._storage, patience, has_ended=has_ended)
         except BaseException:
             self.close()
             raise
@@ -94,81 +91,6 @@ class Ledger:
     def close(self) -> None:
         """End the connections to the storage."""
         close_storage(self._storage)
-
-    def _open(self, has_ended: bool) -> Study:
-        import optuna
-
-        spec, patience = self._spec, self._try
-        directions = [OBJECTIVES[name].direction for name in spec.objectives]
-        is_new = spec.name not in [one.study_name for one in patience(self._storage.get_all_studies)]
-        if is_new and has_ended:
-            raise StudyError(
-                f"the storage {spec.storage} holds nothing of study '{spec.name}', of which trials have ended: put it "
-                "back, or begin a new study with another name"
-            )
-        where: dict[str, Any] = {"storage": self._storage, "study_name": spec.name, "pruner": make_pruner(spec.pruner)}
-        try:
-            study: Study = patience(optuna.create_study, directions=directions, **where)
-            is_new = True
-        except optuna.exceptions.DuplicatedStudyError:  # of drivers that begin at once one alone has made it
-            study = patience(optuna.load_study, **where)
-            is_new = False
-        self._agree(study, is_new)
-        return study
-
-    def _agree(self, study: Study, is_new: bool) -> None:
-        """Note the study's terms, or compare them with those that are noted."""
-        terms = {**self._spec.terms(), _LEARN_FROM: list(self._spec.learn_from)}
-        noted = self._noted(study, wait=self._spec.shared and not is_new)
-        if noted is None:
-            self._fill(study)
-            self._try(study.set_user_attr, _TERMS, terms)
-            return
-        noted = json.loads(json.dumps(noted))
-        different = [name for name in terms if noted.get(name) != terms[name]]
-        if not self._spec.learn_from:  # what a study learns from, whoever begins it decides
-            different = [name for name in different if name != _LEARN_FROM]
-        if different:
-            names = {
-                "cohort_digest": "cohort",
-                "searched": "spaces",
-                "criterion": "validation criterion",
-                "start": "run to start from",
-                _LEARN_FROM: "list of studies to learn from",
-            }
-            raise StudyError(
-                f"the study '{self._spec.name}' in its storage is of another "
-                f"{', another '.join(names.get(name, name) for name in different)}: choose another name"
-            )
-
-    def _noted(self, study: Study, *, wait: bool) -> Any:
-        """Return the terms that are noted, or None; whoever made the study a moment ago may be about to note them."""
-        deadline = time.monotonic() + (_JOINING_SECONDS if wait else 0)
-        filled = 0
-        while (noted := self._try(lambda: study.user_attrs).get(_TERMS)) is None and time.monotonic() < deadline:
-            time.sleep(0.2)
-            trials = len(self._try(study.get_trials, deepcopy=False))
-            if trials > filled:  # what there is much to learn from takes its time
-                filled, deadline = trials, time.monotonic() + _JOINING_SECONDS
-        return noted
-
-    def _fill(self, study: Study) -> None:
-        """Put into a study what it begins with: the start, then what it learns. What a kill left of that stays."""
-        self._try(self._put_start, study)
-        known = {trial.user_attrs.get(FROM) for trial in self._try(study.get_trials, deepcopy=False)}
-        for one in self._spec.learnt:
-            if one.source not in known:
-                if one.is_known:
-                    self._try(study.add_trial, finished(one, self._spec))
-                else:
-                    self._try(study.enqueue_trial, one.values, user_attrs={FROM: one.source})
-
-    def _put_start(self, study: Study) -> None:
-        """Let the next draw be the settings that the study starts from, where no trial is those already."""
-        trials = study.get_trials(deepcopy=False)
-        # A draw that was closed since nobody had signed it ends without a record.
-        if not any(is_start(one) and (not one.state.is_finished() or record_of(one) is not None) for one in trials):
-            study.enqueue_trial(point(self._base, self._spec.searched) or {}, user_attrs={START: True})
 
     def _seed_sampler(self, number: int, *, at_random: bool = False) -> None:
         """Make what is drawn a function of the seed, the trial's number and the trials before it.
@@ -255,6 +177,8 @@ class Ledger:
 
         Everything is compared with it. The new try is a trial of its own, beyond those that the study is to have.
         """
+        if self._spec.population is not None:
+            return False  # its place was taken by another member
         starts = [trial for trial in self.trials() if is_start(trial)]
         records = [record for trial in starts if (record := record_of(trial)) is not None]
         if len(records) < len(starts) or any(one.ending != "failed" for one in records) or not records[-1].is_transient:
@@ -270,6 +194,17 @@ class Ledger:
         waiting = (trial for trial in self.trials() if trial.state == TrialState.WAITING)
         first = next(waiting, None)
         return first is not None and is_start(first)
+
+    def is_ready(self) -> bool:
+        """Say whether the next trial can be drawn: of a population, whether the generation before its own has ended."""
+        from optuna.trial import TrialState
+
+        population = self._spec.population
+        if population is None:
+            return True
+        begun = [one for one in self.trials() if one.state != TrialState.WAITING and not is_unsigned(one)]
+        generation, _ = population.place(len(begun))
+        return all(record_of(trial) is not None for trial in begun[: generation * population.size])
 
     def draw(self) -> Begun | None:
         """Return the next trial, or None where the spaces hold nothing new.
@@ -312,7 +247,7 @@ class Ledger:
             with contextlib.suppress(UpdateFinishedTrialError):  # another driver has closed it
                 self._try(self._storage.set_trial_state_values, one._trial_id, TrialState.FAIL)
             if is_start(one):
-                self._try(self._put_start, self.study)
+                self._try(put_start, self.study, self._spec, self._base)
 
     def _begin(self, trial: Trial, passed: float | None = None) -> Begun | None:
         from optuna.exceptions import UpdateFinishedTrialError
@@ -324,6 +259,7 @@ class Ledger:
             return None  # it took so long that another driver has closed it
         if self._spec.shared:
             self._try(trial.set_user_attr, HEARD, time.time())
+        parent = None if self._spec.population is None else self._breed(trial)
         starts = is_start(trial)
         outside = starts and point(self._base, self._spec.searched) is None
         values = {} if outside else self._suggest(trial)
@@ -334,8 +270,11 @@ class Ledger:
             outside=outside,
             given_up=trial.user_attrs.get(GIVEN_UP),
             passed=passed,
+            parent=parent,
         )
         self._trials[trial.number] = trial
+        if self._spec.population is not None:
+            return begun
         try:
             chosen(self._base, values)
         except SettingError as error:
@@ -355,6 +294,16 @@ class Ledger:
             )
             return None
         return begun
+
+    def _breed(self, trial: Trial) -> Record | None:
+        """Let a trial set what it is to set as a member of its generation; return its parent's record."""
+        member = breed(self._spec, self._base, trial.number, self.trials())
+        if member.is_start:
+            self._try(trial.set_user_attr, START, True)
+        if member.parent is not None:
+            self._try(trial.set_user_attr, PARENT, noted_parent(member.parent))
+        self.study.sampler = given(member.values)
+        return member.parent
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
         flat = flatten(self._base)
@@ -397,10 +346,7 @@ class Ledger:
             return False
         if trial.user_attrs.get(GIVEN_UP) is not None:
             return True
-        step = int(percent)
-        known = self._try(self._storage.get_trial, trial._trial_id).intermediate_values
-        if step not in known:  # a trial that goes on after a kill passes some of them again
-            self._try(trial.report, value, step)
+        step = self._note(trial, percent, value)
         # The pruner is asked in any case: by that it notes the values that later trials are measured by.
         given_up = bool(self._try(trial.should_prune))
         # At its end there is nothing left to be saved; and what the best is compared with has to come to its end.
@@ -409,6 +355,14 @@ class Ledger:
         # Asked again after a kill the pruner would let it go on: it takes the rung for one that was passed.
         self._try(trial.set_user_attr, GIVEN_UP, percent)
         return True
+
+    def _note(self, trial: Trial, percent: float, value: float) -> int:
+        """Note the criterion at a hundredth of the training, and return that."""
+        step = int(percent)
+        known = self._try(self._storage.get_trial, trial._trial_id).intermediate_values
+        if step not in known:  # a trial that goes on after a kill passes some of them again
+            self._try(trial.report, value, step)
+        return step
 
     def blocks(self, number: int) -> bool:
         """Note that a trial has ended a call of the whole study, and return whether it had done so before."""
@@ -432,8 +386,10 @@ class Ledger:
             # One outside of the spaces is none to a sampler: they take their space from the trials there are. Nor is a
             # repeat, which would count for the random draws that a sampler begins with.
             state = TrialState.COMPLETE
-        elif record.ending == "pruned" and self._single:
+        elif record.ending in ("pruned", "paused") and self._single:
             state = TrialState.PRUNED
+        if record.ending == "paused" and (at_pause := record.figures.get(self._spec.criterion or "")) is not None:
+            self._note(trial, record.percent, at_pause)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._try(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.contracts import Choice
-from vesalius.tuning.folder import COUNTED, Record
+from vesalius.tuning.spec import COUNTED, Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
     from vesalius.tuning.dimension import Dimension
-    from vesalius.tuning.folder import Learnt, StudySpec
+    from vesalius.tuning.spec import Learnt, StudySpec
 
 DRIVER = "driver"
 START = "start"
@@ -25,6 +25,7 @@ BLOCKS = "blocks"
 GIVEN_UP = "given_up"
 FROM = "from"
 HEARD = "heard"
+PARENT = "parent"
 SILENT_SECONDS = 600.0
 """Time without a word of a trial's driver, after which it does not count as under way to others."""
 
@@ -55,6 +56,7 @@ class Begun:
         outside: whether these lie outside of the spaces.
         given_up: hundredths of its training at which the pruner gave it up, where a driver was killed upon that.
         passed: its last validation pass, where there is one.
+        parent: the trial whose run its own goes on from, where it is of a later generation.
     """
 
     number: int
@@ -63,6 +65,7 @@ class Begun:
     outside: bool
     given_up: float | None = None
     passed: float | None = None
+    parent: Record | None = None
 
 
 def distribution(one: Dimension) -> BaseDistribution:
@@ -102,6 +105,17 @@ def record_of(trial: FrozenTrial) -> Record | None:
     """Return what was noted of a trial, or None where it is under way."""
     noted = trial.user_attrs.get(RECORD)
     return None if noted is None else Record.model_validate(noted)
+
+
+def noted_parent(parent: Record) -> dict[str, Any]:
+    """Return what is noted of the trial whose run a trial's goes on from; see :func:`parent_of`."""
+    return {"number": parent.number, "weights_sha256": parent.weights_sha256}
+
+
+def parent_of(trial: FrozenTrial) -> tuple[int, str] | None:
+    """Return the number of the trial whose run a trial's goes on from, and the SHA-256 of its weights there."""
+    noted = trial.user_attrs.get(PARENT)
+    return None if noted is None else (int(noted["number"]), str(noted["weights_sha256"]))
 
 
 def silence(trial: FrozenTrial, now: float) -> float:

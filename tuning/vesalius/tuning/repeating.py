@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.cluster import session
 from vesalius.platform.progress import silent
-from vesalius.tuning.folder import Record
 from vesalius.tuning.resources import alive_nodes, check_resources, trial_resources
 from vesalius.tuning.running import failures, fit, keeps_workers, quiet
+from vesalius.tuning.spec import Record
 from vesalius.tuning.trial import work
 
 if TYPE_CHECKING:

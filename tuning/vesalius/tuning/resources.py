@@ -9,7 +9,7 @@ from vesalius.platform.errors import SettingError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vesalius.tuning.folder import StudySpec
+    from vesalius.tuning.spec import StudySpec
 
 HEAD = "node:__internal_head__"
 """Every cluster has one of these, at its head. A trial of several workers asks for a crumb of it: its own process only

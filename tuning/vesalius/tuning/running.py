@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunSettings
-    from vesalius.tuning.folder import StudyFolder, StudySpec
+    from vesalius.tuning.folder import StudyFolder
     from vesalius.tuning.noted import Elsewhere
+    from vesalius.tuning.spec import StudySpec
     from vesalius.tuning.trial import Trainer
 
 _QUIET = {

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.errors import SettingError
 from vesalius.platform.tables import TableEntry, lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna import Study
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
 
 SAMPLERS: dict[str, TableEntry] = {
     "tpe": TableEntry(
@@ -94,6 +101,23 @@ def make_sampler(name: str, seed: int, *, study_seed: int, trials: int) -> Any:
         elif name == "nsgaii":  # the first generation is random, and the default of 50 is many a whole study
             options["population_size"] = min(max(trials // 4, 4), 50)
         return kind(**options)
+
+
+def given(values: Mapping[str, Any]) -> BaseSampler:
+    """Return a sampler that draws values that are known."""
+    from optuna.samplers import BaseSampler
+
+    class Given(BaseSampler):
+        def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+            return {}
+
+        def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+            return {}
+
+        def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+            return values[param_name]
+
+    return Given()
 
 
 def make_pruner(name: str) -> Any:

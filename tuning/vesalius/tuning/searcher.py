@@ -15,16 +15,17 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from vesalius.platform.errors import RunError, StudyError, VesaliusError
-from vesalius.tuning.folder import Record
+from vesalius.tuning.spec import Record
 from vesalius.tuning.trial import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vesalius.platform.progress import Progress
-    from vesalius.tuning.folder import StudyFolder, StudySpec
+    from vesalius.tuning.folder import StudyFolder
     from vesalius.tuning.ledger import Ledger
     from vesalius.tuning.noted import Begun
+    from vesalius.tuning.spec import StudySpec
 
 _HOPELESS = 3
 """Trials of a call that fail where no other of the study has ended, after which it stops: a fourth would fail too."""
@@ -84,7 +85,8 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             if begun is not None:
                 self._running[trial_id] = begun
                 self._say()
-                return {"number": begun.number, "values": begun.values}
+                after = {} if begun.parent is None else {"parent": begun.parent.model_dump(mode="json")}
+                return {"number": begun.number, "values": begun.values, **after}
         if self._running and self.error is None:
             return None  # the spaces are asked again once something has ended
         return str(Searcher.FINISHED)
@@ -118,7 +120,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             self._ledger.end(begun, record)
         if sum(self._ledger.counts()) >= self._spec.trials and not self._ledger.start_waits():
             return None
-        if self._exhausted_at == self._ended:
+        if self._exhausted_at == self._ended or not self._ledger.is_ready():
             return None  # nothing has ended since: the same draws would come to the same
         fresh = self._ledger.draw()
         self._exhausted_at = self._ended if fresh is None else None
@@ -132,7 +134,9 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             return False
         percent = 100.0 * result["step"] / result["total"]
         self._percent[trial_id] = percent
-        value = None if criterion is None else result.get(f"best_{criterion}")
+        # A population is judged by what its members are, not by the best that they were.
+        best = "" if self._spec.population is not None else "best_"
+        value = None if criterion is None else result.get(f"{best}{criterion}")
         if value is not None:
             self._passed[trial_id] = float(value)
             with _Noting(self):
@@ -197,9 +201,10 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray comes without types
             return
         ended, _ = self._ledger.counts()
         if self._ledger.failed() == ended and (self._failed >= _HOPELESS or ended >= self._spec.trials):
+            more = "" if self._spec.population is not None else " --trials N"
             self.error = StudyError(
                 f"every trial has failed so far, the last one because: {record.reason}; mend that, then go on with "
-                f"`vesalius tune --resume {self._spec.name} --trials N`"
+                f"`vesalius tune --resume {self._spec.name}{more}`"
             )
 
     def _say(self) -> None:

@@ -13,14 +13,15 @@ from vesalius.platform.config import Settings
 from vesalius.platform.errors import StudyError
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.space import space_errors
-from vesalius.tuning.folder import Record
 from vesalius.tuning.objectives import OBJECTIVES
+from vesalius.tuning.spec import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vesalius.tuning.analysis import Analysis
-    from vesalius.tuning.folder import StudyFolder, StudySpec
+    from vesalius.tuning.folder import StudyFolder
+    from vesalius.tuning.spec import StudySpec
 
 LEVEL = 0.95
 _HELD_OUT = "test.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import model_validator
 
 from vesalius.platform.contracts import Choice, MethodSettings, Range, setting
-from vesalius.platform.errors import DivergenceError, StoreError
+from vesalius.platform.errors import DivergenceError, RunError, StoreError
 from vesalius.platform.runs import RunFolder, RunSettings
-from vesalius.tuning.folder import Record, StudyFolder, StudySpec, create_study
+from vesalius.platform.store.files import write_file
+from vesalius.platform.training import Paused
+from vesalius.tuning.folder import StudyFolder, create_study
 from vesalius.tuning.spaces import dimensions
+from vesalius.tuning.spec import Record, StudySpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +31,10 @@ STEPS = 9
 class ToySettings(MethodSettings):
     """Settings whose worth is known: see :func:`worth`."""
 
-    x: float = setting(0.5, "best at 0.3", space=Range(low=0, high=1))
-    k: int = setting(3, "best at 5", space=Range(low=1, high=8))
-    kind: str = setting("a", "a is better", space=Choice(values=("a", "b")))
+    x: float = setting(0.5, "best at 0.3", space=Range(low=0, high=1), mutable=True)
+    k: int = setting(3, "best at 5", space=Range(low=1, high=8), mutable=True)
+    kind: str = setting("a", "a is better", space=Choice(values=("a", "b")), mutable=True)
+    width: int = setting(4, "no difference, but fixed")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -95,11 +100,24 @@ class ToyTrainer:
         with (Path(self.home) / "log").open("a") as log:
             log.write(text + "\n")
 
-    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
-        """Make a folder."""
+    def start(
+        self,
+        spec: StudySpec,
+        number: int,
+        values: Mapping[str, Any],
+        seed: int | None = None,
+        parent: Record | None = None,
+    ) -> RunFolder:
+        """Make a folder; one that goes on from another run begins with what that has gathered."""
         run = RunFolder(Path(self.home) / "runs" / spec.run_id(number, seed))
         run.path.mkdir(parents=True, exist_ok=True)
-        (run.path / "values.json").write_text(json.dumps({**values, "seed": seed or 0}))
+        until = STEPS if spec.population is None else round(STEPS * spec.population.until(number))
+        (run.path / "values.json").write_text(json.dumps({**values, "seed": seed or 0, "until": until}))
+        if parent is not None and not (run.path / "gathered.json").exists():
+            gathered = (Path(self.home) / "runs" / parent.run_id / "gathered.json").read_bytes()
+            if hashlib.sha256(gathered).hexdigest() != parent.weights_sha256:
+                raise RunError(f"{parent.run_id} is not what it was when it paused")
+            write_file(run.path / "gathered.json", gathered, run.path)
         return run
 
     def train(self, run: RunFolder) -> None:
@@ -114,8 +132,9 @@ class ToyTrainer:
 
         values = json.loads((run.path / "values.json").read_text())
         self._say(f"train {run.run_id}")
-        done = run.path / "step"
-        for step in range(int(done.read_text()) if done.exists() else 0, STEPS):
+        done = run.path / "gathered.json"
+        gathered = _gathered(run)
+        for step in range(len(gathered), values["until"]):
             time.sleep(self.seconds)
             for key, (least, how) in self.wrong.items():
                 if float(values.get(key, 0)) >= least:
@@ -125,16 +144,34 @@ class ToyTrainer:
                         "defect": ValueError("a defect"),
                         "store": StoreError("the store is gone"),
                     }[how]
-            value = worth(values) * (step + 1) / STEPS
-            done.write_text(str(step + 1))
+            gathered.append(worth(values) / STEPS)
+            value = sum(gathered)
+            write_file(done, json.dumps(gathered).encode(), run.path)
             tune.report({"step": step + 1, "total": STEPS, CRITERION: value, f"best_{CRITERION}": value})
 
+        if values["until"] < STEPS:
+            run.set_paused(
+                Paused(
+                    checkpoint=f"{values['until']}",
+                    weights_sha256=hashlib.sha256(done.read_bytes()).hexdigest(),
+                    percent=100 * values["until"] / STEPS,
+                    criterion=CRITERION,
+                    value=sum(gathered),
+                )
+            )
+
     def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
-        """Return what the values are worth."""
+        """Return what the values were worth, step by step."""
         values = json.loads((run.path / "values.json").read_text())
         self._say(f"judge {run.run_id}")
-        return {"average_precision": worth(values), "seconds_per_volume": float(values.get("method.k", 3))}
+        return {"average_precision": sum(_gathered(run)), "seconds_per_volume": float(values.get("method.k", 3))}
 
     def abandon(self, spec: StudySpec, record: Record, seed: int | None = None) -> None:
         """Say so."""
         self._say(f"abandon {spec.run_id(record.number, seed)}")
+
+
+def _gathered(run: RunFolder) -> list[float]:
+    path = run.path / "gathered.json"
+    found: list[float] = json.loads(path.read_text()) if path.exists() else []
+    return found

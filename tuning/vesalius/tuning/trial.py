@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vesalius.platform import errors
 from vesalius.platform.errors import CohortError, DivergenceError, SettingError, VesaliusError
 from vesalius.platform.loading.budget import memory_shared_by
-from vesalius.tuning.folder import Record, StudyFolder
+from vesalius.tuning.folder import StudyFolder
+from vesalius.tuning.spec import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from vesalius.platform.runs import RunFolder
-    from vesalius.tuning.folder import StudySpec
+    from vesalius.platform.training import Paused
+    from vesalius.tuning.spec import StudySpec
 
 _OWN_FAULT = (DivergenceError, SettingError, CohortError)
 """What a trial's own settings are to blame for; whatever else is wrong is wrong for all trials."""
@@ -31,15 +34,23 @@ _CLOSING_SECONDS = 120
 class Trainer(Protocol):
     """How a trial's run is made, trained and judged; the floor above knows how. It travels to the worker as it is."""
 
-    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
+    def start(
+        self,
+        spec: StudySpec,
+        number: int,
+        values: Mapping[str, Any],
+        seed: int | None = None,
+        parent: Record | None = None,
+    ) -> RunFolder:
         """Return the run of a trial: the one there is already, to be gone on with, or a new one.
 
-        ``seed`` asks for the run that trains the trial again with that seed.
+        ``seed`` asks for the run that trains the trial again with that seed; ``parent`` is the paused trial that it
+        goes on from.
         """
         ...
 
     def train(self, run: RunFolder) -> None:
-        """Train a run to its end from where it stands, reporting validation passes to Ray Tune."""
+        """Train a run to its end or pause from where it stands, reporting validation passes to Ray Tune."""
         ...
 
     def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
@@ -58,7 +69,8 @@ def work(config: dict[str, Any], *, folder: Path, trainer: Trainer) -> None:
     failure that the trial's settings are to blame for is a record too: raised, it would be tried again.
 
     Args:
-        config: ``number`` and ``values`` of the trial, and ``seed`` where it is to be trained again with another one.
+        config: ``number`` and ``values`` of the trial, ``seed`` where it is to be trained again with another one, and
+            ``parent``, the record of the trial that it goes on from where there is one.
         folder: of the study.
         trainer: how it is done.
     """
@@ -68,10 +80,11 @@ def work(config: dict[str, Any], *, folder: Path, trainer: Trainer) -> None:
     study = StudyFolder(folder)
     number = int(config["number"])
     seed = config.get("seed")
+    parent = None if config.get("parent") is None else Record.model_validate(config["parent"])
     try:
         record = study.record(number, seed)
         if record is None or (seed is not None and record.ending == "failed"):
-            record = _run(study.spec, number, config["values"], trainer, seed)
+            record = _run(study.spec, number, config["values"], trainer, seed, parent)
             study.keep(record, seed)
     except VesaliusError as error:
         tune.report({"fatal": _fatal(type(error).__name__, str(error))})
@@ -95,7 +108,14 @@ def error_of(text: str) -> VesaliusError:
     return error
 
 
-def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Trainer, seed: int | None) -> Record:
+def _run(
+    spec: StudySpec,
+    number: int,
+    values: Mapping[str, Any],
+    trainer: Trainer,
+    seed: int | None,
+    parent: Record | None,
+) -> Record:
     """Return what becomes of a trial.
 
     Raises:
@@ -115,9 +135,11 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
 
     try:
         with memory_shared_by(spec.concurrent):
-            run = trainer.start(spec, number, values, seed)
+            run = trainer.start(spec, number, values, seed, parent)
             _wait_for(run)
             trainer.train(run)
+            if (paused := run.paused) is not None:
+                return _of_pause(number, paused, run_id)
             figures = trainer.judge(run, spec)
     except _OWN_FAULT as error:
         return failed(str(error))
@@ -137,6 +159,19 @@ def _run(spec: StudySpec, number: int, values: Mapping[str, Any], trainer: Train
     if missing:
         return failed(f"{', '.join(missing)} is undefined on the validation split")
     return Record(number=number, ending="complete", run_id=run_id, figures=figures)
+
+
+def _of_pause(number: int, paused: Paused, run_id: str) -> Record:
+    known = paused.criterion is not None and paused.value is not None and math.isfinite(paused.value)
+    return Record(
+        number=number,
+        ending="paused",
+        run_id=run_id,
+        figures={paused.criterion: paused.value} if known else {},
+        percent=paused.percent,
+        checkpoint=paused.checkpoint,
+        weights_sha256=paused.weights_sha256,
+    )
 
 
 def _is_of_its_workers(error: VesaliusError) -> bool:

@@ -32,6 +32,18 @@ def tune(
         ),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="How many in all (default: 20)")] = None,
+    population: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Population-based training instead: so many members train side by side, each generation from where "
+            "the last one paused, the worst fifth from the best fifth's checkpoints with settings perturbed. Searches "
+            "settings that may change in mid-training.",
+        ),
+    ] = None,
+    generations: Annotated[
+        int | None, typer.Option(min=2, help="Of a population: equal parts that the training is cut into.")
+    ] = None,
     spaces: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,6 +136,8 @@ def tune(
             "store": None if store is None else place(store),
             "from": start_from,
             "trials": trials,
+            "population": population,
+            "generations": generations,
             "space": _spaces(spaces),
             "objective": tuple(objectives) if objectives else None,
             "lesions": None if lesions is None else str(absolute(lesions)),
@@ -249,6 +263,8 @@ def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None, hom
         "preset": "--preset",
         "set": "--set",
         "lesions": "--lesions",
+        "population": "--population",
+        "generations": "--generations",
         "sampler": "--sampler",
         "pruner": "--pruner",
         "workers": "--workers",
@@ -271,8 +287,8 @@ def _described(study: "StudyFolder") -> str:
     judged = " and ".join(spec.objectives)
     known = Counter(one.study for one in spec.learnt if one.is_known)
     learnt = "".join(f"; learnt from {number} trial{'s' * (number > 1)} of {name}" for name, number in known.items())
-    said = (
-        f"{spec.trials} trials, {spec.concurrent} side by side, {spec.sampler}, {spec.pruner}; {searched}; by "
-        f"{judged}{learnt}"
-    )
+    how = f"{spec.sampler}, {spec.pruner}"
+    if spec.population is not None:
+        how = f"{spec.population.generations} generations of {spec.population.size}"
+    said = f"{spec.trials} trials, {spec.concurrent} side by side, {how}; {searched}; by {judged}{learnt}"
     return said if spec.start is None else f"{said}; after {spec.start.text}"

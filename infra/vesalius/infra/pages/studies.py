@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _ORDER = ("failed", "stopped", "plain", "front", "start", "best")
 _WIDE = 900.0
+_SO_FAR = "best validation pass so far over the training"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,54 @@ class StudyView:
         rising = self.found.objectives[name] == "maximize"
         rows = sorted(self.complete, key=lambda row: row.figures[name], reverse=not rising)
         return {row.number: place / max(1, len(rows) - 1) for place, row in enumerate(rows)}
+
+
+def _lineage(view: StudyView, row: TrialRow) -> list[TrialRow]:
+    """Return a trial of a population and whom it goes back to, oldest first."""
+    rows = {one.number: one for one in view.found.trials}
+    found = [row]
+    while (parent := rows.get(-1 if found[0].parent is None else found[0].parent)) is not None:
+        found.insert(0, parent)
+    return found
+
+
+def schedules(view: StudyView, generations: int) -> list[Chart]:
+    """Return each setting of a population over the training: a level a trial, joined to that of its parent.
+
+    What leads to the best is drawn as the best, the start's as the start.
+    """
+    trials = view.found.trials
+    best = next((row for row in trials if row.number == view.found.best), None)
+    to_the_best = set() if best is None else {row.number for row in _lineage(view, best)}
+    charts = []
+    for one in view.searched:
+        canvas = Canvas(x=Scale(low=-2.0, high=102.0), y=view.scale(one), width=_WIDE)
+        lines = []
+        for row in trials:
+            if row.generation is None or one.key not in view.values(row):
+                continue
+            value = view.values(row)[one.key]
+            ends = [100 * (row.generation + more) / generations for more in (0, 1)]
+            points = [(ends[0], value), (ends[1], value)]
+            parent = _lineage(view, row)[:-1]
+            if parent and one.key in view.values(parent[-1]):
+                points.insert(0, (ends[0], view.values(parent[-1])[one.key]))
+            kind = "best" if row.number in to_the_best else view.kind(row)
+            lines.append(Line(path=canvas.path(points), kind=kind, label=view.label(row), strength=0.5))
+        lines.sort(key=lambda line: _ORDER.index(line.kind))
+        charts.append(
+            Chart(
+                title=f"{short(one.key)} over the generations",
+                width=canvas.width,
+                height=canvas.height,
+                across="hundredths of the training",
+                up=short(one.key) + (" (log)" if canvas.y.is_log else ""),
+                x=canvas.x,
+                y=canvas.y,
+                lines=tuple(lines),
+            )
+        )
+    return charts
 
 
 def short(key: str) -> str:
@@ -191,7 +240,10 @@ def parallel(view: StudyView, name: str) -> Chart:
 
 
 def learning(view: StudyView) -> Chart | None:
-    """Return the validation criterion over the training, a line a trial; None where no trial has any."""
+    """Return the validation criterion over the training, a line a trial; None where no trial has any.
+
+    A trial that goes on from another one begins where that one ends.
+    """
     rows = [row for row in view.found.trials if row.curve]
     if not rows:
         return None
@@ -199,12 +251,13 @@ def learning(view: StudyView) -> Chart | None:
     canvas = Canvas(x=Scale(low=-2.0, high=103.0), y=y, width=_WIDE)
     rows.sort(key=lambda row: _ORDER.index(view.kind(row)))
     lines = tuple(
-        Line(path=canvas.path(row.curve), kind=view.kind(row), label=view.label(row), strength=0.5) for row in rows
+        Line(path=canvas.path(_with_parent(view, row)), kind=view.kind(row), label=view.label(row), strength=0.5)
+        for row in rows
     )
     # A pass at a trial's end, and the only one of a trial that was stopped at its first.
     marks = [_mark(view, canvas.at(*row.curve[-1]), row) for row in rows]
     return Chart(
-        title="best validation pass so far over the training",
+        title="validation passes over the training" if rows[0].generation is not None else _SO_FAR,
         width=_WIDE,
         across="hundredths of the training",
         up=(view.found.criterion or "").removeprefix("validation_"),
@@ -213,6 +266,11 @@ def learning(view: StudyView) -> Chart | None:
         lines=lines,
         marks=_on_top(marks),
     )
+
+
+def _with_parent(view: StudyView, row: TrialRow) -> Sequence[tuple[float, float]]:
+    before = [one.curve[-1] for one in _lineage(view, row)[:-1] if one.curve]
+    return [*before[-1:], *row.curve]
 
 
 def fronts(view: StudyView) -> list[Chart]:

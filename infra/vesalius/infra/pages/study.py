@@ -11,7 +11,7 @@ from vesalius.infra.pages.charts import as_text
 from vesalius.infra.pages.document import STUDY, render_page, write_page
 from vesalius.infra.pages.studies import StudyView, short
 from vesalius.infra.tables import as_time
-from vesalius.tuning import OBJECTIVES
+from vesalius.tuning import COUNTED, OBJECTIVES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,11 +62,16 @@ def render_study(
     view = StudyView(found, spec.searched, start)
     rows = {row.number: row for row in found.trials}
     best = None if found.best is None else rows[found.best]
-    starts = [row for row in found.trials if row.is_start]  # several where the first ones failed
+    starts = [row for row in found.trials if row.is_start]  # several where the first ones failed, or of a population
     first = next((row for row in starts if row.number == found.start), starts[0] if starts else None)
     names = list(found.objectives)
     keys = [one.key for one in spec.searched]
-    further = [name for name in _FURTHER if name not in names and any(name in row.figures for row in found.trials)]
+    by_settings = bool(view.complete) and spec.population is None
+    further = [
+        name
+        for name in (*_at_pause(spec), *_FURTHER)
+        if name not in names and any(name in row.figures for row in found.trials)
+    ]
     return render_page(
         "study",
         STUDY,
@@ -84,9 +89,11 @@ def render_study(
         counts=[(state, number) for state, number in found.counts.items() if number],
         courses=[studies.course(view, name) for name in names] if view.complete else [],
         importance=_importance(found),
-        slices=[(name, studies.slices(view, name)) for name in names] if view.complete else [],
-        contours=[one for one in (studies.contour(view, name) for name in names) if one and view.complete],
-        parallel=studies.parallel(view, names[0]) if view.complete else None,
+        # Of a population a trial's settings are those of its own generation, and not what its figure came from.
+        schedules=[] if spec.population is None else studies.schedules(view, spec.population.generations),
+        slices=[(name, studies.slices(view, name)) for name in names] if by_settings else [],
+        contours=[one for one in (studies.contour(view, name) for name in names) if one] if by_settings else [],
+        parallel=studies.parallel(view, names[0]) if by_settings else None,
         learning=studies.learning(view),
         fronts=studies.fronts(view) if view.complete else [],
         heads=[*names, *further],
@@ -97,6 +104,10 @@ def render_study(
         steps=_steps(found, spec, seeds, test, home),
         written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )
+
+
+def _at_pause(spec: StudySpec) -> tuple[str, ...]:
+    return () if spec.population is None or spec.criterion is None else (spec.criterion,)
 
 
 def _beside(view: StudyView, best: TrialRow, first: TrialRow) -> list[dict[str, Any]]:
@@ -145,16 +156,16 @@ def _steps(
 ) -> list[tuple[str, str]]:
     """Return what may be done next: a sentence and the command."""
     at = f" --home {shlex.quote(home)}" if home else ""
-    ended = sum(found.counts.get(state, 0) for state in ("complete", "pruned", "failed"))
+    ended = sum(found.counts.get(state, 0) for state in COUNTED)
     steps = []
     if ended < spec.trials:
         steps.append(("Go on where it was broken off.", f"vesalius tune --resume {spec.name}{at}"))
-    else:
+    elif spec.population is None:
         more = f"vesalius tune --resume {spec.name} --trials {spec.trials + 20}{at}"
         steps.append(("Try twenty more; they learn from all there are.", more))
     best = next((row for row in found.trials if row.number == found.best), None)
     first = next((row for row in found.trials if row.number == found.start), None)
-    if best is not None and best is not first and first is not None:
+    if best is not None and best is not first and first is not None and spec.population is None:
         said = "Train the best and the start again with other seeds, before the best is believed."
         if seeds is not None:
             said = "Train the best and the start with more seeds: the interval grows narrower."

@@ -6,6 +6,7 @@ the work once, and a broken-off one goes on.
 
 from __future__ import annotations
 
+from vesalius.infra.pipeline.beginning import StudyRequest, begin_study
 from vesalius.infra.pipeline.forecasting import Forecast, describe_forecast, forecast
 from vesalius.infra.pipeline.held_out import judge_held_out
 from vesalius.infra.pipeline.judging import (
@@ -17,7 +18,7 @@ from vesalius.infra.pipeline.judging import (
     scores_folder,
 )
 from vesalius.infra.pipeline.registered import model_folder, promote_run, score_reference
-from vesalius.infra.pipeline.studies import StudyRequest, begin_study, change_study, check_resumed, repeat_best
+from vesalius.infra.pipeline.studies import change_study, check_resumed, repeat_best
 from vesalius.infra.pipeline.tracked_study import tracked_study
 from vesalius.infra.pipeline.training import (
     choose_settings,

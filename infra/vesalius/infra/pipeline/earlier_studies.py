@@ -29,13 +29,14 @@ def earlier_study(name: str, *, method: str, home: Path) -> PastStudy:
         home: of runs and studies.
 
     Raises:
-        StudyError: there is none, there are several of that name, or it is of another method.
+        StudyError: there is none, there are several of that name, or it is of another method or a population.
         RunError: nothing answers where runs are tracked.
     """
     found = None if tracking.is_tracking_off() else _tracked(name, tracking.tracking_uri(home))
     if found is None:
         folder = find_study(home, name)
         _check_method(name, folder.spec.method, method)
+        _refuse_population(name, is_one=folder.spec.population is not None)
         return past_study(folder, base_of(folder.spec))
     _check_method(name, found.method, method)
     return found
@@ -44,6 +45,14 @@ def earlier_study(name: str, *, method: str, home: Path) -> PastStudy:
 def _check_method(name: str, found: str, method: str) -> None:
     if found != method:
         raise StudyError(f"study '{name}' is of {found}, and {method} learns from studies of its own: leave it out")
+
+
+def _refuse_population(name: str, *, is_one: bool) -> None:
+    if is_one:
+        raise StudyError(
+            f"study '{name}' is a population, whose members came to their figures by settings that changed on the way: "
+            "they say nothing of single settings, leave it out"
+        )
 
 
 def _tracked(name: str, uri: str) -> PastStudy | None:
@@ -64,6 +73,7 @@ def _tracked(name: str, uri: str) -> PastStudy | None:
             f"{len(parents)} studies '{name}' are tracked at {tracking.shown(uri)}: name one by its run, {ids}"
         )
     (parent,) = parents
+    _refuse_population(name, is_one="generations" in parent.params)
     trials: dict[int, PastTrial] = {}
     for run in runs:
         if run.tags.get("mlflow.parentRunId") == parent.run_id and "vesalius_seed" not in run.tags:

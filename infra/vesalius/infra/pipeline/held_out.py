@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vesalius.infra.pipeline.judging import evaluate_run
+from vesalius.infra.pipeline.populations import refuse_seeds
 from vesalius.infra.pipeline.studies import check_resumed
 from vesalius.platform.errors import StudyError
 from vesalius.platform.runs import find_run
@@ -33,8 +34,10 @@ def judge_held_out(study: StudyFolder, *, home: Path, device: str, progress: Pro
         progress: called with runs judged and in all.
 
     Raises:
-        StudyError: trials are still to come, nothing was trained again, or the test split has no outlined lesion.
+        StudyError: the study is a population, trials are still to come, nothing was trained again, or the test split
+            has no outlined lesion.
     """
+    refuse_seeds(study.spec)
     check_resumed(study, {}, home)
     spec, found = study.spec, analyse(study)
     ended = sum(found.counts.get(state, 0) for state in COUNTED)

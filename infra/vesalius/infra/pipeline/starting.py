@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vesalius.infra.pipeline.studies import StudyRequest
+    from vesalius.infra.pipeline.beginning import StudyRequest
     from vesalius.platform.contracts import Method, MethodSettings
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.training import TrainingSettings
@@ -104,7 +104,7 @@ def start_of(origin: Origin, method: Method, digest: str, home: Path) -> Start:
     return Start(
         run=run.run_id,
         stages=stages,
-        weights_sha256=checkpoints.digest(checkpoints.end_of(origin.stage)),
+        weights_sha256=checkpoints.weights_digest(checkpoints.end_of(origin.stage)),
         trains=bool(left),
         has_passes=any(stage.selectable for stage in left),
     )
@@ -133,7 +133,7 @@ def check_start_is_there(start: Start, study: str, home: Path) -> None:
     lost = f"put it back, or begin a new study instead of '{study}'"
     try:
         checkpoints = Checkpoints(find_run(home, start.run).checkpoints)
-        found = checkpoints.digest(checkpoints.end_of(start.stages[-1]))
+        found = checkpoints.weights_digest(checkpoints.end_of(start.stages[-1]))
     except RunError as error:
         raise StudyError(f"study '{study}' starts from {start.text}, which cannot be read ({error}): {lost}") from None
     if found != start.weights_sha256:

@@ -10,7 +10,7 @@ from vesalius.platform import tracking
 from vesalius.platform.config import digest
 from vesalius.platform.errors import VesaliusError
 from vesalius.platform.runs import find_run
-from vesalius.tuning import analyse, compare_seeds
+from vesalius.tuning import COUNTED, analyse, compare_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,7 +61,9 @@ def tracked_study(study: StudyFolder, home: Path) -> Iterator[str | None]:
             tracking.end_run(uri, parent, status)
 
 
-def trial_tags(spec: StudySpec, number: int, seed: int | None, parent: str | None) -> dict[str, str]:
+def trial_tags(
+    spec: StudySpec, number: int, seed: int | None, parent: str | None, after: Record | None = None
+) -> dict[str, str]:
     """Return the tags of a trial's tracked run.
 
     Args:
@@ -69,12 +71,16 @@ def trial_tags(spec: StudySpec, number: int, seed: int | None, parent: str | Non
         number: of the trial.
         seed: that it is trained again with, or None.
         parent: the study's tracked run, or None.
+        after: the trial whose run this one's goes on from, or None.
     """
     tags = {"vesalius_study": spec.name, "vesalius_trial": str(number)}
     if seed is not None:
         tags["vesalius_seed"] = str(seed)
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
+    if after is not None:
+        tags["vesalius_parent_trial"] = str(after.number)
+        tags["vesalius_parent_weights"] = after.weights_sha256
     return tags
 
 
@@ -113,6 +119,7 @@ def _begin(uri: str, spec: StudySpec) -> str:
         **{name: list(getattr(spec, name)) for name in ("objectives", "learn_from")},
         "criterion": spec.criterion,
         "start_from": "" if spec.start is None else spec.start.text,
+        **({} if spec.population is None else spec.population.model_dump()),
         **{f"space.{one.key}": one.text() for one in spec.searched},
     }
     tags = {KEY: key, "vesalius_study": spec.name, "method": spec.method, "cohort_digest": spec.cohort_digest}
@@ -120,7 +127,7 @@ def _begin(uri: str, spec: StudySpec) -> str:
 
 
 def _ended(found: Analysis) -> int:
-    return sum(found.counts.get(state, 0) for state in ("complete", "pruned", "failed"))
+    return sum(found.counts.get(state, 0) for state in COUNTED)
 
 
 def _note(uri: str, parent: str, study: StudyFolder, found: Analysis, home: Path) -> None:

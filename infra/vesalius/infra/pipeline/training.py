@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vesalius.platform.contracts import Method, MethodSettings
     from vesalius.platform.progress import Progress
     from vesalius.platform.store import Place
-    from vesalius.platform.training import TrainingSettings
+    from vesalius.platform.training import Forerunner, TrainingSettings
 
 
 def method_type(name: str) -> type[Method]:
@@ -81,6 +81,8 @@ def start_run(
     num_workers: int = 1,
     name: str | None = None,
     start_from: str | None = None,
+    forerunner: Forerunner | None = None,
+    until: float = 1.0,
     source_digest: str = "",
     experiment: str = "vesalius",
     tags: Mapping[str, str] | None = None,
@@ -89,10 +91,11 @@ def start_run(
     """Check all that can be checked, then create a run's folder and, unless tracking is off, its tracked run.
 
     ``settings`` are the method's, complete, as plain JSON, in the place of the preset's; the preset is then a tag.
-    ``training`` stands in the place of the loop's defaults; ``tags`` join those of the tracked run. ``source_digest``
-    is of the cohort that the store is a copy of, with lesions in its validation volumes: the run to start from may be
-    of that. ``study`` is the one that the run is a trial of: it may start after a last stage
-    with the other run's settings, and take stages over that another trial has trained alike.
+    ``training`` stands in the place of the loop's defaults; ``tags`` join those of the tracked run. ``forerunner`` and
+    ``until`` are of the run's specification. ``source_digest`` is of the cohort that the store is a copy of, with
+    lesions in its validation volumes: the run to start from may be of that. ``study`` is the one that the run is a
+    trial of: it may start after a last stage with the other run's settings, and take stages over that another trial
+    has trained alike.
 
     Raises:
         SettingError: the method or a setting is not known or does not fit.
@@ -131,6 +134,8 @@ def start_run(
         cohort_digest=cohort.digest,
         num_workers=num_workers,
         start_from=start_from,
+        forerunner=forerunner,
+        until=until,
         experiment=experiment,
         mlflow_tracking_uri=None if uri is None else tracking.shown(uri),
         created=now(),
@@ -190,10 +195,27 @@ def check_start(
     return run, stages
 
 
-def train(run: RunFolder, *, progress: Progress = silent, tuned: bool = False) -> ModelCard:
+def train(run: RunFolder, *, progress: Progress = silent) -> ModelCard:
     """Train a run to its end from where it stands and write its model; a finished run is left alone.
 
-    ``tuned`` says that a trial of Ray Tune calls; see :func:`vesalius.platform.cluster.train`.
+    Raises:
+        RunError: the store has changed since the run was created, or the run is one that pauses.
+        DivergenceError: a loss or gradient is not finite.
+    """
+    card = None if run.spec.until < 1 else advance(run, progress=progress)
+    if card is None:
+        raise RunError(
+            f"run '{run.run_id}' is of a population and pauses at {100 * run.spec.until:.0f} % of its training, where "
+            "other runs go on from it: go on with its study, `vesalius tune --resume STUDY`"
+        )
+    return card
+
+
+def advance(run: RunFolder, *, progress: Progress = silent, tuned: bool = False) -> ModelCard | None:
+    """Train a run from where it stands: to its end, where its model is written, or to its pause, where there is none.
+
+    A run that is there already is left alone. ``tuned`` says that a trial of Ray Tune calls; see
+    :func:`vesalius.platform.cluster.train`.
 
     Raises:
         RunError: the store has changed since the run was created.
@@ -202,13 +224,15 @@ def train(run: RunFolder, *, progress: Progress = silent, tuned: bool = False) -
     spec = run.spec
     if run.state == "finished" and (run.model / "model.json").is_file():
         return read_card(run.model)
+    if run.state == "paused" and run.paused is not None:
+        return None
     tracked = tracked_as(spec)
     if tracked is not None:
         tracking.resume_run(*tracked)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         cluster.train(run, method_type(spec.method), progress=progress, tuned=tuned)
-        card = _write_model(run)
+        card = None if run.paused is not None else _write_model(run)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -14,14 +14,14 @@ import torch
 
 from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
 from vesalius.infra.pipeline.tracked_study import track_stop, track_trial, trial_tags
-from vesalius.infra.pipeline.training import method_type, start_run, tracked_as, train
+from vesalius.infra.pipeline.training import advance, method_type, start_run, tracked_as
 from vesalius.platform import tracking
 from vesalius.platform.cluster import free_reserved
 from vesalius.platform.config import override, validate
 from vesalius.platform.errors import RunError, StudyError, VesaliusError
 from vesalius.platform.runs import RunSettings, find_run
 from vesalius.platform.store import place_of
-from vesalius.platform.training import Checkpoints, choose_device
+from vesalius.platform.training import Checkpoints, Forerunner, choose_device
 from vesalius.platform.training.memory import PeakMemory
 from vesalius.tuning import LOCAL
 
@@ -57,14 +57,26 @@ class TrialTrainer:
     home: Path
     parent: str | None = None
 
-    def start(self, spec: StudySpec, number: int, values: Mapping[str, Any], seed: int | None = None) -> RunFolder:
+    def start(
+        self,
+        spec: StudySpec,
+        number: int,
+        values: Mapping[str, Any],
+        seed: int | None = None,
+        parent: Record | None = None,
+    ) -> RunFolder:
         """Return the run of a trial, which is begun where there is none."""
         _memory(choose_device(spec.training.device).type)
         run_id = spec.run_id(number, seed)
         chosen = override(base_of(spec), values if seed is None else {**values, "training.seed": seed})
+        forerunner = None
+        if parent is not None:
+            forerunner = Forerunner(
+                run=parent.run_id, checkpoint=parent.checkpoint, weights_sha256=parent.weights_sha256
+            )
         with suppress(RunError):
             run = find_run(self.home, run_id)
-            _check_own(run, spec, number, chosen)
+            _check_own(run, spec, number, chosen, forerunner)
             if run.spec.training != chosen.training:  # the study has changed where it computes since
                 run.rewrite(run.spec.model_copy(update={"training": chosen.training}))
             return run
@@ -80,19 +92,22 @@ class TrialTrainer:
             name=run_id,
             start_from=None if spec.start is None else spec.start.text,
             source_digest=spec.source_digest,
-            study=spec.name,
+            # Members of a population take nothing over but what they go on from.
+            study=None if spec.population is not None else spec.name,
+            forerunner=forerunner,
+            until=1.0 if spec.population is None else spec.population.until(number),
             experiment=spec.experiment,
-            tags=trial_tags(spec, number, seed, self.parent),
+            tags=trial_tags(spec, number, seed, self.parent, parent),
         )
 
     def train(self, run: RunFolder) -> None:
-        """Train a run to its end, and keep how much memory that took."""
+        """Train a run to its end or its pause, and keep how much memory that took."""
         if run.spec.num_workers:
-            train(run, tuned=True)
+            advance(run, tuned=True)
             return
         memory = _memory(choose_device(run.spec.training.device).type)
         memory.begin()
-        train(run, tuned=True)
+        advance(run, tuned=True)
         _keep_peak(run, memory.read())
 
     def judge(self, run: RunFolder, spec: StudySpec) -> dict[str, float]:
@@ -135,7 +150,9 @@ class TrialTrainer:
                     tracking.end_run(*tracked, "KILLED")
 
 
-def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings) -> None:
+def _check_own(
+    run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings, forerunner: Forerunner | None
+) -> None:
     """Refuse a run that has a trial's name and is not that trial.
 
     Raises:
@@ -151,6 +168,7 @@ def _check_own(run: RunFolder, spec: StudySpec, number: int, chosen: RunSettings
             ("other settings", found.settings == chosen.method.model_dump(mode="json")),
             ("other training settings", found.training == chosen.training.model_copy(update=local)),
             ("another start", found.start_from == (None if spec.start is None else spec.start.text)),
+            ("another forerunner", found.forerunner == forerunner),
         )
         if not is_same
     ]

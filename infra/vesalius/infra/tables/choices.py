@@ -35,6 +35,7 @@ def describe_settings(values: BaseModel, prefix: str = "") -> list[dict[str, Any
                 "space": extra.get("space"),
                 "inference_space": extra.get("inference_space"),
                 "since": extra.get("since") or getattr(type(values), "since", None),
+                "mutable": bool(extra.get("mutable")),
             }
         )
     return rows
@@ -51,6 +52,8 @@ def settings(rows: Sequence[Mapping[str, Any]], prefix: str) -> Table:
         said = Text(row["description"])
         if row["source"]:
             said.append(f"  [{row['source']}]", style="dim")
+        if row["mutable"]:
+            said.append("  may change in mid-training", style="dim")
         table.add_row(row["key"], _value_text(row["default"]), said, _space_text(row["space"], row["inference_space"]))
     return table
 

@@ -18,22 +18,30 @@ def trials(document: Mapping[str, Any]) -> Table:
     table = plain(title=f"{document['study']}: {document['method']}, {counts or 'no trial yet'}", title_style="dim")
     keys = list(dict.fromkeys(key for row in document["trials"] for key in row["values"]))
     table.add_column("trial", justify="right", style="cyan", no_wrap=True)
+    lineage = any(row["generation"] is not None for row in document["trials"])
+    if lineage:
+        table.add_column("parent", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in document["objectives"]:
         table.add_column(name, justify="right", no_wrap=True)
+    if lineage:
+        table.add_column("at the pause", justify="right", no_wrap=True)
     for key in keys:
         table.add_column(key.removeprefix("method."), justify="right")
     table.add_column("time", justify="right", no_wrap=True)
     for row in document["trials"]:
         marks = "*" if row["number"] in document["front"] else ""
-        state = f"{row['state']} at {row['percent']:.0f} %" if row["state"] == "pruned" else row["state"]
+        state = f"{row['state']} at {row['percent']:.0f} %" if row["state"] in ("pruned", "paused") else row["state"]
         state = f"{state} (start)" if row["is_start"] else state
         state = f"{state} (from {row['source']})" if row["source"] else state
         figures = [_number(row["figures"].get(name)) for name in document["objectives"]]
+        if lineage:
+            figures.append(_number(row["figures"].get(document["criterion"])))
+        family = [_number(row["parent"])] if lineage else []
         values = [_number(row["values"].get(key)) for key in keys]
         seconds = "" if row["seconds"] is None else as_time(row["seconds"])
         style = "bold" if marks else ("dim" if row["state"] in ("pruned", "failed") else "")
-        table.add_row(f"{marks}{row['number']}", state, *figures, *values, seconds, style=style)
+        table.add_row(f"{marks}{row['number']}", *family, state, *figures, *values, seconds, style=style)
     failed = [f"{row['number']}: {row['reason']}" for row in document["trials"] if row["state"] == "failed"]
     star = "* the best" if len(document["objectives"]) == 1 else "* no other is better in every objective"
     learnt = [f"learnt from {num} trial{'s' * (num > 1)} of {name}" for name, num in document["learnt"].items()]

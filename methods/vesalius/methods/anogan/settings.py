@@ -59,6 +59,7 @@ class AnoGANSettings(SliceTrainingSettings):
         source=f"{_PAPER}, section 3",
         gt=0,
         space=Range(low=1e-5, high=1e-3, log=True),
+        mutable=True,
     )
     adversary: AdversarySettings = AdversarySettings()
     search: SearchSettings = SearchSettings()

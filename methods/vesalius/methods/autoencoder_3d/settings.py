@@ -86,6 +86,7 @@ class Autoencoder3DSettings(MethodSettings):
         source=f"{_PAPER}, appendix C",
         gt=0,
         space=Range(low=1e-4, high=3e-3, log=True),
+        mutable=True,
     )
     together: int = setting(2, "volumes scored in one pass at most", source="this implementation", ge=1, since=SCORING)
     map: ErrorMapSettings = ErrorMapSettings()

@@ -88,6 +88,7 @@ class AdversarySettings(Settings):
         source=f"{_PAPER}, section 3",
         gt=0,
         space=Range(low=1e-5, high=1e-3, log=True),
+        mutable=True,
     )
     beta1: float = setting(
         0.5,
@@ -95,6 +96,7 @@ class AdversarySettings(Settings):
         source="Radford et al. 2016, section 3; the paper names no optimiser",
         ge=0,
         lt=1,
+        mutable=True,
     )
     watch: WatchSettings = WatchSettings()
 

@@ -79,6 +79,7 @@ class ReconstructionSettings(SliceTrainingSettings):
         source=f"{_PAPER}, section 3; the optimiser is this implementation's",
         gt=0,
         space=Range(low=1e-4, high=3e-3, log=True),
+        mutable=True,
     )
 
 

@@ -153,6 +153,7 @@ class VaeSettings(MethodSettings):
         ge=0,
         space=Range(low=0.1, high=10, log=True),
         since="vae",
+        mutable=True,
     )
     batch_slices: int = setting(64, "slices in a batch", source=_OURS, ge=2, since="vae")
     group_slices: int = setting(
@@ -176,6 +177,7 @@ class VaeSettings(MethodSettings):
         gt=0,
         space=Range(low=3e-5, high=3e-3, log=True),
         since="vae",
+        mutable=True,
     )
     augment: bool = setting(
         True,

@@ -122,12 +122,14 @@ class GameSettings(Settings):
         source=f"{SCHLEGL}, code, and Gulrajani et al. 2017, Algorithm 1",
         ge=1,
         space=Range(low=1, high=5),
+        mutable=True,
     )
     penalty_weight: float = setting(
         10.0,
         "lambda: weight of the gradient penalty",
         source=f"{KWON}, and Gulrajani et al. 2017; {PAPER}, Eq. 2, gives none",
         ge=0,
+        mutable=True,
     )
     learning_rate: float = setting(
         1e-4,
@@ -135,9 +137,10 @@ class GameSettings(Settings):
         source=f"{SCHLEGL}, code; 2e-4 in {KWON}",
         gt=0,
         space=Range(low=1e-5, high=1e-3, log=True),
+        mutable=True,
     )
-    beta1: float = setting(0.0, "Adam's first moment", source=f"{SCHLEGL}, code", ge=0, lt=1)
-    beta2: float = setting(0.9, "Adam's second moment", source=f"{SCHLEGL}, code", ge=0, lt=1)
+    beta1: float = setting(0.0, "Adam's first moment", source=f"{SCHLEGL}, code", ge=0, lt=1, mutable=True)
+    beta2: float = setting(0.9, "Adam's second moment", source=f"{SCHLEGL}, code", ge=0, lt=1, mutable=True)
     watch: CriticWatchSettings = CriticWatchSettings()
 
 
@@ -158,6 +161,7 @@ class EncoderSettings(Settings):
         source=f"{SCHLEGL}, code",
         gt=0,
         space=Range(low=1e-5, high=1e-3, log=True),
+        mutable=True,
     )
 
 
@@ -178,6 +182,7 @@ class FineTuningSettings(Settings):
         source="this implementation: the encoder's; the paper gives none",
         gt=0,
         space=Range(low=1e-6, high=1e-3, log=True),
+        mutable=True,
     )
 
 
@@ -203,6 +208,7 @@ class InversionSettings(MethodSettings):
         ge=0,
         space=Range(low=0.01, high=10, log=True),
         since="encoder",
+        mutable=True,
     )
     feature_block: int = setting(
         1,

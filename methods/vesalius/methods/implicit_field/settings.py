@@ -120,6 +120,7 @@ class EncoderSettings(Settings):
         le=1,
         source="this implementation",
         space=Range(low=0.0, high=1.0),
+        mutable=True,
     )
     cells: int = setting(
         32, "cells along each edge of the cohort's box that it sees", ge=8, le=128, source="this implementation"
@@ -131,6 +132,7 @@ class EncoderSettings(Settings):
         gt=0,
         source="this implementation",
         space=Range(low=1e-4, high=1e-2, log=True),
+        mutable=True,
     )
 
     @model_validator(mode="after")
@@ -209,6 +211,7 @@ class ImplicitFieldSettings(MethodSettings):
         lt=1,
         space=Range(low=0, high=0.3),
         since="decoder",
+        mutable=True,
     )
     points: int = setting(
         16_200,
@@ -232,6 +235,7 @@ class ImplicitFieldSettings(MethodSettings):
         gt=0,
         space=Range(low=1e-4, high=1e-2, log=True),
         since="decoder",
+        mutable=True,
     )
     code_lr: float = setting(
         1e-3,
@@ -240,9 +244,16 @@ class ImplicitFieldSettings(MethodSettings):
         gt=0,
         space=Range(low=1e-4, high=3e-2, log=True),
         since="decoder",
+        mutable=True,
     )
     lr_factor: float = setting(
-        0.5, "what the learning rates are multiplied by between two periods", source=_CODE, gt=0, le=1, since="decoder"
+        0.5,
+        "what the learning rates are multiplied by between two periods",
+        source=_CODE,
+        gt=0,
+        le=1,
+        since="decoder",
+        mutable=True,
     )
     lr_periods: int = setting(
         4, "equal periods of training between which the learning rates fall", source=_CODE, ge=1, since="decoder"
@@ -260,9 +271,15 @@ class ImplicitFieldSettings(MethodSettings):
         gt=0,
         space=Range(low=3e-3, high=1.0, log=True),
         since="decoder",
+        mutable=True,
     )
     prior_weight: float = setting(
-        1e-4, "weight of the official prior; without effect where prior is another", source=_CODE, ge=0, since="decoder"
+        1e-4,
+        "weight of the official prior; without effect where prior is another",
+        source=_CODE,
+        ge=0,
+        since="decoder",
+        mutable=True,
     )
     code_init_std: float = setting(
         0.01, "deviation of fresh codes", source=f"{_PAPER}, section 3; 0.0625 in the code", ge=0, since="decoder"

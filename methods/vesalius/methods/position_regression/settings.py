@@ -104,6 +104,7 @@ class PositionRegressionSettings(MethodSettings):
         source=f"{_PAPER}, section 3",
         gt=0,
         space=Range(low=3e-5, high=3e-3, log=True),
+        mutable=True,
     )
     scoring: ScoringSettings = ScoringSettings()
     map: PositionMapSettings = PositionMapSettings()

@@ -59,9 +59,14 @@ class PriorSettings(Settings):
     blocks: int = setting(4, "blocks of residual units with attention", source=_REFERENCE, ge=1)
     units: int = setting(4, "residual units of a block", source=_REFERENCE, ge=1)
     key_size: int = setting(16, "length of a query and a key", source=_CODE, ge=1)
-    dropout: float = setting(0.1, "in every residual unit", source=_CODE, ge=0, lt=1)
+    dropout: float = setting(0.1, "in every residual unit", source=_CODE, ge=0, lt=1, mutable=True)
     learning_rate: float = setting(
-        1e-4, "Adam's learning rate", source=_REFERENCE, gt=0, space=Range(low=3e-5, high=3e-3, log=True)
+        1e-4,
+        "Adam's learning rate",
+        source=_REFERENCE,
+        gt=0,
+        space=Range(low=3e-5, high=3e-3, log=True),
+        mutable=True,
     )
     epochs: float = setting(600, "passes over the training slices", source=_REFERENCE, gt=0)
 
@@ -109,7 +114,13 @@ class VqVaeSettings(MethodSettings):
         2, "gated blocks at each resolution above the latent's", source=_CODE, ge=1, since="autoencoder"
     )
     dropout: float = setting(
-        0.1, "of whole channels, in every gated block", source=_CODE, ge=0, lt=1, since="autoencoder"
+        0.1,
+        "of whole channels, in every gated block",
+        source=_CODE,
+        ge=0,
+        lt=1,
+        since="autoencoder",
+        mutable=True,
     )
     num_codes: int = setting(
         128,
@@ -139,9 +150,15 @@ class VqVaeSettings(MethodSettings):
         gt=0,
         space=Range(low=3e-5, high=3e-3, log=True),
         since="autoencoder",
+        mutable=True,
     )
     clip_value: float = setting(
-        1.0, "largest gradient of a weight, either way, first stage", source=_CODE, gt=0, since="autoencoder"
+        1.0,
+        "largest gradient of a weight, either way, first stage",
+        source=_CODE,
+        gt=0,
+        since="autoencoder",
+        mutable=True,
     )
     augment: bool = setting(
         True,

@@ -35,7 +35,7 @@ def train(
     watch_every_seconds: float = 0.5,
     tuned: bool = False,
 ) -> RunFolder:
-    """Train a run to its end, from where it stands; write its model folder's weights as the last checkpoint.
+    """Train a run to its end or its pause, from where it stands.
 
     Args:
         run: created or broken off.
@@ -74,7 +74,7 @@ def _train(
         with contextlib.suppress(VesaliusError, OSError):  # the error on its way says more than a disk that is full
             run.set_state("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    run.set_state("finished")
+    run.set_state("finished" if run.paused is None else "paused")
     return run
 
 

@@ -64,7 +64,10 @@ def work(config: Mapping[str, Any]) -> None:
         if spec.shared_from:
             other, _, stage = spec.shared_from.partition("@")
             shared_from = (Checkpoints(RunFolder(home / "runs" / other).checkpoints), stage)
-        train(
+        forerunner = None
+        if spec.forerunner is not None:
+            forerunner = (Checkpoints(find_run(home, spec.forerunner.run).checkpoints), spec.forerunner)
+        result = train(
             method,
             store,
             spec.training,
@@ -74,7 +77,11 @@ def work(config: Mapping[str, Any]) -> None:
             watcher=watcher,
             start_from=start_from,
             shared_from=shared_from,
+            forerunner=forerunner,
+            until=spec.until,
         )
+        if result.paused is not None and ranks.rank == 0:
+            run.set_paused(result.paused)
     except VesaliusError as error:
         if not on_ray:
             raise

@@ -41,6 +41,7 @@ def setting(
     inference_space: Space | None = None,
     source: str = "",
     since: str | None = None,
+    mutable: bool = False,
     **bounds: Any,
 ) -> Any:
     """Declare a setting of a method.
@@ -58,6 +59,8 @@ def setting(
         source: paper and section, or who states otherwise.
         since: the first training stage that reads it, or :data:`SCORING`; None is the first of all. A class of nested
             settings may say so for all its fields, as a ClassVar of this name.
+        mutable: whether it may change in mid-training: no parameter or buffer has its shape or its value from it, so
+            that a checkpoint made under one value goes on under another.
         bounds: pydantic bounds: ``gt``, ``ge``, ``lt``, ``le``.
     """
     extra: dict[str, Any] = {
@@ -65,6 +68,7 @@ def setting(
         "space": space.model_dump() if space else None,
         "inference_space": inference_space.model_dump() if inference_space else None,
         "since": since,
+        "mutable": mutable,
     }
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
@@ -115,6 +119,18 @@ def read_after(settings_type: type[Settings], stages: Sequence[str]) -> set[str]
         stages: names of its stages from the first on.
     """
     return {key for key, since in read_since(settings_type).items() if since is not None and since not in stages}
+
+
+def mutables(settings_type: type[Settings], prefix: str = "") -> set[str]:
+    """Return the settings of a class, and of those nested in it, that may change in mid-training, by dotted name."""
+    found: set[str] = set()
+    for name, info in settings_type.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
+            found |= mutables(info.annotation, prefix=f"{prefix}{name}.")
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("mutable"):
+            found.add(f"{prefix}{name}")
+    return found
 
 
 class MethodSettings(Settings):

@@ -51,6 +51,7 @@ __all__ = [
     "assert_exact_resume",
     "assert_loss_falls",
     "assert_nan_stops",
+    "assert_same",
     "assert_save_and_load_keep_scores",
     "assert_scores",
     "assert_two_workers_equal_one",
@@ -75,7 +76,7 @@ def assert_builds_from_settings(method_type: type[Method], settings: MethodSetti
     with pytest.raises(SettingError, match=name):
         override(settings, {name + "x": 1})
     first, second = (build(method_type, settings, store) for _ in range(2))
-    _assert_same(first.state_dict(), second.state_dict(), "two builds from one seed")
+    assert_same(first.state_dict(), second.state_dict(), "two builds from one seed")
     stages = first.stages()
     names = [stage.name for stage in stages]
     assert names, "a method has at least one stage"
@@ -115,7 +116,7 @@ def assert_exact_resume(
                 raise AssertionError(f"training was not broken off {where}")
             resumed = build(method_type, settings, store)
             train(resumed, store, loop, Path(folder), device=CPU)
-        _assert_same(whole.state_dict(), resumed.state_dict(), f"a run broken off {where}")
+        assert_same(whole.state_dict(), resumed.state_dict(), f"a run broken off {where}")
 
 
 def assert_two_workers_equal_one(method_type: type[Method], settings: MethodSettings, store: CohortStore) -> None:
@@ -125,7 +126,7 @@ def assert_two_workers_equal_one(method_type: type[Method], settings: MethodSett
         arguments = (free_port(), method_type, settings.model_dump(mode="json"), str(store.path), folder)
         torch.multiprocessing.spawn(one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch has no types here
         ranks = [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    _assert_same(ranks[0], ranks[1], "the replicas of two workers")
+    assert_same(ranks[0], ranks[1], "the replicas of two workers")
     for name, value in alone.items():
         if value.is_floating_point():
             torch.testing.assert_close(
@@ -256,7 +257,8 @@ def _scores(method: Method, volumes: Sequence[Volume]) -> list[Any]:
         return list(method.score(volumes, effort="quick"))
 
 
-def _assert_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor], what: str) -> None:
+def assert_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor], what: str) -> None:
+    """Both have the same entries, bit for bit."""
     assert left.keys() == right.keys(), f"{what}: other entries in the state"
     for name, value in left.items():
         other = right[name]

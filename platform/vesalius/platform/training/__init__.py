@@ -5,6 +5,7 @@ Plain PyTorch; :mod:`vesalius.platform.cluster` runs it on Ray.
 ::
 
     plan.py        the stages of a run, whom each learns from, how many steps it takes
+    pausing.py     where a run pauses, and what it goes on from as another run
     loop.py        stage by stage, from the last checkpoint to the end
     update.py      one optimiser step on the global batch
     selection.py   the small validation pass that chooses the best
@@ -18,6 +19,8 @@ from vesalius.platform.training.checkpoint import Best, Checkpoints, State
 from vesalius.platform.training.collective import Alone, Distributed, backend_for, collective
 from vesalius.platform.training.devices import choose_device, computing_as
 from vesalius.platform.training.loop import TrainingResult, train
+from vesalius.platform.training.pausing import Forerunner, Pause, Paused, is_judged, pause_at
+from vesalius.platform.training.plan import stage_steps
 from vesalius.platform.training.settings import TrainingSettings
 from vesalius.platform.training.subjects import stage_subjects
 from vesalius.platform.training.update import Updater
@@ -28,6 +31,9 @@ __all__ = [
     "Best",
     "Checkpoints",
     "Distributed",
+    "Forerunner",
+    "Pause",
+    "Paused",
     "State",
     "TrainingResult",
     "TrainingSettings",
@@ -38,6 +44,9 @@ __all__ = [
     "choose_device",
     "collective",
     "computing_as",
+    "is_judged",
+    "pause_at",
+    "stage_steps",
     "stage_subjects",
     "train",
 ]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -31,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import RunError
-from vesalius.platform.store.files import folder_digests, sync_folder, write_file
+from vesalius.platform.store.files import file_digest, folder_digests, sync_folder, write_file
 from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
@@ -95,6 +94,11 @@ def checkpoint_name(stage_index: int, step: int) -> str:
     return f"{stage_index:04d}-{step:08d}"
 
 
+def _is_end(name: str) -> bool:
+    """Say whether a checkpoint is of a stage's end: these are never dropped, even while somebody reads them."""
+    return name.endswith("-00000000")
+
+
 class Checkpoints:
     """The checkpoints of one run. One process writes (rank 0); any may read."""
 
@@ -124,7 +128,7 @@ class Checkpoints:
             RunError: the run has not finished such a stage.
         """
         finished: tuple[str, ...] = ()
-        for name in self._ends(self.names()):
+        for name in filter(_is_end, self.names()):
             finished = self.state(name).finished_stages
             if finished and finished[-1] == stage:
                 return name
@@ -199,18 +203,21 @@ class Checkpoints:
                 raise ValueError(f"{others[0]} is of another shape")
             return found
 
-    def digest(self, name: str) -> str:
+    def weights_digest(self, name: str) -> str:
         """Return the SHA-256 of a checkpoint's weights.
 
         Raises:
             RunError: the file is missing.
         """
         path = self.folder / name / "weights.safetensors"
-        with _reading(path), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with _reading(path):
+            return file_digest(path)
 
     def load_optimizers(self, name: str, optimizers: Mapping[str, Optimizer]) -> None:
         """Load the state of a stage's optimisers.
+
+        Learning rates, moments and whatever else is set stay what the optimisers were built with: a run may go on
+        under other settings than its checkpoint was made under.
 
         Raises:
             RunError: a file is missing, damaged or of another stage.
@@ -238,6 +245,46 @@ class Checkpoints:
         self._drop(state.best)
         return name
 
+    def adopt(self, other: Checkpoints, name: str, weights_sha256: str) -> None:
+        """Take over another run's checkpoint, to go on from; what of this run comes after it is left alone.
+
+        The best so far and the ends of stages come too, since a later stage may build on them. Files are linked where
+        the disk allows it: a checkpoint is never changed.
+
+        Args:
+            other: of a run that has paused.
+            name: of the checkpoint.
+            weights_sha256: of its weights, as they were when it was chosen.
+
+        Raises:
+            RunError: it is missing, or its weights are others.
+        """
+        last = self.last()
+        if last is not None and last >= name:
+            return
+        if other.weights_digest(name) != weights_sha256:
+            raise RunError(
+                f"checkpoint {other.folder / name} has other weights than when it was chosen to go on from: put it "
+                "back, or begin anew"
+            )
+        best = other.state(name).best
+        wanted = [one for one in other.names() if one < name and _is_end(one)]
+        wanted += [best.checkpoint] if best is not None and best.checkpoint != name else []
+        # It comes last: until it stands, all of this is done once more.
+        for one in dict.fromkeys([*wanted, name]):
+            if not (self.folder / one).exists():
+                self._link(other.folder / one)
+        if best is not None:
+            self._point_at_best(best)
+
+    def _link(self, source: Path) -> None:
+        with self._aside(source.name) as aside, _reading(source):
+            for path in source.iterdir():
+                try:
+                    (aside / path.name).hardlink_to(path)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(path, aside / path.name)
+
     def sweep(self) -> None:
         """Remove what a killed process left half-written; call before writing, from the one process that writes."""
         for partial in self.folder.glob(".*.partial"):
@@ -245,18 +292,24 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _write(self, name: str, state: State, method: Method, optimizers: Mapping[str, Optimizer]) -> None:
+        with self._aside(name) as aside:
+            weights = {k: v.detach().cpu().contiguous().clone() for k, v in method.state_dict().items()}
+            save_file(weights, aside / "weights.safetensors")
+            tensors, kept = _pack(optimizers)
+            save_file(tensors, aside / "optimizers.safetensors")
+            text = json.dumps({"state": state.model_dump(mode="json"), "optimizers": kept}, indent=1)
+            (aside / "state.json").write_text(text)
+
+    @contextlib.contextmanager
+    def _aside(self, name: str) -> Iterator[Path]:
+        """Give a folder to be filled, which then gets its name, or goes again where that fails."""
         aside = self.folder / f".{name}.{os.getpid()}.partial"
         try:
             with _writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()
-                weights = {k: v.detach().cpu().contiguous().clone() for k, v in method.state_dict().items()}
-                save_file(weights, aside / "weights.safetensors")
-                tensors, kept = _pack(optimizers)
-                save_file(tensors, aside / "optimizers.safetensors")
-                text = json.dumps({"state": state.model_dump(mode="json"), "optimizers": kept}, indent=1)
-                (aside / "state.json").write_text(text)
+                yield aside
                 # On the disk before it gets its name: a loss of power must not leave a whole name on half a file.
                 folder_digests(aside, sync=True)
                 aside.rename(self.folder / name)
@@ -269,14 +322,9 @@ class Checkpoints:
         with _writing(self.folder):
             write_file(self.folder / "best.json", best.model_dump_json(indent=1).encode(), self.folder)
 
-    @staticmethod
-    def _ends(names: Sequence[str]) -> list[str]:
-        """Return the checkpoints at the ends of stages, which are never dropped, even while somebody reads them."""
-        return [name for name in names if name.endswith("-00000000")]
-
     def _drop(self, best: Best | None) -> None:
         names = self.names()
-        keep = {*names[-2:], *self._ends(names), *([best.checkpoint] if best else [])}
+        keep = {*names[-2:], *(one for one in names if _is_end(one)), *([best.checkpoint] if best else [])}
         for name in set(names) - keep:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
@@ -314,10 +362,7 @@ def _unpack(key: str, optimizer: Optimizer, tensors: Mapping[str, torch.Tensor],
         owner, index, name = path.rsplit("/", 2)  # a slash may stand in the optimiser's name
         if owner == key:
             state.setdefault(int(index), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    for group, saved in zip(groups, kept["groups"], strict=True):
-        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _pack(optimizers: Mapping[str, Optimizer]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -333,6 +378,5 @@ def _pack(optimizers: Mapping[str, Optimizer]) -> tuple[dict[str, torch.Tensor],
                     tensors[f"{name}/{index}/{key}"] = value.detach().cpu().contiguous()
                 else:
                     plain[str(index)][key] = value
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
-        kept[name] = {"state": plain, "groups": groups}
+        kept[name] = {"state": plain}
     return tensors, kept

@@ -17,6 +17,7 @@ from vesalius.platform.training.checkpoint import Best, Checkpoints, State, chec
 from vesalius.platform.training.collective import Alone
 from vesalius.platform.training.devices import choose_device, computing_as
 from vesalius.platform.training.memory import lay_out
+from vesalius.platform.training.pausing import Pause, Paused, is_judged, pause_at
 from vesalius.platform.training.plan import Plan
 from vesalius.platform.training.selection import validate, validation_interval
 from vesalius.platform.training.update import Updater
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from vesalius.platform.contracts import Collective, Method, Stage
     from vesalius.platform.store import CohortStore
+    from vesalius.platform.training.pausing import Forerunner
     from vesalius.platform.training.settings import TrainingSettings
 
 
@@ -38,10 +40,12 @@ class TrainingResult:
     Attributes:
         state: the final state of the run.
         num_steps: steps over all stages.
+        paused: where it paused, unless that is its end.
     """
 
     state: State
     num_steps: int
+    paused: Paused | None = None
 
 
 def train(
@@ -55,11 +59,14 @@ def train(
     watcher: Watcher | None = None,
     start_from: tuple[Checkpoints, str] | None = None,
     shared_from: tuple[Checkpoints, str] | None = None,
+    forerunner: tuple[Checkpoints, Forerunner] | None = None,
+    until: float = 1.0,
 ) -> TrainingResult:
     """Train ``method`` to its end, going on from the last checkpoint in ``folder`` where there is one.
 
     A resumed run equals an unbroken one bit for bit (same number of workers and threads; CPU, or CUDA with
-    ``deterministic``), whatever the moment it was broken off.
+    ``deterministic``), whatever the moment it was broken off. So does one that pauses and goes on as another run with
+    the same settings.
 
     Args:
         method: built from its settings and the store's facts; on return it holds the trained weights, those of
@@ -73,6 +80,9 @@ def train(
         start_from: checkpoints of another run and a stage that it finished, to start after; after the last one nothing
             is trained.
         shared_from: the same, tried before it: where that cannot be read on every rank, it is passed over.
+        forerunner: checkpoints of another run, and the one of them to go on from where it stands, under settings that
+            may be others.
+        until: the share of all steps after which it pauses, with a checkpoint and a validation pass of its own.
 
     Raises:
         DivergenceError: a loss or gradient is not finite; names the stage and step.
@@ -84,8 +94,8 @@ def train(
     watcher = watcher or Unwatched()
     lay_out(method, settings, device)
     with computing_as(settings, device):
-        run = _Run(method, store, settings, Checkpoints(folder), collective, device, watcher)
-        return run.to_the_end(start_from, shared_from)
+        run = _Run(method, store, settings, Checkpoints(folder), collective, device, watcher, until)
+        return run.to_the_end(start_from, shared_from, forerunner)
 
 
 class _Run:
@@ -100,6 +110,7 @@ class _Run:
         collective: Collective,
         device: torch.device,
         watcher: Watcher,
+        until: float = 1.0,
     ) -> None:
         self.method = method
         self.store = store
@@ -109,13 +120,17 @@ class _Run:
         self.device = device
         self.watcher = watcher
         self.plan = Plan(method, store, settings, collective, device)
+        self.pause = pause_at(until, self.plan.stages, self.plan.steps)
         self.state = State(stage=self.plan.names[0])
         self._built = {name: _fingerprint(value) for name, value in method.state_dict().items()}
 
     def to_the_end(
-        self, start_from: tuple[Checkpoints, str] | None, shared_from: tuple[Checkpoints, str] | None
+        self,
+        start_from: tuple[Checkpoints, str] | None,
+        shared_from: tuple[Checkpoints, str] | None,
+        forerunner: tuple[Checkpoints, Forerunner] | None,
     ) -> TrainingResult:
-        last = self._agree_on_last()
+        last = self._agree_on_last(forerunner)
         if last is not None:
             self.state = self.checkpoints.state(last)
             self.checkpoints.load_weights(last, self.method)
@@ -123,17 +138,45 @@ class _Run:
             is_shared = shared_from is not None and self._share(*shared_from)
             if start_from is not None and not is_shared:
                 self._take_over(*self._read(*start_from))
-        while self.state.stage_index < len(self.plan.stages):
+        while self._now < self.pause:
             self._train_stage(self.plan.stages[self.state.stage_index], last)
             last = None
         self.method.eval().requires_grad_(False)
-        return TrainingResult(state=self.state, num_steps=self.plan.total)
+        paused = self._paused() if self.state.stage_index < len(self.plan.stages) else None
+        return TrainingResult(state=self.state, num_steps=self.plan.total, paused=paused)
 
-    def _agree_on_last(self) -> str | None:
+    @property
+    def _now(self) -> Pause:
+        return Pause(self.state.stage_index, self.state.step)
+
+    def _paused(self) -> Paused:
+        """Return what the run is where it pauses. The pass made here is no candidate for the best."""
+        done = self.plan.before(self.state.stage_index) + self.state.step
+        name = checkpoint_name(self.state.stage_index, self.state.step)
+        figure = None
+        if is_judged(self._now, self.plan.stages):
+            with torch.no_grad():
+                number = self.settings.validate_subjects
+                figure = validate(self.method, self.store, number, self.collective, self.device)
+        if figure is not None:
+            self.watcher.metrics(done, dict([figure]))
+        criterion, value = figure or (None, None)
+        return Paused(
+            checkpoint=name,
+            weights_sha256=self.checkpoints.weights_digest(name),
+            percent=100 * done / self.plan.total,
+            criterion=criterion,
+            value=value,
+        )
+
+    def _agree_on_last(self, forerunner: tuple[Checkpoints, Forerunner] | None = None) -> str | None:
         """Return the checkpoint to go on from as rank 0 sees it: it may write the first while others still look."""
         found = torch.zeros(3, dtype=torch.int64, device=self.device)
         if self.collective.rank == 0:
             self.checkpoints.sweep()
+            if forerunner is not None:
+                other, chosen = forerunner
+                self.checkpoints.adopt(other, chosen.checkpoint, chosen.weights_sha256)
         if self.collective.rank == 0 and (last := self.checkpoints.last()) is not None:
             found = torch.tensor([1, *map(int, last.split("-"))], device=self.device)
         is_there, stage_index, step = self.collective.sum(found).tolist()
@@ -171,6 +214,7 @@ class _Run:
     def _train_stage(self, stage: Stage, resumed: str | None) -> None:
         index = self.state.stage_index
         before, num_steps = self.plan.before(index), self.plan.steps[index]
+        stop = self.pause.step if index == self.pause.stage_index else num_steps
         start = self.state.step
         if start and not stage.optimizers:
             start = 0  # its accumulators are not in the checkpoint: it starts again at its own first step
@@ -184,7 +228,7 @@ class _Run:
         clock = time.monotonic()
         spent = self.state.seconds.get(stage.name, 0.0)
         window: list[Mapping[str, float | torch.Tensor]] = []
-        for batch in self.plan.batches(index, start):
+        for batch in self.plan.batches(index, start, stop):
             step = batch.step
             torch.manual_seed(_dropout_seed(self.settings.seed, stage.name, step, self.collective.rank))
             for name, optimizer in stage.optimizers.items():
@@ -196,12 +240,14 @@ class _Run:
             last_step = done == num_steps
             self.state = self._moved(stage, index, done, spent + time.monotonic() - clock)
             self.watcher.step(stage.name, done, num_steps, before + done, self.plan.total)
-            if done % self.settings.log_every == 0 or last_step:
+            if done % self.settings.log_every == 0 or done == stop:
                 self.watcher.metrics(before + done, _means(stage.name, window))
                 window = []
             self._validate(stage, index, before, done, last_step)
-            if done % self.settings.checkpoint_every == 0 or last_step:
+            if done % self.settings.checkpoint_every == 0 or done == stop:
                 self._save(stage.optimizers)
+        if stop < num_steps:
+            return
         best = self.state.best
         if best is not None and best.stage == stage.name:
             # Later stages, and the model, build on the best of this one and not on its last step.

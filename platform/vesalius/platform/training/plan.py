@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vesalius.platform.contracts import Batch, Collective, Method, Stage
+    from vesalius.platform.contracts import Batch, CohortFacts, Collective, Method, Stage
     from vesalius.platform.store import CohortStore, SubjectRecord
     from vesalius.platform.training.settings import TrainingSettings
+
+
+def stage_steps(stage: Stage, num_subjects: int, cohort: CohortFacts) -> int:
+    """Return the steps that a stage takes on so many subjects; an optional one without a subject takes none."""
+    return 0 if stage.optional and not num_subjects else num_steps(stage, num_subjects, cohort.grid)
 
 
 class Plan:
@@ -63,8 +68,7 @@ class Plan:
         }
         self._caches = [shared[ids] for ids in subjects]
         self.steps = [
-            0 if stage.optional and not ids else num_steps(stage, len(ids), self._cohort.grid)
-            for stage, ids in zip(self.stages, subjects, strict=True)
+            stage_steps(stage, len(ids), self._cohort) for stage, ids in zip(self.stages, subjects, strict=True)
         ]
 
     def _records(self, stage: Stage, store: CohortStore) -> list[SubjectRecord]:
@@ -86,8 +90,11 @@ class Plan:
         """Return the steps of all stages before the one at ``index``."""
         return sum(self.steps[:index])
 
-    def batches(self, index: int, start: int) -> Iterable[Batch]:
-        """Give this rank's batches of a stage from step ``start`` on; other stages' volumes leave the memory."""
+    def batches(self, index: int, start: int, stop: int | None = None) -> Iterable[Batch]:
+        """Give this rank's batches of a stage from step ``start`` on; other stages' volumes leave the memory.
+
+        They end before ``stop``, or with the stage.
+        """
         for cache in self._caches:
             if cache is not self._caches[index]:
                 cache.clear()  # the memory is one stage's at a time
@@ -99,7 +106,7 @@ class Plan:
             self._cohort,
             seed=self._settings.seed,
             start=start,
-            stop=self.steps[index],
+            stop=self.steps[index] if stop is None else stop,
             rank=self._collective.rank,
             world_size=self._collective.world_size,
             ahead=self._settings.prefetch,
