@@ -494,6 +494,8 @@ def test_what_a_study_cannot_show_is_a_sentence(
         (["--objective", "aproc"], "unknown objective"),
         (["--sampler", "tp"], "unknown sampler"),
         (["--pruner", "ash"], "unknown pruner"),
+        (["--pruner", "asha:0"], "from 1 to 99 behind asha or median"),
+        (["--pruner", "none:33"], "from 1 to 99 behind asha or median"),
         (["--pruner", "asha", "--objective", "seconds_per_volume"], "say nothing of seconds_per_volume"),
         (["--workers", "64"], "it would wait for ever"),
         (["--concurrent", "99"], "use --concurrent"),

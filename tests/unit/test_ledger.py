@@ -490,6 +490,17 @@ def test_a_pruner_stops_the_worse_but_never_the_start(tmp_path: Path, pruner: st
     assert not ledger.report(late.number, 100, 0.1), "trained to its end, it is judged"
 
 
+@pytest.mark.parametrize("pruner", ["asha:50", "median:50"])
+def test_a_pruner_lets_every_trial_go_to_where_it_may_first_stop(tmp_path: Path, pruner: str) -> None:
+    ledger = ledger_of(toy_study(tmp_path, pruner=pruner).spec)
+    for value in (0.5, 0.6, 0.7, 0.8):
+        begun = drawn(ledger)
+        assert not any(ledger.report(begun.number, percent, value) for percent in (25, 49, 51, 75, 100))
+        complete(ledger, begun)
+    worst = drawn(ledger)
+    assert [ledger.report(worst.number, percent, 0.1) for percent in (25, 49, 51)] == [False, False, True]
+
+
 def test_a_verdict_outlives_a_kill(tmp_path: Path) -> None:
     folder = toy_study(tmp_path, pruner="asha", concurrent=1)
     before = ledger_of(folder.spec)

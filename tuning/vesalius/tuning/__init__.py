@@ -46,7 +46,7 @@ from vesalius.tuning.population import check_mutable, mutable_spaces
 from vesalius.tuning.repeating import repeat
 from vesalius.tuning.resources import alive_nodes, check_resources, fitting
 from vesalius.tuning.running import Driven, drive
-from vesalius.tuning.samplers import PRUNERS, SAMPLERS, VALIDATIONS, check_sampler
+from vesalius.tuning.samplers import PRUNERS, SAMPLERS, VALIDATIONS, check_pruner, check_sampler
 from vesalius.tuning.seeds import (
     SeedComparison,
     SeedRow,
@@ -95,6 +95,7 @@ __all__ = [
     "check_address",
     "check_mutable",
     "check_new_study",
+    "check_pruner",
     "check_resources",
     "check_sampler",
     "choose_objectives",

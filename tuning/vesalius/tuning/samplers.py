@@ -48,6 +48,8 @@ _PRUNER_OPTIONS: dict[str, dict[str, Any]] = {
     "median": {"n_startup_trials": 4, "n_warmup_steps": 10, "n_min_trials": 4},
     "none": {},
 }
+_FIRST = {"asha": "min_resource", "median": "n_warmup_steps"}
+
 VALIDATIONS = 9
 """Validation passes of a trial that may be stopped: the first of them where the first rung stands."""
 
@@ -120,10 +122,37 @@ def given(values: Mapping[str, Any]) -> BaseSampler:
     return Given()
 
 
-def make_pruner(name: str) -> Any:
-    """Return a pruner; it keeps no state but what trials have reported.
+def check_pruner(text: str) -> None:
+    """Say before a study begins what is wrong with ``NAME`` or ``NAME:FIRST``.
 
     Raises:
-        SettingError: no such pruner.
+        SettingError: no such pruner, or no hundredth of a training that it could first stop trials at.
     """
-    return lookup(PRUNERS, name, "pruner")(**_PRUNER_OPTIONS[name])
+    _parsed(text)
+
+
+def make_pruner(text: str) -> Any:
+    """Return a pruner by ``NAME``, or ``NAME:FIRST`` with the hundredth of a training at which it first stops trials.
+
+    It keeps no state but what trials have reported.
+
+    Raises:
+        SettingError: see :func:`check_pruner`.
+    """
+    name, options = _parsed(text)
+    return lookup(PRUNERS, name, "pruner")(**options)
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    name, separator, first = text.partition(":")
+    if name not in PRUNERS:
+        raise SettingError(f"unknown pruner '{name}': the known ones are {', '.join(PRUNERS)}")
+    options = dict(_PRUNER_OPTIONS[name])
+    if not separator:
+        return name, options
+    if name not in _FIRST or not first.isdecimal() or not 1 <= int(first) <= 99:
+        raise SettingError(
+            f"--pruner {text}: expected a hundredth of a trial's training from 1 to 99 behind {' or '.join(_FIRST)}, "
+            "such as asha:33"
+        )
+    return name, options | {_FIRST[name]: int(first)}

@@ -20,12 +20,12 @@ from vesalius.platform.errors import SettingError, StudyError
 from vesalius.platform.runs import RunSettings
 from vesalius.platform.store import CohortStore
 from vesalius.tuning import (
-    PRUNERS,
     VALIDATIONS,
     StudySpec,
     check_address,
     check_mutable,
     check_new_study,
+    check_pruner,
     check_resources,
     check_sampler,
     choose_objectives,
@@ -66,7 +66,8 @@ class StudyRequest(Settings):
         objective: names; empty lets the cohort decide.
         lesions: folder of lesion masks that are set into the validation volumes, or None.
         sampler: its name.
-        pruner: its name; None takes ``asha`` where a validation pass says something of the objective.
+        pruner: its name, or ``NAME:FIRST`` (see :func:`vesalius.tuning.check_pruner`); None takes ``asha`` where a
+            validation pass says something of the objective.
         seed: of the sampler.
         workers: of a trial.
         concurrent: trials side by side; None takes as many as fit.
@@ -128,8 +129,8 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     _check_no_runs(home, name)
     for one in request.objective:
         objective(one)
-    if request.pruner is not None and request.pruner not in PRUNERS:
-        raise SettingError(f"unknown pruner '{request.pruner}': the known ones are {', '.join(PRUNERS)}")
+    if request.pruner is not None:
+        check_pruner(request.pruner)
     storage = "" if request.storage is None else check_address(request.storage)
     whole_address(storage)
     earlier = [earlier_study(one, method=request.method, home=home) for one in dict.fromkeys(request.learn_from)]
