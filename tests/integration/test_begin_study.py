@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from sqlalchemy.engine.default import DefaultDialect
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
-from vesalius.infra.pipeline import check_resumed
-from vesalius.platform.errors import CohortError
+from vesalius.infra.pipeline import StudyRequest, begin_study, check_resumed
+from vesalius.platform.errors import CohortError, SettingError
+from vesalius.platform.progress import silent
 from vesalius.tuning import create_study
 from vesalius.tuning.storage import VARIABLE
 from vesalius.tuning.testing import toy_spec
@@ -94,3 +96,44 @@ def test_a_study_goes_on_with_the_cohort_that_lesions_were_set_into(
     study = create_study(home, spec)
     check_resumed(study, {"store": str(healthy_store.path)})
     check_resumed(study, {"store": str(toy_store.path)})
+
+
+def convolving(store: CohortStore, device: str, **request: Any) -> StudyRequest:
+    """Return what asks for a study of a method that a CPU trains wrongly in bfloat16."""
+    own = {"training.device": device, **request.pop("set", {})}
+    return StudyRequest(method="autoencoder_3d", store=str(store.path), preset="tiny", set=own, name="s", **request)
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {"space": {"training.precision": "fp32,bf16"}},
+        {"space": {"network.latent_dim": "32,64"}, "set": {"training.precision": "bf16"}},
+    ],
+    ids=["searched", "set"],
+)
+def test_a_study_whose_trials_would_learn_wrongly_is_not_begun(
+    toy_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch, request_of: dict[str, Any], device: str
+) -> None:
+    monkeypatch.setattr("vesalius.infra.pipeline.studies._resources", lambda: ({"CPU": 2.0, "GPU": 0.0}, None))
+    with pytest.raises(SettingError, match=r"training\.precision=bf16: on a CPU"):
+        begin_study(convolving(toy_store, device, **request_of), home=home, say=lambda _: None, progress=silent)
+    assert not list(home.glob("studies/*"))
+
+
+def test_a_study_on_a_clusters_devices_may_train_in_bfloat16(
+    toy_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials' device decides, when a study begins and when it goes on, and not the driver's."""
+    monkeypatch.setattr("vesalius.infra.pipeline.studies._resources", lambda: ({"CPU": 2.0, "GPU": 1.0}, None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    space = {"training.precision": "fp32,bf16"}
+    request = convolving(toy_store, "auto", space=space)
+    study = begin_study(request, home=home, say=lambda _: None, progress=silent)
+    assert study.spec.gpus == 1
+    check_resumed(study, {"space": space})
+    with pytest.raises(SettingError, match=r"training\.precision=bf16: on a CPU"):
+        begin_study(
+            request.model_copy(update={"gpus": 0.0, "name": "t"}), home=home, say=lambda _: None, progress=silent
+        )

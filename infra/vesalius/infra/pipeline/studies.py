@@ -13,14 +13,13 @@ from pydantic import Field
 
 from vesalius.infra.pipeline.judging import VALIDATION
 from vesalius.infra.pipeline.tracked_study import tracked_study
-from vesalius.infra.pipeline.training import choose_settings, method_type, now
+from vesalius.infra.pipeline.training import built, choose_settings, method_type, now
 from vesalius.infra.pipeline.trials import TrialTrainer, base_of
 from vesalius.platform.cluster import available_cores, session
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import SettingError, StudyError
 from vesalius.platform.runs import RunSettings
 from vesalius.platform.store import CohortStore
-from vesalius.platform.training import stage_subjects
 from vesalius.tuning import (
     PRUNERS,
     StudySpec,
@@ -123,11 +122,11 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     method, training = choose_settings(request.method, request.preset, texts)
     store = CohortStore.open(request.store)
     base = RunSettings.of(method, training)
-    check = _check(request.method, store)
-    check(base)
-    searched = dimensions(base, request.space, check)
     check_sampler(request.sampler)
     concurrent, gpus = _side_by_side(request, training.device)
+    check = _check(request.method, store, training.device, gpus)
+    check(base)
+    searched = dimensions(base, request.space, check)
     threads = training.threads or max(request.cpus, available_cores() // (concurrent * request.workers))
     training = training.model_copy(update={"threads": threads})
     if request.gpus == 0 and training.device not in ("auto", "cpu"):
@@ -237,7 +236,7 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any]) -> None:
         )
     if asked.get("space"):
         base = base_of(spec)
-        given = dimensions(base, asked["space"], _check(spec.method, store))
+        given = dimensions(base, asked["space"], _check(spec.method, store, spec.training.device, spec.gpus))
         if given != spec.searched:
             said = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
             raise StudyError(f"study '{spec.name}' searches other spaces ({said}): leave --space out, or {begin}")
@@ -298,16 +297,21 @@ def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress)
         repeat(study, rows, other_seeds(sorted(taken), num), TrialTrainer(home, parent), progress)
 
 
-def _check(method: str, store: CohortStore) -> Callable[[RunSettings], None]:
-    """Return what asks a method whether settings fit a cohort: it is built, and its stages look for their subjects."""
+def _check(method: str, store: CohortStore, device: str, gpus: float) -> Callable[[RunSettings], None]:
+    """Return what asks a method whether settings fit a cohort, as a run of them would be before it is begun.
+
+    Args:
+        method: its name.
+        store: of the cohort.
+        device: that trials are to be trained on, cpu, cuda or auto.
+        gpus: of a trial; one that has none is trained on the CPU unless it asks for more by name.
+    """
     kind = method_type(method)
-    facts = store.facts(any_grid=kind.any_grid)
+    on_cpu = device == "cpu" or (device == "auto" and not gpus)
 
     def check(settings: RunSettings) -> None:
         with torch.random.fork_rng(devices=[]):
-            built = kind(settings.method, facts)
-            for stage in built.stages():
-                stage_subjects(stage, store, built.cohort)
+            built(kind, settings, store, on_cpu=on_cpu)
 
     return check
 
