@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from vesalius.platform.geometry import as_matrix
 from vesalius.platform.store import CohortStore, SubjectArrays, SubjectRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from vesalius.infra.pipeline.estimating import Estimate
 
 torch.set_num_threads(1)
 # A terminal that says how wide it is (and pytest's workers do) would fold the tables that tests read.
@@ -141,3 +143,26 @@ def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> CohortStore:
             )
         store.commit(records)
     return CohortStore.open(path)
+
+
+@pytest.fixture
+def measured() -> Callable[..., Estimate]:
+    """Return what makes up an estimate of a stage without and one with an optimiser; keywords change its fields."""
+    from vesalius.infra.pipeline.estimating import Estimate
+
+    def made_up(**changes: Any) -> Estimate:
+        plain = {
+            "steps": {"classes": 10, "decoder": 100},
+            "step_seconds": {"classes": 0.1, "decoder": 0.5},
+            "quick_seconds": 0.25,
+            "volume_seconds": 1.0,
+            "num_volumes": 8,
+            "passes": 8,
+            "fixed": ("classes",),
+            "peak_bytes": {"classes": 1, "decoder": 2},
+            "scoring_peak_bytes": 1,
+            "complete": True,
+        }
+        return Estimate.model_validate({**plain, **changes})
+
+    return made_up

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from vesalius.infra.footprint import _batch, footprint_on, made_up_cohort
+from vesalius.infra.footprint import batch_of_noise, footprint_on, made_up_cohort
 from vesalius.methods.autoencoder_3d import Autoencoder3D, Autoencoder3DSettings
 from vesalius.methods.position_regression import PositionRegression, PositionRegressionSettings
 from vesalius.platform.config import override
@@ -86,7 +86,7 @@ def measure_point(point: dict[str, Any]) -> dict[str, Any]:
     (stage,) = method.stages()
     method.train().requires_grad_(True)
     update = Updater(stage, Alone(), training, device)
-    batch = _batch(method, stage, stage.batch_size).to(device)
+    batch = batch_of_noise(method, stage, stage.batch_size).to(device)
     spent = []
     with computing_as(training, device):
         for _ in range(_STEPS):  # the first makes the optimiser's state

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from vesalius.infra.footprint import _batch, made_up_cohort
+from vesalius.infra.footprint import batch_of_noise, made_up_cohort
 from vesalius.methods import METHODS
 from vesalius.platform.config import override
 from vesalius.platform.tables import lookup
@@ -46,7 +46,7 @@ def stepped(name: str, **changes: object) -> tuple[torch.Tensor, int]:
         module.train().requires_grad_(True)
     update = Updater(stage, Alone(), training, device)
     stage.begin()
-    batch = _batch(method, stage, stage.batch_size).to(device)
+    batch = batch_of_noise(method, stage, stage.batch_size).to(device)
     torch.manual_seed(1)
     stage.step(batch, update)
     weights = torch.cat([parameter.detach().flatten() for module in stage.trains for parameter in module.parameters()])

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from sqlalchemy.engine.default import DefaultDialect
 from typer.testing import CliRunner
 
@@ -163,3 +164,44 @@ def test_an_error_is_not_hidden_by_what_is_said_at_the_end(tmp_path: Path, monke
     with pytest.raises(StudyError, match="the real one"), tracked_study(toy_study(tmp_path), tmp_path):
         raise StudyError("the real one")
     assert ended == ["FAILED"]
+
+
+def convolving(store: CohortStore, device: str, **request: Any) -> StudyRequest:
+    """Return what asks for a study of a method that a CPU trains wrongly in bfloat16."""
+    own = {"training.device": device, **request.pop("set", {})}
+    return StudyRequest(method="autoencoder_3d", store=str(store.path), preset="tiny", set=own, name="s", **request)
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {"space": {"training.precision": "fp32,bf16"}},
+        {"space": {"network.latent_dim": "32,64"}, "set": {"training.precision": "bf16"}},
+    ],
+    ids=["searched", "set"],
+)
+def test_a_study_whose_trials_would_learn_wrongly_is_not_begun(
+    toy_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch, request_of: dict[str, Any], device: str
+) -> None:
+    monkeypatch.setattr("vesalius.infra.pipeline.beginning.cluster_resources", lambda: ({"CPU": 2.0, "GPU": 0.0}, None))
+    with pytest.raises(SettingError, match=r"training\.precision=bf16: on a CPU"):
+        begin_study(convolving(toy_store, device, **request_of), home=home, say=lambda _: None, progress=silent)
+    assert not list(home.glob("studies/*"))
+
+
+def test_a_study_on_a_clusters_devices_may_train_in_bfloat16(
+    toy_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials' device decides, when a study begins and when it goes on, and not the driver's."""
+    monkeypatch.setattr("vesalius.infra.pipeline.beginning.cluster_resources", lambda: ({"CPU": 2.0, "GPU": 1.0}, None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    space = {"training.precision": "fp32,bf16"}
+    request = convolving(toy_store, "auto", space=space)
+    study = begin_study(request, home=home, say=lambda _: None, progress=silent)
+    assert study.spec.gpus == 1
+    check_resumed(study, {"space": space}, home)
+    with pytest.raises(SettingError, match=r"training\.precision=bf16: on a CPU"):
+        begin_study(
+            request.model_copy(update={"gpus": 0.0, "name": "t"}), home=home, say=lambda _: None, progress=silent
+        )

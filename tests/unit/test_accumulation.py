@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vesalius.infra.footprint import _batch, made_up_cohort
+from vesalius.infra.footprint import batch_of_noise, made_up_cohort
 from vesalius.methods import METHODS
 from vesalius.platform.config import override
 from vesalius.platform.tables import lookup
@@ -66,7 +66,7 @@ def made(case: Case) -> tuple[Method, Stage, Batch]:
     for module in stage.trains:
         # A generator whose batches have statistics of their own would make other images of a part than of the whole.
         module.train(case.method != "f_anogan").requires_grad_(True)
-    return method, replace(stage, group_size=1), replace(_batch(method, stage, NUM), num_steps=100)
+    return method, replace(stage, group_size=1), replace(batch_of_noise(method, stage, NUM), num_steps=100)
 
 
 def parameters_of(stage: Stage, optimizer: str) -> list[Tensor]:

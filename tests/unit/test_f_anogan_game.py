@@ -119,8 +119,8 @@ def test_without_its_penalty_a_critic_runs_away() -> None:
 
 @pytest.mark.parametrize("norm", ["layer", "batch", "instance"])
 def test_in_bfloat16_training_begins_as_in_float32_and_stays_finite(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As on CUDA: on a CPU 3D convolutions are kept out of bfloat16, though kernels of 4 are right there.
-    monkeypatch.setattr(precision_rule, "convolves_volumes", lambda _: False)
+    # As on CUDA: on a CPU such convolutions are kept out of bfloat16, though those of this network are right there.
+    monkeypatch.setattr(precision_rule, "convolves_unsafely", lambda _: False)
     logs: dict[str, list[Mapping[str, float]]] = {}
     moved: dict[str, dict[str, Tensor]] = {}
     for precision in ("fp32", "bf16"):

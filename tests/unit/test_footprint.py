@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
-from vesalius.infra.footprint import _batch, _Kept, footprint, made_up_cohort
+from vesalius.infra.footprint import _Kept, batch_of_noise, footprint, made_up_cohort
 from vesalius.methods import METHODS
 from vesalius.methods.f_anogan import FAnoGAN, FAnoGANSettings
 from vesalius.methods.healthy_atlas import HealthyAtlas, HealthyAtlasSettings
@@ -114,7 +114,7 @@ def training_batch(kind: type[Method], settings: MethodSettings, stage_name: str
     method.eval().requires_grad_(False)
     for module in stage.trains:
         module.train().requires_grad_(True)
-    return method, stage, _batch(method, stage, stage.batch_size)
+    return method, stage, batch_of_noise(method, stage, stage.batch_size)
 
 
 GRID = (32, 32, 32)
@@ -246,7 +246,7 @@ def test_a_graph_of_gradients_is_let_go_before_the_next_update() -> None:
 
     gc.disable()
     try:
-        _Kept(method, stage)("critic", loss, _batch(method, stage, 2))
+        _Kept(method, stage)("critic", loss, batch_of_noise(method, stage, 2))
         assert seen[0]() is None
     finally:
         gc.enable()

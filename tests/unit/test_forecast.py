@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from vesalius.infra import pipeline
 from vesalius.infra.cli.app import app
-from vesalius.infra.footprint import _batch, footprint_on, made_up_cohort
+from vesalius.infra.footprint import batch_of_noise, footprint_on, made_up_cohort
 from vesalius.infra.pipeline import estimating, forecasting
 from vesalius.infra.pipeline.estimating import estimate, mean_step
 from vesalius.methods.f_anogan import FAnoGAN
@@ -180,7 +180,7 @@ def test_a_true_update_holds_less_where_segments_are_computed_again() -> None:
         lay_out(method, training, cpu)
         stage = next(stage for stage in method.stages() if stage.optimizers)
         method.autoencoder.train().requires_grad_(True)
-        update, batch = Updater(stage, Alone(), training, cpu), _batch(method, stage, 16)
+        update, batch = Updater(stage, Alone(), training, cpu), batch_of_noise(method, stage, 16)
         stage.step(batch.select(0, 2), update)  # what libraries load at their first use is loaded
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             stage.step(batch, update)

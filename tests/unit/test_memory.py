@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vesalius.infra.footprint import _batch, _Kept, made_up_cohort
+from vesalius.infra.footprint import _Kept, batch_of_noise, made_up_cohort
 from vesalius.methods import METHODS
 from vesalius.methods.f_anogan.objectives import slopes
 from vesalius.methods.position_regression import PositionRegression
@@ -54,7 +54,7 @@ def stepped(name: str, num_steps: int = 2, **changes: object) -> dict[str, Tenso
         stage.begin()
         for step in range(num_steps):
             torch.manual_seed(step)
-            stage.step(_batch(method, stage, max(stage.batch_size, 2)), update)
+            stage.step(batch_of_noise(method, stage, max(stage.batch_size, 2)), update)
             stage.after_update()
     return dict(method.state_dict())
 
@@ -73,7 +73,7 @@ def kept_bytes(name: str, **changes: object) -> list[int]:
         enter(method, stage)
         counting = _Kept(method, stage, checkpoints=training.checkpoint_activations)
         stage.begin()
-        stage.step(_batch(method, stage, stage.batch_size), counting)
+        stage.step(batch_of_noise(method, stage, stage.batch_size), counting)
         found.append(counting.most)
     return found
 
@@ -175,7 +175,7 @@ def test_channels_last_reaches_kernels_and_images(name: str) -> None:
         seen.append(batch.image)  # type: ignore[attr-defined]  # a Batch, which the hook need not know
         return sum(p.sum() for p in method.parameters() if p.requires_grad), 1  # type: ignore[return-value]  # a tensor
 
-    update(loss, look, _batch(method, stage, 4))
+    update(loss, look, batch_of_noise(method, stage, 4))
     # Of one channel every layout is both: only several can tell.
     assert all(image.shape[1] > 1 for image in seen)
     assert all(image.is_contiguous(memory_format=layouts[image.ndim]) for image in seen)

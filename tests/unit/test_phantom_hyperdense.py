@@ -138,14 +138,14 @@ def test_calcifications_are_as_frequent_as_said_and_lie_in_their_structures() ->
     anatomy = draw_anatomy(8, PLAIN)
     settings = BRAINS.model_copy(update={"shape": (96, 96, 96)})
     axes = _axes(settings)
-    cavity = HEAD.read(anatomy.head["cavity"], axes)
+    cavity, middle = HEAD.read(anatomy.head["cavity"], axes), np.abs(BRAIN.read(anatomy.fields["x"], axes))
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
     at = (x, y, z)
     structures = make_phantom(8, settings.model_copy(update={"hyperdense": False})).structures
     found: Counter[str] = Counter()
     num = 60
     for seed in range(num):
-        plate = _falx(seed, anatomy, at, axes, cavity)
+        plate = _falx(seed, at, middle, cavity)
         if plate is not None:
             found["falx"] += 1
             assert np.abs(np.argwhere(plate[0] > 0)[:, 0] - 47.5).max(initial=0) < 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.pipeline import method_type
-from vesalius.infra.pipeline.estimating import Estimate
 from vesalius.infra.reproduce import load_protocol, running
 from vesalius.infra.reproduce.budget import choose
 from vesalius.infra.reproduce.cohort import Cohorts
@@ -13,10 +12,12 @@ from vesalius.infra.reproduce.protocol import Finer, Row
 from vesalius.platform.config import override
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pytest
 
+    from vesalius.infra.pipeline.estimating import Estimate
     from vesalius.platform.store import CohortStore
 
 ROW = Row(label="IF", latent="8", method="implicit_field", preset="tiny", source="Table 1")
@@ -86,25 +87,14 @@ def test_rows_of_the_same_settings_on_other_data_are_two_runs(
 
 
 def test_rows_that_are_scaled_to_the_same_settings_are_one_run(
-    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_store: CohortStore, tmp_path: Path, measured: Callable[..., Estimate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed: list[float] = []
 
     def made_up(name: str, settings: Any, *_: Any, **limits: Any) -> Estimate:
         # No two probes agree, and the paper's networks are always too slow.
         probed.append(0.01 * 1.1 ** len(probed) * (1000 if settings.width > 50 else 1))
-        return Estimate(
-            steps={"decoder": 1000},
-            step_seconds={"decoder": probed[-1]},
-            quick_seconds=0.25,
-            volume_seconds=1.0,
-            num_volumes=8,
-            passes=8,
-            fixed=(),
-            peak_bytes={},
-            scoring_peak_bytes=0,
-            complete=True,
-        )
+        return measured(steps={"decoder": 1000}, step_seconds={"decoder": probed[-1]}, fixed=())
 
     monkeypatch.setattr("vesalius.infra.reproduce.budget.estimate", made_up)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")

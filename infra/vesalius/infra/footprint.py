@@ -230,9 +230,9 @@ def _of_items(method: Method, stage: Stage, training: TrainingSettings) -> int:
     """Return the bytes for the items that pass at once: a group, a micro-batch or the whole batch."""
     checkpoints = training.checkpoint_activations
     if stage.group_size > 1:
-        return _kept(method, stage, _batch(method, stage, stage.group_size), checkpoints=checkpoints)
+        return _kept(method, stage, batch_of_noise(method, stage, stage.group_size), checkpoints=checkpoints)
     nums, at_once = (1, 2), min(stage.batch_size, training.micro_batch_size or stage.batch_size)
-    kept = [_kept(method, stage, _batch(method, stage, num), checkpoints=checkpoints) for num in nums[:at_once]]
+    kept = [_kept(method, stage, batch_of_noise(method, stage, num), checkpoints=checkpoints) for num in nums[:at_once]]
     return kept[0] if len(kept) == 1 else _on_the_line(nums, (kept[0], kept[1]), at_once)
 
 
@@ -255,7 +255,7 @@ def _kept(method: Method, stage: Stage, batch: Batch, *, checkpoints: bool) -> i
     return update.most
 
 
-def _batch(method: Method, stage: Stage, num: int) -> Batch:
+def batch_of_noise(method: Method, stage: Stage, num: int) -> Batch:
     """Return ``num`` items of a stage's view, of noise in [0, 1)."""
     cohort = method.cohort
     image: tuple[int, ...]

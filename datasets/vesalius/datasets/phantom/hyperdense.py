@@ -74,11 +74,12 @@ def with_bright(seed: int, anatomy: Anatomy, tissues: Tissues, axes: Axes, spaci
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
     at = (x, y, z)
     cavity = HEAD.read(anatomy.head["cavity"], axes)
-    for depth, thick in _sinuses(anatomy, at, axes, cavity):
+    middle = np.abs(BRAIN.read(anatomy.fields["x"], axes))
+    for depth, thick in _sinuses(at, middle, cavity):
         tissues = replaced(tissues, inside(np.minimum(depth, cavity), width, thick=thick), "venous_blood")
     for depth, radius, density in _nodules(seed, anatomy, at, axes):
         tissues = replaced(tissues, np.float32(density * _thinned(radius, width)) * inside(depth, width), "calcium")
-    plate = _falx(seed, anatomy, at, axes, cavity)
+    plate = _falx(seed, at, middle, cavity)
     if plate is not None:
         depth, thick, density = plate
         tissues = replaced(tissues, np.float32(density) * inside(depth, width, thick=thick), "calcium")
@@ -107,10 +108,12 @@ def _thinned(radius: float, width: float) -> float:
     return radius**3 / ((high**4 - low**4) / (4 * width))
 
 
-def _sinuses(anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array) -> Iterator[tuple[Array, float]]:
-    """Yield depth inside each venous sinus and its thickness, in mm: superior sagittal, transverse, straight."""
+def _sinuses(at: Axes, middle: Array, cavity: Array) -> Iterator[tuple[Array, float]]:
+    """Yield depth inside each venous sinus and its thickness, in mm: superior sagittal, transverse, straight.
+
+    ``middle`` is the distance from the subject's own midline.
+    """
     x, y, z = at
-    middle = np.abs(BRAIN.read(anatomy.fields["x"], axes))
     # A wedge on the inner table, from the forehead over the vertex to the occiput.
     yield np.minimum(np.float32(4) - middle, np.minimum(np.float32(7) - cavity, z + np.float32(2))), 8.0
     roof = np.float32(-12) - np.float32(0.32) * np.abs(x) - np.float32(0.2) * (y + np.float32(55))
@@ -121,19 +124,24 @@ def _sinuses(anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array) -> Iterator[
 
 def _nodules(seed: int, anatomy: Anatomy, at: Axes, axes: Axes) -> Iterator[tuple[Array, float, float]]:
     """Yield depth inside each calcified nodule, the radius in mm of the ball of its volume, and its density."""
-    for name, place in (("choroid", (25.0, -42.0, 11.0)), ("pallidum", (19.0, -3.0, 0.0))):
+    for name, structure, place in (
+        ("choroid", "ventricle", (25.0, -42.0, 11.0)),
+        ("pallidum", "lentiform", (19.0, -3.0, 0.0)),
+    ):
         rng = stream(seed, f"calcified {name}")
         present, both = rng.random() < FREQUENCY[name], rng.random() < _BOTH_SIDES
         only = int(rng.integers(2))
+        if not present:
+            continue
+        within = DEEP.read(anatomy.deep[structure], axes)
         for number, side in enumerate((-1.0, 1.0)):
             radius, density, moved = rng.uniform(*RADIUS_MM[name]), rng.uniform(*DENSITY), rng.normal(0, 1.5, 3)
-            if present and (both or number == only):
+            if both or number == only:
                 wanted = np.array([side * place[0], place[1], place[2]]) + moved
-                within = "ventricle" if name == "choroid" else "lentiform"
-                x, y, z = _deepest(anatomy.deep[within], wanted)
+                x, y, z = _deepest(anatomy.deep[structure], wanted)
                 # Longer than wide along the structure that it lies in, and not beyond it by more than a millimetre.
                 body = ellipsoid(at, (x, y, z), (radius * 0.8, radius * 1.4, radius / 1.12))
-                yield np.minimum(body, DEEP.read(anatomy.deep[within], axes) + np.float32(1)), radius, density
+                yield np.minimum(body, within + np.float32(1)), radius, density
     rng = stream(seed, "calcified pineal")
     radius, density = rng.uniform(*RADIUS_MM["pineal"]), rng.uniform(*DENSITY)
     y, z = rng.normal((-29.0, 3.0), 1.0)
@@ -141,7 +149,7 @@ def _nodules(seed: int, anatomy: Anatomy, at: Axes, axes: Axes) -> Iterator[tupl
         yield ellipsoid(at, (0.0, float(y), float(z)), (radius,) * 3), radius, density
 
 
-def _falx(seed: int, anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array) -> tuple[Array, float, float] | None:
+def _falx(seed: int, at: Axes, middle: Array, cavity: Array) -> tuple[Array, float, float] | None:
     """Return depth inside a calcified plate of the falx, its thickness in mm, its density; None where there is none."""
     rng = stream(seed, "calcified falx")
     angle, half, thick, density = rng.uniform(20, 160), rng.uniform(4, 12), rng.uniform(1.5, 4), rng.uniform(*DENSITY)
@@ -149,7 +157,7 @@ def _falx(seed: int, anatomy: Anatomy, at: Axes, axes: Axes, cavity: Array) -> t
         return None
     way = np.deg2rad(angle)
     body = ellipsoid(at, (0.0, float(-18 + 70 * np.cos(way)), float(8 + 52 * np.sin(way))), (40.0, half, half))
-    sheet = np.float32(thick / 2) - np.abs(BRAIN.read(anatomy.fields["x"], axes))
+    sheet = np.float32(thick / 2) - middle
     return np.minimum(np.minimum(body, sheet), cavity - np.float32(2)), thick, density
 
 

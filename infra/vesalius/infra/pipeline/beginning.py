@@ -141,7 +141,9 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     preset, method, training = settings_of(request, origin)
     store = CohortStore.open(request.store)
     base = RunSettings.of(method, training)
-    check = check_with(request.method, store)
+    check_sampler(request.sampler, shared=request.storage is not None)
+    concurrent, gpus = _side_by_side(request, training.device)
+    check = check_with(request.method, store, training.device, gpus)
     check(base)
     start = None
     if origin is not None:
@@ -152,8 +154,6 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
         space = space or mutable_spaces(base, declared(base))
     searched = dimensions(base, space, check, taken_over=() if start is None else start.stages)
     check_has_effect(searched, start)
-    check_sampler(request.sampler, shared=request.storage is not None)
-    concurrent, gpus = _side_by_side(request, training.device)
     if population is not None:
         check_mutable(base, searched)
         concurrent = min(concurrent, population.size)

@@ -10,12 +10,11 @@ import torch
 from vesalius.infra.pipeline.populations import refuse_more_trials, refuse_seeds
 from vesalius.infra.pipeline.starting import check_start_is_there
 from vesalius.infra.pipeline.tracked_study import tracked_study
-from vesalius.infra.pipeline.training import method_type
+from vesalius.infra.pipeline.training import built, method_type
 from vesalius.infra.pipeline.trials import TrialTrainer, base_of
 from vesalius.platform.cluster import available_cores, session
 from vesalius.platform.errors import SettingError, StudyError
 from vesalius.platform.store import CohortStore
-from vesalius.platform.training import stage_subjects
 from vesalius.tuning import (
     alive_nodes,
     analyse,
@@ -68,7 +67,9 @@ def check_resumed(study: StudyFolder, asked: Mapping[str, Any], home: Path) -> N
     if asked.get("space"):
         base = base_of(spec)
         taken_over = () if spec.start is None else spec.start.stages
-        given = dimensions(base, asked["space"], check_with(spec.method, store), taken_over=taken_over)
+        given = dimensions(
+            base, asked["space"], check_with(spec.method, store, spec.training.device, spec.gpus), taken_over=taken_over
+        )
         if {one.key: one for one in given} != {one.key: one for one in spec.searched}:
             said = "; ".join(f"{one.key}={one.text()}" for one in spec.searched)
             raise StudyError(f"study '{spec.name}' searches other spaces ({said}): leave --space out, or {begin}")
@@ -144,16 +145,21 @@ def repeat_best(study: StudyFolder, num: int, *, home: Path, progress: Progress)
         repeat(study, rows, other_seeds(sorted(taken), num), TrialTrainer(home, parent), progress)
 
 
-def check_with(method: str, store: CohortStore) -> Callable[[RunSettings], None]:
-    """Return what asks a method whether settings fit a cohort: it is built, and its stages look for their subjects."""
+def check_with(method: str, store: CohortStore, device: str, gpus: float) -> Callable[[RunSettings], None]:
+    """Return what asks a method whether settings fit a cohort, as a run of them would be before it is begun.
+
+    Args:
+        method: its name.
+        store: of the cohort.
+        device: that trials are to be trained on, cpu, cuda or auto.
+        gpus: of a trial; one that has none is trained on the CPU unless it asks for more by name.
+    """
     kind = method_type(method)
-    facts = store.facts(any_grid=kind.any_grid)
+    on_cpu = device == "cpu" or (device == "auto" and not gpus)
 
     def check(settings: RunSettings) -> None:
         with torch.random.fork_rng(devices=[]):
-            built = kind(settings.method, facts)
-            for stage in built.stages():
-                stage_subjects(stage, store, built.cohort)
+            built(kind, settings, store, on_cpu=on_cpu)
 
     return check
 

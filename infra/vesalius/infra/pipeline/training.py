@@ -7,6 +7,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from vesalius.infra.pipeline.sharing import find_shared
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
@@ -104,16 +106,16 @@ def start_run(
         RunError: the name is taken, or the run to start from is missing.
     """
     chosen, training = choose_settings(name_of_method, preset, assignments, settings, training)
-    # Of several workers the cluster's devices decide, not this machine's.
-    device = choose_device(training.device) if num_workers == 0 or training.device == "cpu" else None
+    if num_workers == 0:
+        choose_device(training.device)  # of a worker of Ray the cluster's devices decide, not this machine's
     cohort = CohortStore.open(store)
-    kind = method_type(name_of_method)
     # A setting that does not fit the cohort, or a cohort that does not fit a stage, says so now.
-    method = kind(chosen, cohort.facts(any_grid=kind.any_grid))
-    for stage in method.stages():
-        stage_subjects(stage, cohort, method.cohort)
-        if stage.optimizers and device is not None:
-            trains_in_bfloat16(training.precision, device, stage.trains)
+    method = built(
+        method_type(name_of_method),
+        RunSettings.of(chosen, training),
+        cohort,
+        on_cpu=_trains_on_cpu(training.device, num_workers),
+    )
     run_id = name or new_run_id(name_of_method)
     if start_from is not None:
         other, stages = check_start(start_from, home, name_of_method, method, {cohort.digest, source_digest})
@@ -147,6 +149,34 @@ def start_run(
     own = {"method": spec.method, "cohort_digest": spec.cohort_digest, "vesalius_run": run_id, **(tags or {})}
     tracked = tracking.start_run(uri, experiment, run_id, {**spec.flat(), "preset": preset}, own)
     return create_run(home, spec.model_copy(update={"mlflow_run_id": tracked}))
+
+
+def built(kind: type[Method], settings: RunSettings, cohort: CohortStore, *, on_cpu: bool) -> Method:
+    """Return a method of these settings on a cohort, after all checks that need neither a device nor a step.
+
+    Args:
+        kind: of method.
+        settings: its own and the loop's.
+        cohort: that it is to be trained on.
+        on_cpu: whether that will be on a CPU for certain.
+
+    Raises:
+        SettingError: a setting does not fit the cohort, or a stage would not be trained right in the precision.
+        CohortError: a stage finds no subjects, or not of one grid where it needs that.
+    """
+    method = kind(settings.method, cohort.facts(any_grid=kind.any_grid))
+    for stage in method.stages():
+        stage_subjects(stage, cohort, method.cohort)
+        if on_cpu and stage.optimizers:
+            trains_in_bfloat16(settings.training.precision, torch.device("cpu"), stage.trains)
+    return method
+
+
+def _trains_on_cpu(device: str, num_workers: int) -> bool:
+    """Return whether a run will be trained on a CPU for certain: a cluster may have devices that are not here."""
+    if device != "auto":
+        return device == "cpu"
+    return not torch.cuda.is_available() and (num_workers == 0 or not cluster.joins_another())
 
 
 def check_start(

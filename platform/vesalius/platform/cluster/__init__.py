@@ -6,9 +6,9 @@ finds the last one by itself, so a checkpoint counts as soon as it is renamed an
 """
 
 from vesalius.platform.cluster.reserved import free_reserved
-from vesalius.platform.cluster.session import available_cores, session
+from vesalius.platform.cluster.session import available_cores, joins_another, session
 from vesalius.platform.cluster.tasks import map_tasks
 from vesalius.platform.cluster.training import train
 from vesalius.platform.cluster.worker import check_store
 
-__all__ = ["available_cores", "check_store", "free_reserved", "map_tasks", "session", "train"]
+__all__ = ["available_cores", "check_store", "free_reserved", "joins_another", "map_tasks", "session", "train"]

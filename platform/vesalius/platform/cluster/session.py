@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,12 @@ def available_cores() -> int:
     """Return how many cores this process may use: fewer than the machine has where a scheduler or taskset says so."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def joins_another() -> bool:
+    """Return whether :func:`session` holds a runtime that was there before: one of this process, or a cluster."""
+    ray = sys.modules.get("ray")  # who has not imported it has not begun one
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
 
 
 @contextlib.contextmanager

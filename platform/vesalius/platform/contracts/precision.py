@@ -13,6 +13,8 @@ from vesalius.platform.errors import SettingError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+_Convolution = nn.modules.conv._ConvNd
+
 
 @contextlib.contextmanager
 def whole_float32(on: bool = True) -> Iterator[None]:
@@ -43,9 +45,10 @@ def bfloat16_pays(device: torch.device) -> bool:
 def trains_in_bfloat16(precision: str, device: torch.device, trained: Iterable[nn.Module]) -> bool:
     """Return whether a stage's forward pass is autocast to bfloat16.
 
-    On a CPU never with convolutions of volumes: PyTorch's weight gradients of these are wrong there in bfloat16 on
-    small grids (torch 2.13 on AVX-512 BF16: kernels of 3 on grids of 2 voxels, of 5 on up to 6, from 16 channels on;
-    often not finite, as often finite and off by their own size). Slices, and volumes on CUDA, are right.
+    On a CPU never with convolutions of volumes or with a stride: PyTorch's weight gradients of these in bfloat16 read
+    memory that nobody wrote where an edge is small, and what they come to depends on what lay there before (torch 2.13
+    on AVX-512 BF16): not finite, off by their own size, or by chance right. Convolutions of slices without a stride,
+    linear layers, and all of it on CUDA are right.
 
     Args:
         precision: ``training.precision``.
@@ -57,16 +60,19 @@ def trains_in_bfloat16(precision: str, device: torch.device, trained: Iterable[n
     """
     if precision == "fp32" or (precision == "auto" and not bfloat16_pays(device)):
         return False
-    if device.type != "cpu" or not convolves_volumes(trained):
+    if device.type != "cpu" or not convolves_unsafely(trained):
         return True
     if precision == "bf16":
         raise SettingError(
-            "training.precision=bf16: on a CPU PyTorch's gradients of 3D convolutions in bfloat16 can be wrong: "
-            "take fp32 or auto"
+            "training.precision=bf16: on a CPU PyTorch's gradients of 3D and of strided convolutions in bfloat16 can "
+            "be wrong: take fp32 or auto"
         )
     return False
 
 
-def convolves_volumes(roots: Iterable[nn.Module]) -> bool:
-    """Return whether any of the modules holds a kernel of three axes."""
-    return any(parameter.ndim == 5 for root in roots for parameter in root.parameters())
+def convolves_unsafely(roots: Iterable[nn.Module]) -> bool:
+    """Return whether any of the modules holds a kernel of three axes, or a convolution with a stride."""
+    modules = [module for root in roots for module in root.modules()]
+    return any(isinstance(module, _Convolution) and max(module.stride) > 1 for module in modules) or any(
+        parameter.ndim == 5 for module in modules for parameter in module.parameters(recurse=False)
+    )

@@ -16,7 +16,7 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="bf16 autocast of the forward pass; auto: where the device has units for it (CUDA, AMX, AVX-512), "
-        "and on a CPU not for 3D convolutions, whose gradients would be wrong; "
+        "and on a CPU not for 3D or strided convolutions, whose gradients can be wrong; "
         "fp32: training in float32 throughout, CUDA's TensorFloat-32 turned off too (scoring afterwards is not)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
