@@ -121,7 +121,7 @@ def test_a_mutation_is_new_settings_and_the_digest_of_the_parents_weights(
     assert find_run(home, "two-0000").state == "paused"
     shown = call("study", "two", "--home", home)
     assert "parent" in shown.stdout
-    assert "paused at 50 %" in shown.stdout
+    assert "paused at 53 %" in shown.stdout, "after 8 of 15 steps"
 
 
 @pytest.mark.parametrize(
