@@ -214,7 +214,7 @@ def test_a_draw_whose_answer_was_lost_is_taken_up(tmp_path: Path, monkeypatch: p
 
 
 def test_a_draw_that_nobody_signs_is_closed_for_all_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = toy_spec(tmp_path, shared=True, storage=f"sqlite:///{tmp_path}/shared.db")
+    spec = toy_spec(tmp_path, space={"x": "0..1"}, shared=True, storage=f"sqlite:///{tmp_path}/shared.db")
     ledger, other = patient(spec), patient(spec.model_copy(update={"token": "other"}))
     lose_an_answer(ledger, monkeypatch)
     first = drawn(ledger)
@@ -230,7 +230,7 @@ def test_a_draw_that_nobody_signs_is_closed_for_all_drivers(tmp_path: Path, monk
 
 
 def test_a_driver_that_signs_too_late_draws_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = toy_spec(tmp_path, shared=True, storage=f"sqlite:///{tmp_path}/shared.db")
+    spec = toy_spec(tmp_path, space={"x": "0..1"}, shared=True, storage=f"sqlite:///{tmp_path}/shared.db")
     ledger, other = patient(spec), patient(spec.model_copy(update={"token": "other"}))
     monkeypatch.setattr("vesalius.tuning.ledger._SIGNING_SECONDS", 0.0)
     ask = ledger.study.ask
