@@ -124,7 +124,7 @@ def test_a_population_whose_driver_is_killed_twice_comes_to_the_same(tmp_path: P
     for ends in ([], [3, 7]):
         home = homes[bool(ends)]
         for ended in [*ends, None]:
-            driver = _start("-c", _DRIVER, str(home), home=home)
+            driver = _start("-c", _DRIVER, str(home), "0.15", home=home)
             try:
                 if ended is None:
                     assert driver.wait(300) == 0, (home / "driver.log").read_text()[-3000:]
@@ -243,8 +243,8 @@ def test_a_node_that_dies_costs_its_trial_one_more_try(tmp_path: Path, monkeypat
         doomed = cluster.add_node(**node)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         driver = _start("-c", _DRIVER, str(tmp_path), "1.5", home=tmp_path)
-        steps = [tmp_path / "runs" / f"toy-000{number}" / "step" for number in range(2)]
-        _wait(lambda: all(step.exists() and step.read_text() not in ("", "1") for step in steps), driver, tmp_path)
+        steps = [tmp_path / "runs" / f"toy-000{number}" / "gathered.json" for number in range(2)]
+        _wait(lambda: all(one.exists() and len(json.loads(one.read_text())) > 1 for one in steps), driver, tmp_path)
         os.kill(doomed.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         assert driver.wait(300) == 0, (tmp_path / "driver.log").read_text()[-3000:]
     finally:
