@@ -79,15 +79,20 @@ def _num_ended(study: StudyFolder) -> int:
     return len(list((study.path / "trials").glob("*.json"))) if (study.path / "trials").is_dir() else 0
 
 
+def _kill_at(ended: int, study: StudyFolder, driver: subprocess.Popen[bytes], home: Path) -> None:
+    """Kill a driver once so many trials have ended."""
+    _wait(lambda: _num_ended(study) >= ended, driver, home)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait(30)
+
+
 def test_a_driver_killed_twice_loses_nothing(tmp_path: Path) -> None:
     study = toy_study(tmp_path, trials=_TRIALS, space={"x": "0..1", "k": "1..8"}, criterion=None)
     before: dict[int, dict[str, float]] = {}
     for ended in (3, 6):
         driver = _start("-c", _DRIVER, str(tmp_path), "0.15", home=tmp_path)
         try:
-            _wait(lambda least=ended: _num_ended(study) >= least, driver, tmp_path)  # type: ignore[misc]
-            os.kill(driver.pid, signal.SIGKILL)
-            driver.wait(30)
+            _kill_at(ended, study, driver, tmp_path)
         finally:
             _end_group(driver)
         rows = {row.number: row.figures for row in analyse(study).trials if row.state == "complete"}
@@ -129,9 +134,7 @@ def test_a_population_whose_driver_is_killed_twice_comes_to_the_same(tmp_path: P
                 if ended is None:
                     assert driver.wait(300) == 0, (home / "driver.log").read_text()[-3000:]
                     continue
-                _wait(lambda least=ended: _num_ended(killed) >= least, driver, home)  # type: ignore[misc]
-                os.kill(driver.pid, signal.SIGKILL)
-                driver.wait(30)
+                _kill_at(ended, killed, driver, home)
             finally:
                 _end_group(driver)
     one, other = analyse(whole), analyse(killed)

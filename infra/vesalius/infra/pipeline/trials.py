@@ -116,12 +116,12 @@ class TrialTrainer:
         memory = _memory(device)
         memory.begin()
         card = fit_thresholds(run, device=device)
-        figures: dict[str, float] = {}
+        figures: dict[str, float | None] = {}
         for voxels, prefix in (("all", ""), ("brain", "brain/")):
             for name in _DETECTION:
-                figures[f"{prefix}{name}"] = card.metrics.get(f"{VALIDATION}/{voxels}/{name}")  # type: ignore[assignment]
+                figures[f"{prefix}{name}"] = card.metrics.get(f"{VALIDATION}/{voxels}/{name}")
         for name in ("image_auroc", "seconds_per_volume"):
-            figures[name] = card.metrics.get(f"{VALIDATION}/all/{name}")  # type: ignore[assignment]
+            figures[name] = card.metrics.get(f"{VALIDATION}/all/{name}")
         healthy = [one.image_score for one in score_run(run, VALIDATION, device=device).records if not one.has_lesion]
         if healthy:
             figures["healthy_image_score"] = -sum(healthy) / len(healthy)
