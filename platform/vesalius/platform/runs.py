@@ -237,6 +237,11 @@ class RunFolder:
         """File that the one process training the run holds."""
         return self.path / ".lock"
 
+    @property
+    def regrouping(self) -> Path:
+        """File whose presence asks the workers to end at their next checkpoint, for more of them to go on."""
+        return self.path / "regrouping"
+
     def begin_attempt(self) -> str:
         """Write who trains the run from now on and return it; workers that an earlier driver left behind then stop."""
         attempt = secrets.token_hex(8)
