@@ -89,27 +89,35 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
     with session():
         import ray
 
+        from vesalius.platform.training import Checkpoints
+
         free_reserved(run)  # the lock is ours: whoever trained it before has ended
         # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs.
         wants = spec.training.device
         use_gpu = wants == "cuda" or (wants == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
         bundle: dict[str, float] = {"CPU": 1, "GPU": int(use_gpu)}
-        failures = 0
+        checkpoints = Checkpoints(run.checkpoints)
+        failures, lost, stood = 0, "", checkpoints.last()
         for group in itertools.count():
             num_workers = await_nodes(run, bundle, after_loss=failures > 0)
+            run.note_group(num_workers, lost)
             name = f"{run.run_id}-{attempt}-{group}"
             with Regrouping(run, bundle, num_workers) as regrouping:
                 error = _fit(run, method_type, attempt, name, bundle, num_workers, tuned=tuned)
                 if error is None:
                     return
-                if not regrouping.is_asked_for:
-                    failures += 1
+                if regrouping.is_asked_for:
+                    lost = "nodes are back: more workers go on"
+                else:
+                    last = checkpoints.last()
+                    failures = failures + 1 if last == stood else 1
+                    lost, stood = _said(error), last
             # A worker's own word, where it left one, says more than the controller's.
             if (run.path / "failure.json").is_file():
                 raise _failure(run.path / "failure.json") from None
             if failures > spec.training.max_failures:
                 raise RunError(
-                    f"training of '{run.run_id}' failed on the cluster: {_said(error)}; "
+                    f"training of '{run.run_id}' failed on the cluster: {lost}; "
                     f"go on with `vesalius train --resume {run.run_id}`"
                 ) from error
             free_reserved(run)

@@ -59,7 +59,9 @@ class TrainingSettings(Settings):
     deterministic: bool = Field(
         False, description="refuse operations that are not deterministic (on CUDA; the CPU ones all are)"
     )
-    max_failures: int = Field(3, ge=0, description="times a lost worker or node is replaced before the run fails")
+    max_failures: int = Field(
+        3, ge=0, description="times in a row, no checkpoint between them, that workers may be lost before the run fails"
+    )
     min_workers: int = Field(
         1,
         ge=1,
