@@ -101,7 +101,9 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
         for group in itertools.count():
             num_workers = await_nodes(run, bundle, after_loss=failures > 0)
             run.note_group(num_workers, lost)
-            name = f"{run.run_id}-{attempt}-{group}"
+            if group:
+                attempt = run.begin_attempt()  # a worker of the last group that was out of reach may still be at work
+            name = f"{run.run_id}-{attempt}"
             with Regrouping(run, bundle, num_workers) as regrouping:
                 error = _fit(run, method_type, attempt, name, bundle, num_workers, tuned=tuned)
                 if error is None:
