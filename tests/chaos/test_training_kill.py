@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 
 from vesalius.platform.runs import RunFolder, RunSpec, create_run
 from vesalius.platform.testing.methods import training_settings
+from vesalius.platform.testing.steady import SteadyRun
 from vesalius.platform.training import Checkpoints
 
 if TYPE_CHECKING:
@@ -133,3 +136,38 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy_store: CohortStore,
     kept = _weights(broken)
     for name, value in _weights(whole).items():
         assert torch.equal(value, kept[name]), f"{name} differs after a worker was lost"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_disk_that_fills_up_costs_no_checkpoint(toy_store: CohortStore, tmp_path: Path, num_workers: int) -> None:
+    whole = SteadyRun(tmp_path, "whole", toy_store, num_workers=0, settings={"pause_seconds": 0})
+    whole.start()
+    assert whole.ends() == 0
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    run = SteadyRun(disk, "run", toy_store, num_workers=num_workers)
+    try:
+        run.start()
+        run.wait(lambda: run.last)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        assert run.ends() != 0, "there is no room for another checkpoint"
+        (disk / "filler").unlink()
+        # The log lies on the full disk too, and may have lost its end: what was kept is what counts.
+        checkpoints = Checkpoints(run.folder.checkpoints)
+        stood = checkpoints.last()
+        assert stood is not None
+        for path in run.folder.checkpoints.iterdir():
+            assert path.name.startswith(".") or load_file(path / "weights.safetensors")
+        run.start()
+        assert run.ends() == 0, run.log[-3000:]
+        assert run.last > stood
+        for name, value in whole.weights.items():
+            assert torch.equal(value, run.weights[name]), f"{name} differs after the disk was full"
+    finally:
+        run.end()
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import pwd
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from vesalius.platform import cluster
 from vesalius.platform.errors import StudyError
+from vesalius.platform.testing.servers import PostgreSQL
 from vesalius.tuning import analyse, drive, try_storage
 from vesalius.tuning.testing import BASE, ToyTrainer, toy_study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vesalius.tuning import StudyFolder
 
@@ -44,91 +39,48 @@ with cluster.session(1):
 """
 
 
-def _program(name: str) -> str | None:
-    found = shutil.which(name)
-    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(installed[-1]) if installed else found
-
-
-@dataclass
-class Server:
-    """A PostgreSQL of our own on loopback, for which nobody needs a password."""
-
-    folder: Path
-    port: int
-    user: str | None
-
-    @property
-    def address(self) -> str:
-        return f"postgresql+{_PACKAGE}://postgres@127.0.0.1:{self.port}/postgres"
-
-    def call(self, name: str, *arguments: str) -> None:
-        program = _program(name)
-        assert program is not None
-        done = subprocess.run(
-            [program, "-D", str(self.folder / "data"), *arguments],
-            user=self.user,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=self.folder,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder}"
-        self.call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
-
-    def stop(self) -> None:
-        self.call("pg_ctl", "-w", "-m", "immediate", "stop")
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    if _program("initdb") is None or _PACKAGE is None:
-        pytest.skip("no PostgreSQL is installed here, or no package that speaks to it: pip install 'psycopg[binary]'")
-    user = None
-    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-        try:
-            user = pwd.getpwnam("postgres").pw_name
-        except KeyError:
-            pytest.skip("root cannot run PostgreSQL and there is no user 'postgres'")
-    folder = Path(tempfile.mkdtemp(prefix="vesalius-postgres-"))
-    if user is not None:
-        shutil.chown(folder, user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    made = Server(folder, port, user)
+def server() -> Iterator[PostgreSQL]:
+    if _PACKAGE is None:
+        pytest.skip("no package speaks to PostgreSQL here: pip install 'psycopg[binary]'")
     try:
-        made.call("initdb", "-U", "postgres", "-A", "trust", "--no-sync")
+        made = PostgreSQL()
+    except (FileNotFoundError, PermissionError) as error:
+        pytest.skip(str(error))
+    try:
         made.start()
         yield made
         made.stop()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        made.remove()
 
 
-def _study(home: Path, server: Server, name: str, trials: int) -> StudyFolder:
+def _study(home: Path, server: PostgreSQL, name: str, trials: int) -> StudyFolder:
     return toy_study(
-        home, name=name, storage=server.address, shared=True, trials=trials, concurrent=1, space={"x": "0..1"}
+        home,
+        name=name,
+        storage=server.address(str(_PACKAGE)),
+        shared=True,
+        trials=trials,
+        concurrent=1,
+        space={"x": "0..1"},
     )
 
 
-def test_drivers_that_begin_at_once_make_the_tables_once(server: Server) -> None:
+def test_drivers_that_begin_at_once_make_the_tables_once(server: PostgreSQL) -> None:
     import sqlalchemy
 
-    engine = sqlalchemy.create_engine(server.address, isolation_level="AUTOCOMMIT")
+    engine = sqlalchemy.create_engine(server.address(str(_PACKAGE)), isolation_level="AUTOCOMMIT")
     for attempt in range(3):
         with engine.connect() as connection:
             connection.execute(sqlalchemy.text(f"CREATE DATABASE fresh{attempt}"))
-        address = server.address.removesuffix("/postgres") + f"/fresh{attempt}"
+        address = server.address(str(_PACKAGE)).removesuffix("/postgres") + f"/fresh{attempt}"
         with ThreadPoolExecutor(6) as drivers:
             list(drivers.map(try_storage, [address] * 6))
     engine.dispose()
 
 
-def test_two_drivers_share_one_study(server: Server, tmp_path: Path) -> None:
+def test_two_drivers_share_one_study(server: PostgreSQL, tmp_path: Path) -> None:
     homes = [tmp_path / "one", tmp_path / "two"]
     studies = [_study(home, server, "toy", 10) for home in homes]
     drivers = []
@@ -152,7 +104,7 @@ def test_two_drivers_share_one_study(server: Server, tmp_path: Path) -> None:
     assert len(set(values)) == len(values), "no two of them drew the same"
 
 
-def test_a_server_that_goes_away_is_waited_for(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_goes_away_is_waited_for(server: PostgreSQL, tmp_path: Path) -> None:
     study = _study(tmp_path, server, "waiting", 6)
     said: list[str] = []
 
@@ -178,7 +130,7 @@ def test_a_server_that_goes_away_is_waited_for(server: Server, tmp_path: Path) -
     assert len(lines) == len(set(lines)), "nothing was done twice"
 
 
-def test_a_server_that_stays_away_ends_in_a_sentence_and_loses_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_stays_away_ends_in_a_sentence_and_loses_nothing(server: PostgreSQL, tmp_path: Path) -> None:
     study = _study(tmp_path, server, "stopped", 5)
 
     def away() -> None:

@@ -10,6 +10,7 @@
     │   ├── StoreError                a cohort store: not one, damaged, locked, of another recipe
     │   │   └── UnreachableError      its URL: no credentials, no bucket, no package, no answer
     │   ├── RunError                  a run: missing, unfinished, without the checkpoint asked for
+    │   │   └── UnansweredError       where it is tracked: no answer, or not one that can be used
     │   ├── ModelError                a model: missing, damaged, of another cohort
     │   ├── StudyError                a study: missing, of another cohort or other spaces, its storage out of reach
     │   └── DiskSpaceError            not enough room for what is about to be written
@@ -62,6 +63,10 @@ class UnreachableError(StoreError):
 
 class RunError(InputError):
     """A training run is missing, unfinished, or lacks the checkpoint asked for."""
+
+
+class UnansweredError(RunError):
+    """A tracking server gives no answer, or none that can be used. It says nothing of the run."""
 
 
 class ModelError(InputError):

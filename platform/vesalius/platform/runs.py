@@ -144,6 +144,22 @@ class Progressed(Settings):
     total: int = 0
 
 
+class Group(Settings):
+    """A group of workers that trained a run for a while.
+
+    Attributes:
+        num_workers: of it.
+        began: UTC, ISO 8601.
+        step: that it began at, over all stages.
+        lost: what ended the group before it; empty for a first one.
+    """
+
+    num_workers: int
+    began: str
+    step: int
+    lost: str = ""
+
+
 class RunFolder:
     """A run on disk. Reading is free for all; ``training`` writes from rank 0 and the driver only."""
 
@@ -237,6 +253,11 @@ class RunFolder:
         """File that the one process training the run holds."""
         return self.path / ".lock"
 
+    @property
+    def regrouping(self) -> Path:
+        """File whose presence asks the workers to end at their next checkpoint, for more of them to go on."""
+        return self.path / "regrouping"
+
     def begin_attempt(self) -> str:
         """Write who trains the run from now on and return it; workers that an earlier driver left behind then stop."""
         attempt = secrets.token_hex(8)
@@ -250,6 +271,22 @@ class RunFolder:
             return (self.path / "attempt").read_text()
         except OSError:
             return ""
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups of workers that have trained the run on a cluster, in order."""
+        try:
+            lines = (self.path / "groups.jsonl").read_text().splitlines()
+        except OSError:
+            return []
+        return [Group.model_validate_json(line) for line in lines]
+
+    def note_group(self, num_workers: int, lost: str) -> None:
+        """Note that a group begins to train, and what ended the one before it."""
+        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        group = Group(num_workers=num_workers, began=began, step=self.progress.overall, lost=lost)
+        lines = [one.model_dump_json() for one in [*self.groups, group]]
+        self._write("groups.jsonl", "\n".join(lines) + "\n")
 
     @property
     def has_checkpointed(self) -> bool:

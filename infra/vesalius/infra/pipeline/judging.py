@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vesalius.infra.pipeline.training import require_model, tracked_as
+from vesalius.infra.pipeline.tracked import outbox_of
+from vesalius.infra.pipeline.training import require_model
 from vesalius.methods import METHODS
-from vesalius.platform import tracking
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import CohortError, RunError, SettingError, StoreError
 from vesalius.platform.evaluation import VOXEL_SETS, Figures, evaluate, fit_threshold
@@ -251,9 +251,9 @@ def keep_figures(run: RunFolder, split: str, store: CohortStore, figures: dict[V
     aside = folder / f".{name}.json.partial"
     aside.write_text(text)
     os.replace(aside, folder / f"{name}.json")
-    tracked = tracked_as(run.spec)
-    if tracked is not None:
-        tracking.log_metrics(*tracked, _numbers(name, figures))
+    outbox = outbox_of(run)
+    if outbox is not None:
+        outbox.figures(_numbers(name, figures))
 
 
 def _numbers(name: str, figures: dict[VoxelSet, Figures]) -> dict[str, float]:

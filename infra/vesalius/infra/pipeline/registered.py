@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vesalius.infra.pipeline.judging import device_name, kept_rows, score_run, scores_folder
-from vesalius.infra.pipeline.training import require_model, tracked_as
+from vesalius.infra.pipeline.tracked import tracked_as
+from vesalius.infra.pipeline.training import require_model
 from vesalius.methods import METHODS
 from vesalius.platform import registry
 from vesalius.platform.errors import SettingError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
-from vesalius.infra.pipeline.training import tracked_as
+from vesalius.infra.pipeline.tracked import outbox_of, tracked_as
 from vesalius.platform import tracking
 from vesalius.platform.config import digest
 from vesalius.platform.errors import VesaliusError
@@ -88,22 +88,22 @@ def track_trial(run: RunFolder, figures: Mapping[str, float]) -> None:
     """Log what a trial came to and what it took, under ``trial/``.
 
     Raises:
-        RunError: nothing answers where it is tracked.
+        RunError: its tracked run is gone.
     """
-    tracked = tracked_as(run.spec)
-    if tracked is not None:
-        tracking.log_metrics(*tracked, {f"{FIGURES}{name}": value for name, value in figures.items()})
+    outbox = outbox_of(run)
+    if outbox is not None:
+        outbox.figures({f"{FIGURES}{name}": value for name, value in figures.items()})
 
 
 def track_stop(run: RunFolder, record: Record) -> None:
     """Log where a trial was stopped: hundredths of its training, and the criterion's best pass.
 
     Raises:
-        RunError: nothing answers where it is tracked.
+        RunError: its tracked run is gone.
     """
-    tracked = tracked_as(run.spec)
-    if tracked is not None:
-        tracking.log_metrics(*tracked, {PERCENT: record.percent, PASSED: record.passed})
+    outbox = outbox_of(run)
+    if outbox is not None:
+        outbox.figures({PERCENT: record.percent, PASSED: record.passed})
 
 
 def _begin(uri: str, spec: StudySpec) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from vesalius.infra.pipeline.sharing import find_shared
+from vesalius.infra.pipeline.tracked import outbox_of, resume_tracked
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
 from vesalius.platform.cluster import check_store
@@ -252,13 +253,15 @@ def advance(run: RunFolder, *, progress: Progress = silent, tuned: bool = False)
         DivergenceError: a loss or gradient is not finite.
     """
     spec = run.spec
+    outbox = outbox_of(run)
     if run.state == "finished" and (run.model / "model.json").is_file():
+        if outbox is not None:
+            outbox.attempt()
         return read_card(run.model)
     if run.state == "paused" and run.paused is not None:
         return None
-    tracked = tracked_as(spec)
-    if tracked is not None:
-        tracking.resume_run(*tracked)
+    if outbox is not None:
+        resume_tracked(run)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         cluster.train(run, method_type(spec.method), progress=progress, tuned=tuned)
@@ -268,9 +271,9 @@ def advance(run: RunFolder, *, progress: Progress = silent, tuned: bool = False)
         status = "KILLED"
         raise
     finally:
-        if tracked is not None:
-            with suppress(VesaliusError):  # the error on its way says more than a tracking server out of reach
-                tracking.end_run(*tracked, status)
+        if outbox is not None:
+            with suppress(VesaliusError):  # the error on its way says more than a tracked run that is gone
+                outbox.ended(status)
     return card
 
 
@@ -339,17 +342,6 @@ def describe_run(run: RunFolder, card: ModelCard) -> dict[str, Any]:
         "mlflow_run_id": spec.mlflow_run_id,
         "mlflow_tracking_uri": spec.mlflow_tracking_uri,
     }
-
-
-def tracked_as(spec: RunSpec) -> tuple[str, str] | None:
-    """Return where a run is tracked and as what, or None where it is not.
-
-    Raises:
-        RunError: the store needs a password, which the environment does not hold.
-    """
-    if spec.mlflow_tracking_uri is None or spec.mlflow_run_id is None or tracking.is_tracking_off():
-        return None
-    return tracking.with_password(spec.mlflow_tracking_uri), spec.mlflow_run_id
 
 
 def now() -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
+from vesalius.infra.pipeline.tracked import outbox_of
 from vesalius.infra.pipeline.tracked_study import track_stop, track_trial, trial_tags
-from vesalius.infra.pipeline.training import advance, method_type, start_run, tracked_as
-from vesalius.platform import tracking
+from vesalius.infra.pipeline.training import advance, method_type, start_run
 from vesalius.platform.cluster import free_reserved
 from vesalius.platform.config import override, validate
 from vesalius.platform.errors import RunError, StudyError, VesaliusError
@@ -145,9 +145,9 @@ class TrialTrainer:
                 track_stop(run, record)
             if run.state == "training":
                 run.set_state("interrupted")
-                tracked = tracked_as(run.spec)
-                if tracked is not None:
-                    tracking.end_run(*tracked, "KILLED")
+                outbox = outbox_of(run)
+                if outbox is not None:
+                    outbox.ended("KILLED")
 
 
 def _check_own(

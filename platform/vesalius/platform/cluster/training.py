@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import threading
-import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform import errors
+from vesalius.platform.cluster.nodes import Regrouping, await_nodes
 from vesalius.platform.cluster.reserved import free_reserved
 from vesalius.platform.cluster.session import session
 from vesalius.platform.cluster.worker import check_store, work
@@ -79,57 +80,89 @@ def _train(
 
 
 def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tuned: bool) -> None:
+    """Train on Ray Train workers, in as many groups one after the other as it takes.
+
+    A group that loses a worker ends, and the next one goes on from the last checkpoint. Ray Train could do that itself,
+    but for as many workers as before only: it would wait for ever for a node that is gone for good.
+    """
     spec = run.spec
     with session():
         import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
 
-        from vesalius.platform.training import backend_for
+        from vesalius.platform.training import Checkpoints
 
         free_reserved(run)  # the lock is ours: whoever trained it before has ended
         # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs.
         wants = spec.training.device
-        gpus = ray.cluster_resources().get("GPU", 0)
-        use_gpu = wants == "cuda" or (wants == "auto" and gpus > 0)
-        if use_gpu and gpus < spec.num_workers:
-            raise RunError(
-                f"{spec.num_workers} workers need {spec.num_workers} GPUs and the cluster has {gpus:g}: "
-                "use as many workers as GPUs, or train on the CPU with --set training.device=cpu"
-            )
-        cores = ray.cluster_resources().get("CPU", 1)
-        if cores < spec.num_workers:
-            raise RunError(
-                f"{spec.num_workers} workers need {spec.num_workers} cores and the cluster has {cores:g}: "
-                "use fewer workers or a larger cluster"
-            )
-        trainer = TorchTrainer(
-            work,
-            train_loop_config={"run": str(run.path), "method": method_type, "attempt": attempt, "tuned": False},
-            torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
-            scaling_config=ScalingConfig(
-                num_workers=spec.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}
-            ),
-            run_config=RunConfig(
-                name=f"{run.run_id}-{int(time.time())}",
-                storage_path=str(run.path / "ray"),
-                failure_config=FailureConfig(max_failures=spec.training.max_failures),
-                callbacks=_callbacks(tuned=tuned),
-            ),
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Ray's own
-            try:
-                with _own_interrupt():
-                    trainer.fit()
-            except Exception as error:  # Ray's errors have no common class
-                # A worker's own word, where it left one, says more than the controller's.
-                if (run.path / "failure.json").is_file():
-                    raise _failure(run.path / "failure.json") from None
+        use_gpu = wants == "cuda" or (wants == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+        bundle: dict[str, float] = {"CPU": 1, "GPU": int(use_gpu)}
+        checkpoints = Checkpoints(run.checkpoints)
+        failures, lost, stood = 0, "", checkpoints.last()
+        for group in itertools.count():
+            num_workers = await_nodes(run, bundle, after_loss=failures > 0)
+            run.note_group(num_workers, lost)
+            if group:
+                attempt = run.begin_attempt()  # a worker of the last group that was out of reach may still be at work
+            name = f"{run.run_id}-{attempt}"
+            with Regrouping(run, bundle, num_workers) as regrouping:
+                error = _fit(run, method_type, attempt, name, bundle, num_workers, tuned=tuned)
+                if error is None:
+                    return
+                if regrouping.is_asked_for:
+                    lost = "nodes are back: more workers go on"
+                else:
+                    last = checkpoints.last()
+                    failures = failures + 1 if last == stood else 1
+                    lost, stood = _said(error), last
+            # A worker's own word, where it left one, says more than the controller's.
+            if (run.path / "failure.json").is_file():
+                raise _failure(run.path / "failure.json") from None
+            if failures > spec.training.max_failures:
                 raise RunError(
-                    f"training of '{run.run_id}' failed on the cluster: {_said(error)}; "
+                    f"training of '{run.run_id}' failed on the cluster: {lost}; "
                     f"go on with `vesalius train --resume {run.run_id}`"
                 ) from error
+            free_reserved(run)
+
+
+def _fit(
+    run: RunFolder,
+    method_type: type[Method],
+    attempt: str,
+    name: str,
+    bundle: dict[str, float],
+    num_workers: int,
+    *,
+    tuned: bool,
+) -> Exception | None:
+    """Train with one group of workers; return what ended it before its time, or None."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from vesalius.platform.training import backend_for
+
+    use_gpu = bundle["GPU"] > 0
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"run": str(run.path), "method": method_type, "attempt": attempt, "tuned": False},
+        torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=bundle),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(run.path / "ray"),
+            # One try to get its workers: where a node has died meanwhile, how many there are is asked again.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            callbacks=_callbacks(tuned=tuned),
+        ),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own
+        try:
+            with _own_interrupt():
+                trainer.fit()
+        except Exception as error:
+            return error
+    return None
 
 
 def _callbacks(*, tuned: bool) -> list[Any]:

@@ -120,6 +120,10 @@ def check_store(spec: RunSpec) -> CohortStore:
     return store
 
 
+class RegroupingError(Exception):
+    """Raised by a worker to end its group at a checkpoint: there is room for more of them again."""
+
+
 class _Recorder:
     """Rank 0 writes progress and tracked metrics; every rank reports milestones to Ray Train, or a lone one to Tune."""
 
@@ -133,13 +137,13 @@ class _Recorder:
         self._written = 0.0
         self._logger: Any = None
         if rank == 0 and spec.mlflow_run_id and spec.mlflow_tracking_uri and not is_tracking_off():
-            from vesalius.platform.tracking import RunLogger, with_password
+            from vesalius.platform.tracking import RunLogger, training_journal, with_password
 
             self._logger = RunLogger(
                 with_password(spec.mlflow_tracking_uri),
                 spec.mlflow_run_id,
                 system_metrics=True,
-                unsent=run.path / "unsent_metrics.json",
+                unsent=training_journal(run.path),
             )
 
     def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
@@ -173,6 +177,8 @@ class _Recorder:
 
     def saved(self, name: str) -> None:
         self._run.note_checkpoint()
+        if self._on_ray and self._run.regrouping.exists():
+            raise RegroupingError(f"run '{self._run.run_id}' goes on with more workers from checkpoint {name}")
 
     def close(self) -> None:
         if self._logger is not None:

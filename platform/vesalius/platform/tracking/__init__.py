@@ -2,6 +2,7 @@
 
 from vesalius.platform.tracking.connection import answering, client, is_tracking_off, shown, tracking_uri, with_password
 from vesalius.platform.tracking.logger import RunLogger, artifact_name, metric_key
+from vesalius.platform.tracking.outbox import Outbox, training_journal
 from vesalius.platform.tracking.runs import (
     TrackedRun,
     as_param,
@@ -17,6 +18,7 @@ from vesalius.platform.tracking.runs import (
 )
 
 __all__ = [
+    "Outbox",
     "RunLogger",
     "TrackedRun",
     "answering",
@@ -36,5 +38,6 @@ __all__ = [
     "tag_run",
     "tags_of",
     "tracking_uri",
+    "training_journal",
     "with_password",
 ]

@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vesalius.platform.errors import RunError, VesaliusError
+from vesalius.platform.errors import RunError, UnansweredError, VesaliusError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +81,7 @@ def client(uri: str) -> Any:
     """Return an ``MlflowClient`` for ``uri``, which is reached (and an SQLite file made) before it is returned.
 
     Raises:
-        RunError: nothing answers there.
+        UnansweredError: nothing answers there.
     """
     with answering(uri, "use it"):
         _import_quietly()
@@ -102,7 +102,7 @@ def client(uri: str) -> Any:
 
 
 @contextlib.contextmanager
-def answering(uri: str, purpose: str, error: type[VesaliusError] = RunError) -> Iterator[None]:
+def answering(uri: str, purpose: str, error: type[VesaliusError] = UnansweredError) -> Iterator[None]:
     """Turn whatever MLflow, its database or the network raise into one sentence.
 
     Args:
@@ -198,6 +198,8 @@ def _import_quietly() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # Seven tries, MLflow's own number, are four minutes of a server whose database is down; who needs more tries again.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import mlflow  # noqa: F401 - imported for what it sets up
 
     # The first use of a database logs a line for each of its migrations.
@@ -216,7 +218,7 @@ def _probe(uri: str) -> None:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
     except (OSError, ValueError) as cause:
-        raise RunError(
+        raise UnansweredError(
             f"no tracking server answers at {shown(uri)} ({cause}): start it, or unset MLFLOW_TRACKING_URI to track "
             "in a local file"
         ) from None

@@ -9,12 +9,12 @@ import logging
 import re
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from vesalius.platform.errors import RunError, VesaliusError
+from vesalius.platform.errors import RunError, UnansweredError, VesaliusError
 from vesalius.platform.tracking.connection import answering, client, existing_run
+from vesalius.platform.tracking.journal import Journal, Point
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,19 +50,6 @@ def artifact_name(name: str) -> str:
     return str(path)
 
 
-@dataclass(frozen=True)
-class _Point:
-    key: str
-    value: float
-    timestamp: int
-    step: int
-
-    @property
-    def identity(self) -> tuple[str, int, str]:
-        # The text of the value, because NaN differs from itself.
-        return (self.key, self.step, repr(self.value))
-
-
 class RunLogger:
     """Logs to a tracked run from one process; safe to call from several threads.
 
@@ -71,7 +58,8 @@ class RunLogger:
 
     With ``unsent``, every metric is first appended to that file, which is emptied once all have been sent. A
     process that is killed, or a server that is away until the end, then costs nothing: the next logger given the
-    same file sends what is left.
+    same file sends what is left. Such a logger is a training's: it begins without a server too, and of a step that is
+    taken twice, perhaps by fewer workers whose sums round otherwise, the first value stays.
     """
 
     def __init__(
@@ -93,27 +81,30 @@ class RunLogger:
             flush_seconds: between batches.
 
         Raises:
-            RunError: there is no such run, or nothing answers at ``uri``.
+            RunError: there is no such run.
+            UnansweredError: nothing answers at ``uri``, and there is no ``unsent`` file to write to meanwhile.
         """
         self._uri = uri
         self._run_id = run_id
-        self._client = client(uri)
-        existing_run(self._client, uri, run_id)
+        self._reached: Any = None
+        self._warned = False
+        try:
+            self._client()
+        except UnansweredError as error:
+            if unsent is None:
+                raise
+            self._warn(error)
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._known: dict[str, set[tuple[str, int, str]]] = {}
-        self._pending: list[_Point] = _read(unsent)
-        self._journal: IO[str] | None = None
-        if unsent is not None:
-            unsent.parent.mkdir(parents=True, exist_ok=True)
-            self._journal = unsent.open("a")
-        self._unsent = unsent
-        self._warned = False
+        self._known: dict[str, set[tuple[int, str]]] = {}
+        self._journal = None if unsent is None else Journal(unsent)
+        self._pending: list[Point] = [] if self._journal is None else list(self._journal.left)
         self._closed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._send_now_and_then, args=(flush_seconds,), daemon=True)
         self._thread.start()
-        self._monitor = _start_monitor(uri, run_id) if system_metrics else None
+        # Without a server the machine is not watched: what it was doing is not worth a run.
+        self._monitor = _start_monitor(uri, run_id) if system_metrics and self._reached is not None else None
 
     def __enter__(self) -> RunLogger:
         return self
@@ -128,14 +119,19 @@ class RunLogger:
         with contextlib.suppress(VesaliusError):
             self.close()
 
-    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    def metrics(self, step: int, metrics: Mapping[str, float], *, timestamp: int | None = None) -> None:
         """Take metrics at a step; they are sent a little later. Never waits for the network.
+
+        Args:
+            step: of the run.
+            metrics: by name.
+            timestamp: when they were taken, milliseconds since 1970; now where None.
 
         Raises:
             RunError: the logger has been closed.
         """
-        now = int(time.time() * 1000)
-        points = [_Point(metric_key(key), float(value), now, int(step)) for key, value in metrics.items()]
+        now = int(time.time() * 1000) if timestamp is None else timestamp
+        points = [Point(metric_key(key), float(value), now, int(step)) for key, value in metrics.items()]
         with self._lock:
             if self._closed:
                 raise RunError(
@@ -143,8 +139,7 @@ class RunLogger:
                 )
             self._pending.extend(points)
             if self._journal is not None:
-                self._journal.writelines(json.dumps(vars(point)) + "\n" for point in points)
-                self._journal.flush()
+                self._journal.add(points)
 
     def flush(self) -> None:
         """Send what is waiting, now.
@@ -164,18 +159,18 @@ class RunLogger:
                 if fresh:
                     # Kept timestamps make a batch that was written but not answered harmless when sent again.
                     entities = [Metric(point.key, point.value, point.timestamp, point.step) for point in fresh]
-                    self._client.log_batch(self._run_id, metrics=entities)
+                    self._client().log_batch(self._run_id, metrics=entities)
                 for point in batch:
-                    self._known[point.key].add(point.identity)
+                    self._known[point.key].add(self._identity(point))
                 with self._lock:
                     del self._pending[: len(batch)]
                     if not self._pending and self._journal is not None:
-                        self._journal.truncate(0)
+                        self._journal.clear()
 
     def text(self, text: str, name: str) -> None:
         """Keep a text as a file of the run. Raises RunError as :meth:`flush` does."""
         with answering(self._uri, f"keep '{name}' of tracked run {self._run_id}"):
-            self._client.log_text(self._run_id, text, artifact_name(name))
+            self._client().log_text(self._run_id, text, artifact_name(name))
 
     def dict(self, value: Mapping[str, Any], name: str) -> None:
         """Keep plain data as a JSON file of the run. Raises RunError as :meth:`flush` does."""
@@ -191,7 +186,7 @@ class RunLogger:
         target = PurePosixPath(artifact_name(name))
         with answering(self._uri, f"keep '{name}' of tracked run {self._run_id}"):
             if not isinstance(figure, str | Path):
-                self._client.log_figure(self._run_id, figure, str(target))
+                self._client().log_figure(self._run_id, figure, str(target))
                 return
             import tempfile
 
@@ -200,7 +195,7 @@ class RunLogger:
                 copy = Path(folder) / target.name
                 copy.write_bytes(Path(figure).read_bytes())
                 parent = str(target.parent)
-                self._client.log_artifact(self._run_id, str(copy), None if parent == "." else parent)
+                self._client().log_artifact(self._run_id, str(copy), None if parent == "." else parent)
 
     def close(self) -> None:
         """Stop, and send what is waiting; a second call does nothing.
@@ -220,9 +215,9 @@ class RunLogger:
             self.flush()
         except RunError as error:
             left = len(self._pending)
-            if self._unsent is None:
+            if self._journal is None:
                 raise RunError(f"{left} metrics of tracked run {self._run_id} are lost: {error}") from None
-            _LOG.warning("%d metrics wait in %s for the next start of the run: %s", left, self._unsent, error)
+            _LOG.warning("%d metrics wait in %s for the next start of the run: %s", left, self._journal.path, error)
         finally:
             if self._journal is not None:
                 self._journal.close()
@@ -232,34 +227,37 @@ class RunLogger:
             try:
                 self.flush()
             except RunError as error:
-                if not self._warned:
-                    _LOG.warning("%s (metrics are kept and sent later)", error)
-                self._warned = True
+                self._warn(error)
             else:
                 self._warned = False
 
-    def _not_yet_logged(self, batch: list[_Point]) -> list[_Point]:
-        fresh: dict[tuple[str, int, str], _Point] = {}
+    def _warn(self, error: RunError) -> None:
+        if not self._warned:
+            _LOG.warning("%s (metrics are kept and sent later)", error)
+        self._warned = True
+
+    def _client(self) -> Any:
+        if self._reached is None:
+            reached = client(self._uri)
+            existing_run(reached, self._uri, self._run_id)
+            self._reached = reached
+        return self._reached
+
+    def _identity(self, point: Point) -> tuple[int, str]:
+        # The text of the value, because NaN differs from itself.
+        return (point.step, repr(point.value) if self._journal is None else "")
+
+    def _not_yet_logged(self, batch: list[Point]) -> list[Point]:
+        fresh: dict[tuple[str, int, str], Point] = {}
         for point in batch:
             if point.key not in self._known:
-                history = self._client.get_metric_history(self._run_id, point.key)
-                logged = (_Point(one.key, float(one.value), one.timestamp, one.step) for one in history)
-                self._known[point.key] = {one.identity for one in logged}
-            if point.identity not in self._known[point.key]:
-                fresh.setdefault(point.identity, point)
+                history = self._client().get_metric_history(self._run_id, point.key)
+                logged = (Point(one.key, float(one.value), one.timestamp, one.step) for one in history)
+                self._known[point.key] = {self._identity(one) for one in logged}
+            identity = self._identity(point)
+            if identity not in self._known[point.key]:
+                fresh.setdefault((point.key, *identity), point)
         return list(fresh.values())
-
-
-def _read(unsent: Path | None) -> list[_Point]:
-    if unsent is None or not unsent.is_file():
-        return []
-    points = []
-    for line in unsent.read_text().splitlines():
-        try:
-            points.append(_Point(**json.loads(line)))
-        except (ValueError, TypeError):  # the line being written when the process was killed
-            continue
-    return points
 
 
 def _start_monitor(uri: str, run_id: str) -> Any:

@@ -75,13 +75,14 @@ def resume_run(uri: str, run_id: str) -> None:
         mlflow.update_run(run_id, status="RUNNING")
 
 
-def end_run(uri: str, run_id: str, status: RunStatus) -> None:
+def end_run(uri: str, run_id: str, status: RunStatus, *, timestamp: int | None = None) -> None:
     """End a tracked run.
 
     Args:
         uri: the tracking store.
         run_id: the run's id in MLflow.
         status: ``FINISHED``, ``FAILED`` or, where a person or a scheduler stopped it, ``KILLED``.
+        timestamp: when it ended, milliseconds since 1970; now where None.
 
     Raises:
         RunError: there is no such run, or nothing answers at ``uri``.
@@ -89,7 +90,7 @@ def end_run(uri: str, run_id: str, status: RunStatus) -> None:
     mlflow = client(uri)
     existing_run(mlflow, uri, run_id)
     with answering(uri, f"end tracked run {run_id}"):
-        mlflow.set_terminated(run_id, status=status)
+        mlflow.set_terminated(run_id, status=status, end_time=timestamp)
 
 
 def find_run(uri: str, experiment: str, tags: Mapping[str, str]) -> str | None:
@@ -177,14 +178,23 @@ def tags_of(uri: str, run_id: str) -> dict[str, str]:
     return dict(existing_run(client(uri), uri, run_id).data.tags)
 
 
-def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float | None], step: int = 0) -> None:
+def log_metrics(
+    uri: str, run_id: str, metrics: Mapping[str, float | None], step: int = 0, *, timestamp: int | None = None
+) -> None:
     """Log a handful of figures at once; what is None (undefined) is left out.
+
+    Args:
+        uri: the tracking store.
+        run_id: the run's id in MLflow.
+        metrics: by name.
+        step: of the run.
+        timestamp: when they were taken, milliseconds since 1970; now where None.
 
     Raises:
         RunError: there is no such run, or nothing answers at ``uri``.
     """
     with RunLogger(uri, run_id) as logger:
-        logger.metrics(step, {key: value for key, value in metrics.items() if value is not None})
+        logger.metrics(step, {key: value for key, value in metrics.items() if value is not None}, timestamp=timestamp)
 
 
 def environment() -> dict[str, str]:

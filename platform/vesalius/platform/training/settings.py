@@ -59,4 +59,15 @@ class TrainingSettings(Settings):
     deterministic: bool = Field(
         False, description="refuse operations that are not deterministic (on CUDA; the CPU ones all are)"
     )
-    max_failures: int = Field(3, ge=0, description="times a lost worker or node is replaced before the run fails")
+    max_failures: int = Field(
+        3, ge=0, description="times in a row, no checkpoint between them, that workers may be lost before the run fails"
+    )
+    min_workers: int = Field(
+        1,
+        ge=1,
+        description="workers with which a run goes on where nodes are gone, each with a larger share of every batch "
+        "(micro_batch_size bounds what that takes); as many as were asked for again once the nodes are back",
+    )
+    wait_for_nodes_seconds: float = Field(
+        60.0, ge=0, description="how long nodes that are missing are waited for before fewer workers go on"
+    )

@@ -1,0 +1,168 @@
+"""Servers that die in mid-training: training goes on, and what they missed reaches them later, in order, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vesalius.platform.runs import find_run
+from vesalius.platform.testing.servers import PostgreSQL, TrackingServer
+from vesalius.platform.training import Checkpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from vesalius.platform.runs import RunFolder
+    from vesalius.platform.store import CohortStore
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def database() -> Iterator[PostgreSQL]:
+    try:
+        server = PostgreSQL()
+    except (FileNotFoundError, PermissionError) as error:
+        pytest.skip(str(error))
+    try:
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, database: PostgreSQL) -> Iterator[TrackingServer]:
+    (tmp_path / "mlflow").mkdir()
+    server = TrackingServer(tmp_path / "mlflow", database.address())
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _train(home: Path, tracking: TrackingServer, *more: str) -> subprocess.Popen[bytes]:
+    with (home / "train.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from vesalius.infra.cli import main; main()", "train", *more, "--home", str(home)],
+            env={**os.environ, "MLFLOW_TRACKING_URI": tracking.address},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _new(store: CohortStore, home: Path, tracking: TrackingServer, epochs: int) -> subprocess.Popen[bytes]:
+    settings = [f"method.epochs={epochs}", "training.checkpoint_every=50", "training.log_every=5", "training.threads=1"]
+    changes = [part for one in settings for part in ("--set", one)]
+    arguments = ["implicit_field", str(store.path), "--preset", "tiny", "--workers", "0", "--name", "run", *changes]
+    return _train(home, tracking, *arguments)
+
+
+def _wait(condition: Callable[[], object], driver: subprocess.Popen[bytes], home: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        said = (home / "train.log").read_text()[-3000:]
+        assert driver.poll() is None, f"training ended before its time: {said}"
+        assert time.monotonic() < deadline, f"nothing came of it in four minutes: {said}"
+        time.sleep(0.1)
+
+
+def _last(home: Path) -> str:
+    if not (home / "runs" / "run" / "run.json").is_file():
+        return ""
+    return Checkpoints(find_run(home, "run").checkpoints).last() or ""
+
+
+def _tracked(run: RunFolder) -> tuple[str, dict[str, list[int]]]:
+    """Return a tracked run's status, and the steps of each of its training's metrics in the order of their arrival."""
+    from mlflow import MlflowClient
+
+    spec = run.spec
+    client = MlflowClient(tracking_uri=spec.mlflow_tracking_uri)
+    found = client.get_run(spec.mlflow_run_id)
+    keys = [key for key in found.data.metrics if not key.startswith("system/")]
+    histories = {key: client.get_metric_history(spec.mlflow_run_id, key) for key in keys}
+    return found.info.status, {key: [one.step for one in history] for key, history in histories.items()}
+
+
+def _expected(run: RunFolder) -> list[int]:
+    """Return the steps at which a metric of the decoder must have been logged: every fifth one, and the last."""
+    total = run.progress.num_steps
+    first = run.progress.total - total
+    return [first + step for step in range(5, total + 1, 5)] + ([first + total] if total % 5 else [])
+
+
+def _assert_nothing_is_missing(run: RunFolder) -> None:
+    status, steps = _tracked(run)
+    assert status == "FINISHED"
+    losses = [key for key in steps if key.startswith("decoder/") and key.endswith("loss")]
+    assert losses, sorted(steps)
+    for key in losses:
+        assert steps[key] == sorted(set(steps[key])), f"{key} arrived out of order or twice"
+        assert steps[key] == _expected(run)
+    assert not (run.path / "unsent_metrics.json").read_text()
+    assert not (run.path / "untold.json").read_text()
+
+
+@pytest.mark.parametrize("victim", ["server", "database"])
+def test_a_tracking_server_that_dies_and_returns_has_missed_nothing(
+    toy_store: CohortStore, tmp_path: Path, tracking: TrackingServer, database: PostgreSQL, victim: str
+) -> None:
+    driver = _new(toy_store, tmp_path, tracking, 4000)
+    try:
+        _wait(lambda: _last(tmp_path), driver, tmp_path)
+        if victim == "server":
+            tracking.kill()
+        else:
+            database.stop()
+        stood = _last(tmp_path)
+        _wait(lambda: _last(tmp_path) > stood, driver, tmp_path)
+        time.sleep(3)
+        if victim == "server":
+            tracking.start()
+        else:
+            database.start()
+        assert driver.wait(600) == 0, (tmp_path / "train.log").read_text()[-3000:]
+    finally:
+        driver.kill()
+        driver.wait(30)
+    _assert_nothing_is_missing(find_run(tmp_path, "run"))
+
+
+def test_a_run_that_ends_without_its_server_tells_it_later(
+    toy_store: CohortStore, tmp_path: Path, tracking: TrackingServer
+) -> None:
+    driver = _new(toy_store, tmp_path, tracking, 2500)
+    try:
+        _wait(lambda: _last(tmp_path), driver, tmp_path)
+        tracking.kill()
+        # Killed too, and gone on with, while nothing answers.
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait(30)
+        driver = _train(tmp_path, tracking, "--resume", "run")
+        assert driver.wait(600) == 0, (tmp_path / "train.log").read_text()[-3000:]
+    finally:
+        driver.kill()
+        driver.wait(30)
+    run = find_run(tmp_path, "run")
+    assert run.state == "finished"
+    assert (run.path / "untold.json").read_text(), "how it ended waits"
+    assert "sent later" in (tmp_path / "train.log").read_text()
+    ended = time.time()
+    tracking.start()
+    assert _train(tmp_path, tracking, "--resume", "run").wait(300) == 0
+    _assert_nothing_is_missing(run)
+    from mlflow import MlflowClient
+
+    info = MlflowClient(tracking_uri=tracking.address).get_run(str(run.spec.mlflow_run_id)).info
+    assert info.end_time / 1000 <= ended, "it ended when it did, not when the server was told"
