@@ -14,7 +14,7 @@ from vesalius.platform.config import digest
 from vesalius.platform.errors import ModelError, RunError
 from vesalius.platform.models import CARD_FILE, WEIGHTS_FILE
 from vesalius.platform.registry.packing import ARTIFACT_FOLDER
-from vesalius.platform.registry.versions import NAME, PREFIX, all_versions
+from vesalius.platform.registry.versions import LOG_SUFFIX, NAME, PREFIX, all_versions
 from vesalius.platform.runs import find_run
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.tracking import answering, client, tracking_uri
@@ -62,7 +62,7 @@ def resolve(reference: str, *, home: Path, uri: str | None = None) -> Path:
 
 def _fetch(reference: str, home: Path, uri: str) -> Path:
     match = _REFERENCE.fullmatch(reference)
-    if match is None or not NAME.fullmatch(match["name"]):
+    if match is None or not NAME.fullmatch(match["name"]) or match["name"].endswith(LOG_SUFFIX):
         raise ModelError(
             f"'{reference[:160]}' names no registered model: expected models:/NAME@champion or models:/NAME/3"
         )
@@ -123,7 +123,8 @@ def _content(card: Path) -> str | None:
 def _no_such_version(mlflow: Any, uri: str, name: str, reference: str) -> str:
     known = all_versions(mlflow, uri, name)
     if not known:
-        names = ", ".join(sorted(model.name for model in mlflow.search_registered_models(max_results=20))) or "none"
+        registered = [model.name for model in mlflow.search_registered_models(max_results=40)]
+        names = ", ".join(sorted(one for one in registered if not one.endswith(LOG_SUFFIX))[:20]) or "none"
         return f"{reference}: no model '{name}' is registered at {shown(uri)}; registered are: {names}"
     numbers = ", ".join(str(version.version) for version in known)
     return f"{reference}: '{name}' has no such version or alias; its versions are {numbers}"
