@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.config import digest
 from vesalius.platform.errors import ModelError
-from vesalius.platform.evaluation import Figures, Histogram, average_precision, evaluate
+from vesalius.platform.evaluation import VOXEL_SETS, Figures, Histogram, average_precision, evaluate
 from vesalius.platform.models import load_model, read_card
 from vesalius.platform.progress import silent
 from vesalius.platform.registry.attachments import attach_files
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vesalius.platform.evaluation import VoxelSet
+    from vesalius.platform.evaluation import Threshold, VoxelSet
     from vesalius.platform.models import ModelCard
     from vesalius.platform.progress import Progress
     from vesalius.platform.registry.gates import Timing
@@ -71,10 +71,10 @@ def promote(
     """Register a model, and make it the champion if every gate lets it through.
 
     Candidate and champion are scored on the gate split of one store. By default they are compared by average precision
-    over all voxels of all its subjects, and the candidate wins where the one-sided lower bound of the difference (paired
-    bootstrap over subjects) lies above zero. The first champion of a name needs no comparison. Everything is checked
-    before anything is registered. Whatever is decided is recorded in the log of promotions; where somebody elsewhere
-    changed the champion meanwhile, the candidate is compared with the new one.
+    over all voxels of all its subjects, and the candidate wins where the one-sided lower bound of the difference
+    (paired bootstrap over subjects) lies above zero. The first champion of a name needs no comparison. Everything is
+    checked before anything is registered. Whatever is decided is recorded in the log of promotions; where somebody
+    elsewhere changed the champion meanwhile, the candidate is compared with the new one.
 
     Args:
         model: the candidate's folder.
@@ -124,7 +124,7 @@ def promote(
                 _check_rival(rival, store, gate, name, champion)
             mine = court.candidate(model)
             facts = court.facts(mine, candidate, champion)
-            known = {one.version: one for one in history(name, home=home, uri=uri)} if standing.exists else {}
+            known = {one.version: one for one in history(name, home=home, uri=uri)} if champion else {}
             facts |= {
                 "by": by,
                 "why": why,
@@ -132,7 +132,7 @@ def promote(
                 "champion_test_figures": known[champion].test_figures if champion in known else {},
             }
             if rival is not None and read_card(rival).digest == candidate.digest:
-                return _champion_already(facts, champion or "", candidate, dry_run=dry_run)
+                return _champion_already(facts, dry_run=dry_run)
             theirs = None if rival is None else court.champion(rival)
             evidence = court.evidence(mine, theirs, champion, model, lineage or Lineage())
             verdicts, comparison = judge(gates, evidence)
@@ -148,7 +148,7 @@ def promote(
             facts["version"] = registered.version
             answer = Promotion(promoted=passed, sentence=sentence_of(facts, verdicts, dry_run=False), **facts)
             standing = settle(mlflow, uri, name) if not standing.exists else standing
-            figures = evaluate(mine.scores, store, candidate.thresholds) if describe is not None else {}
+            figures = evaluate(mine.scores, store, _by_set(candidate)) if describe is not None else {}
             record = _record(answer, standing, candidate, rival, store, gates)
             files = {} if describe is None else dict(describe(answer, figures))
             record = attach_files(
@@ -160,8 +160,8 @@ def promote(
                 return answer.model_copy(update={"record": number})
             progress(0, 0, f"the champion of '{name}' changed meanwhile: comparing with version {after.champion}")
     raise ModelError(
-        f"the champion of '{name}' changed {_ROUNDS} times while the candidate was compared: promote it again when others "
-        "have ended"
+        f"the champion of '{name}' changed {_ROUNDS} times while the candidate was compared: promote it again when "
+        "others have ended"
     )
 
 
@@ -236,6 +236,10 @@ class _Court:
         )
 
 
+def _by_set(card: ModelCard) -> dict[VoxelSet, Threshold]:
+    return {voxels: card.thresholds[voxels] for voxels in VOXEL_SETS if voxels in card.thresholds}
+
+
 def _check_rival(folder: Path, store: CohortStore, gate: Sequence[SubjectRecord], name: str, version: str) -> None:
     who = f"the champion (version {version} of '{name}')"
     try:
@@ -245,10 +249,9 @@ def _check_rival(folder: Path, store: CohortStore, gate: Sequence[SubjectRecord]
     check_fits(card, store, list(gate), who, same_cohort=False)
 
 
-def _champion_already(facts: dict[str, Any], champion: str, candidate: ModelCard, *, dry_run: bool) -> Promotion:
-    sentence = (
-        f"the model of run '{candidate.run_id}' is the champion of '{facts['name']}' already (version {champion})"
-    )
+def _champion_already(facts: dict[str, Any], *, dry_run: bool) -> Promotion:
+    champion = facts["champion_version"]
+    sentence = f"the model of run '{facts['run_id']}' is the champion of '{facts['name']}' already (version {champion})"
     facts = {**facts, "version": champion, "champion_average_precision": facts["average_precision"]}
     return Promotion(promoted=True, passed=True, dry_run=dry_run, sentence=sentence, **facts)
 

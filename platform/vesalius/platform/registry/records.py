@@ -108,7 +108,7 @@ def now() -> str:
 def current_user() -> str:
     """Return who is asking: ``VESALIUS_USER``, else the user that MLflow knows, else the system's.
 
-    It is what the process says of itself. Where it must be proven, the server's own log of who signed in is the witness.
+    It is what the process says of itself. Where it must be proven, the server's log of who signed in is the witness.
     """
     for variable in ("VESALIUS_USER", "MLFLOW_TRACKING_USERNAME"):
         if name := one_line(os.environ.get(variable, ""), _LONGEST_NAME):

@@ -7,8 +7,8 @@
 ``decision``    tag: ``promoted``, ``kept back`` or ``rolled back``, as the version's last entry says
 ==============  =====================================================================================================
 
-A version goes: registered (challenger) -> kept back (challenger until a newer one is registered) or champion -> archived
--> champion again, by a rollback or another promotion.
+A version goes: registered (challenger) -> kept back (challenger until a newer one is registered) or champion ->
+archived -> champion again, by a rollback or another promotion.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class FalsePositivesGate(Settings):
 class SubgroupsGate(Settings):
     """No subgroup worse than the champion by more than the limit: each one's lower bound lies above it.
 
-    Every subgroup must pass, each at the full confidence (an intersection-union test): the chance to let through a model
-    that is truly worse by more than the limit in some subgroup is at most 1 - confidence, however many there are.
+    Every subgroup must pass, each at the full confidence (an intersection-union test): the chance of letting through a
+    model that is truly worse by more than the limit in some subgroup is at most 1 - confidence, however many there are.
     """
 
     by: tuple[str, ...] = Field(

@@ -51,12 +51,16 @@ def false_positives(gate: FalsePositivesGate, voxel_set: VoxelSet, evidence: Evi
     values = [float(detail[gate.measure]) for detail in details]
     mean, bound = upper_bound_of_mean(values, gate.confidence)
     passed = bound <= gate.limit
-    shown = (lambda value: f"{value:.3g} ml") if gate.measure == "ml" else (lambda value: f"{value:.3%}")
+    called, below, asked = (_shown(value, gate.measure) for value in (mean, bound, gate.limit))
     sentence = (
-        f"{shown(mean)} of a healthy subject is called anomalous at the model's threshold, mean of {len(healthy)} "
-        f"subjects; below {shown(bound)} with {gate.confidence:.0%} confidence, asked is at most {shown(gate.limit)}"
+        f"{called} of a healthy subject is called anomalous at the model's threshold, mean of {len(healthy)} subjects; "
+        f"below {below} with {gate.confidence:.0%} confidence, asked is at most {asked}"
     )
     return Verdict(outcome="passed" if passed else "failed", figure=mean, bound=bound, sentence=sentence, **facts)
+
+
+def _shown(value: float, measure: str) -> str:
+    return f"{value:.3g} ml" if measure == "ml" else f"{value:.3%}"
 
 
 def flagged(
