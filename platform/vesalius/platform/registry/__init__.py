@@ -12,14 +12,14 @@ MLflow is imported when it is first needed.
 """
 
 from vesalius.platform.registry.champions import Rollback, rollback
-from vesalius.platform.registry.fetching import resolve
+from vesalius.platform.registry.fetching import resolve, version_of
 from vesalius.platform.registry.gates import Gates, Lineage, Verdict, default_gates_text, read_gates
 from vesalius.platform.registry.log import Standing
 from vesalius.platform.registry.outcome import Promotion
 from vesalius.platform.registry.packing import pack_brain
 from vesalius.platform.registry.promotion import promote
 from vesalius.platform.registry.records import Entry, PromotionRecord
-from vesalius.platform.registry.standing import attachment_of, settle_aliases, standing_of
+from vesalius.platform.registry.standing import attachment_of, list_names, settle_aliases, standing_of
 from vesalius.platform.registry.versions import VersionFacts, history, register
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "attachment_of",
     "default_gates_text",
     "history",
+    "list_names",
     "pack_brain",
     "promote",
     "read_gates",
@@ -43,4 +44,5 @@ __all__ = [
     "rollback",
     "settle_aliases",
     "standing_of",
+    "version_of",
 ]

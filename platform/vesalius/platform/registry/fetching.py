@@ -60,24 +60,25 @@ def resolve(reference: str, *, home: Path, uri: str | None = None) -> Path:
     return run.model
 
 
+def version_of(reference: str, *, home: Path, uri: str | None = None) -> tuple[str, str]:
+    """Return name and version of what ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names.
+
+    Raises:
+        ModelError: there is no such version.
+        RunError: nothing answers at ``uri``.
+    """
+    _parsed(reference)
+    uri = uri or tracking_uri(home)
+    found = _version(client(uri), uri, reference)
+    return str(found.name), str(found.version)
+
+
 def _fetch(reference: str, home: Path, uri: str) -> Path:
-    match = _REFERENCE.fullmatch(reference)
-    if match is None or not NAME.fullmatch(match["name"]) or match["name"].endswith(LOG_SUFFIX):
-        raise ModelError(
-            f"'{reference[:160]}' names no registered model: expected models:/NAME@champion or models:/NAME/3"
-        )
-    name = match["name"]
+    _parsed(reference)
     mlflow = client(uri)
+    version = _version(mlflow, uri, reference)
+    name = str(version.name)
     with answering(uri, f"fetch {reference}", ModelError):
-        try:
-            if match["alias"]:
-                version = mlflow.get_model_version_by_alias(name, match["alias"])
-            else:
-                version = mlflow.get_model_version(name, match["version"])
-        except Exception as cause:  # MlflowException, imported only where MLflow is used
-            if not missing(cause):
-                raise
-            raise ModelError(_no_such_version(mlflow, uri, name, reference)) from None
         content = version.tags.get(f"{PREFIX}card", "")
         key = digest([uri, name, str(version.version), version.source, content])[:16]
         folder = home / "models" / name / f"{version.version}-{key}"
@@ -85,6 +86,29 @@ def _fetch(reference: str, home: Path, uri: str) -> Path:
             place = f"{mlflow.get_model_version_download_uri(name, version.version)}/{ARTIFACT_FOLDER}"
             _download(place, folder, uri, content, f"version {version.version} of '{name}'")
         return folder
+
+
+def _parsed(reference: str) -> re.Match[str]:
+    match = _REFERENCE.fullmatch(reference)
+    if match is None or not NAME.fullmatch(match["name"]) or match["name"].endswith(LOG_SUFFIX):
+        raise ModelError(
+            f"'{reference[:160]}' names no registered model: expected models:/NAME@champion or models:/NAME/3"
+        )
+    return match
+
+
+def _version(mlflow: Any, uri: str, reference: str) -> Any:
+    match = _parsed(reference)
+    name = match["name"]
+    with answering(uri, f"find {reference}", ModelError):
+        try:
+            if match["alias"]:
+                return mlflow.get_model_version_by_alias(name, match["alias"])
+            return mlflow.get_model_version(name, match["version"])
+        except Exception as cause:  # MlflowException, imported only where MLflow is used
+            if not missing(cause):
+                raise
+            raise ModelError(_no_such_version(mlflow, uri, name, reference)) from None
 
 
 def _download(place: str, folder: Path, uri: str, content: str, who: str) -> None:

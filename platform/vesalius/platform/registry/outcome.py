@@ -36,7 +36,7 @@ class Promotion(Settings):
         low: lower end of the two-sided interval of the difference.
         high: upper end of it.
         probability: share of resamples in which the candidate is the better.
-        confidence: of the bound and the interval; None where nothing was compared.
+        confidence: of the bound and the interval; None where the gate ``better`` is not asked.
         voxel_set: voxels that counted.
         num_subjects: gate subjects that counted.
         num_lesions: those with a lesion.
@@ -99,7 +99,6 @@ def compared(result: PairedResult | None, margin: float) -> dict[str, Any]:
         "low": result.low,
         "high": result.high,
         "probability": result.probability,
-        "confidence": result.confidence,
     }
 
 

@@ -128,6 +128,7 @@ def promote(
             facts |= {
                 "by": by,
                 "why": why,
+                "confidence": None if gates.better is None else gates.better.confidence,
                 "test_figures": reported,
                 "champion_test_figures": known[champion].test_figures if champion in known else {},
             }

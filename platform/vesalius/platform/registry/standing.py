@@ -8,8 +8,8 @@ from vesalius.platform.errors import ModelError
 from vesalius.platform.registry import log, settling
 from vesalius.platform.registry.attachments import read_attachment
 from vesalius.platform.registry.champions import alone
-from vesalius.platform.registry.versions import check_name
-from vesalius.platform.tracking import client, tracking_uri
+from vesalius.platform.registry.versions import LOG_SUFFIX, NAME, check_name
+from vesalius.platform.tracking import answering, client, tracking_uri
 from vesalius.platform.tracking.connection import shown
 
 if TYPE_CHECKING:
@@ -29,6 +29,25 @@ def standing_of(name: str, *, home: Path, uri: str | None = None) -> Standing:
     check_name(name)
     uri = uri or tracking_uri(home)
     return _existing(log.read(client(uri), uri, name), uri)
+
+
+def list_names(*, home: Path, uri: str | None = None) -> list[str]:
+    """Return the names of all registered models, logs of promotions left out.
+
+    Raises:
+        RunError: nothing answers at ``uri``.
+    """
+    uri = uri or tracking_uri(home)
+    mlflow = client(uri)
+    found: list[str] = []
+    token = None
+    with answering(uri, "list the registered models", ModelError):
+        while True:
+            page = mlflow.search_registered_models(max_results=500, page_token=token)
+            found += [model.name for model in page if NAME.fullmatch(model.name)]
+            token = page.token
+            if not token:
+                return sorted(name for name in found if not name.endswith(LOG_SUFFIX))
 
 
 def settle_aliases(name: str, *, home: Path, uri: str | None = None) -> Standing:
