@@ -21,8 +21,7 @@ from sklearn.metrics import average_precision_score
 
 from vesalius.platform.config import digest
 from vesalius.platform.errors import CohortError, ModelError, RunError
-from vesalius.platform.evaluation import Threshold
-from vesalius.platform.models import ModelCard, load_model, read_card, save_model, update_card
+from vesalius.platform.models import load_model, read_card, update_card
 from vesalius.platform.registry import (
     Gates,
     Promotion,
@@ -72,24 +71,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def _model(folder: Path, store: CohortStore, share: float, **changes: Any) -> Path:
-    from toy_methods import Brightness, BrightnessSettings  # type: ignore[import-not-found]  # made by the test
+    from toy_methods import write_model  # type: ignore[import-not-found]  # made importable by the test
 
-    facts = store.facts()
-    facts = facts.model_copy(update=changes.pop("cohort", {}))
-    method = Brightness(BrightnessSettings(), facts)
-    with torch.no_grad():
-        method.share.fill_(share)
-    values: dict[str, Any] = {
-        "method": "brightness",
-        "settings": method.settings.model_dump(mode="json"),
-        "cohort": facts,
-        "recipe": store.recipe,
-        "thresholds": {"all": Threshold(value=0.5, policy="best_dice", split="validation", voxel_set="all")},
-        "run_id": f"run-{share}",
-        **changes,
-    }
-    save_model(folder, method, ModelCard(**values))
-    return folder
+    written: Path = write_model(folder, store, share, **changes)
+    return written
 
 
 def _promote(home: Path, name: str, model: Path, store: CohortStore, **options: Any) -> Promotion:
