@@ -38,12 +38,11 @@ from vesalius.platform.registry import (
 )
 from vesalius.platform.registry.gates import FalsePositivesGate, LineageGate, SecondsGate, SubgroupsGate
 from vesalius.platform.registry.log import log_name
+from vesalius.platform.store import CohortStore, SubjectArrays
 from vesalius.platform.tracking import client, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from vesalius.platform.store import CohortStore
 
 METHODS = "toy_methods:METHODS"
 HERE = Path(__file__).parent
@@ -310,14 +309,40 @@ def test_gates_are_asked_of_real_models(home: Path, name: str, toy_store: Cohort
     assert _promote(home, name, strong, toy_store, gates=gates, lineage=lineage).promoted
 
 
+def _without_lesions_in_the_gate(store: CohortStore, path: Path) -> CohortStore:
+    copy = CohortStore.create(path, recipe=store.recipe, channels=store.channels)
+    with copy.lock():
+        records = []
+        for record in store.subjects():
+            name = record.subject_id
+            lesion = None if record.split == "gate" else store.mask(name, "lesion")
+            arrays = SubjectArrays(image=store.image(name), brain=store.brain(name), lesion=lesion)
+            fresh = record.model_copy(
+                update={"arrays": {}, "recipe_digest": copy.recipe_digest, "has_lesion": False, "group": "site"}
+            )
+            records.append(copy.write(fresh, arrays))
+        copy.commit(records)
+    return CohortStore.open(path)
+
+
 def test_a_gate_of_healthy_subjects_needs_no_lesions(
-    home: Path, name: str, healthy_store: CohortStore, tmp_path: Path
+    home: Path, name: str, toy_store: CohortStore, tmp_path: Path
 ) -> None:
-    """The toy without gate split has none to judge on; with lesions not needed, what is missing is said alike."""
-    model = _model(tmp_path / "model", healthy_store, 0.5)
+    store = _without_lesions_in_the_gate(toy_store, tmp_path / "store")
+    model = _model(tmp_path / "model", store, 0.5)
+    with pytest.raises(CohortError, match="no subject with an annotated lesion"):
+        _promote(home, name, model, store)
+    with pytest.raises(CohortError, match="no subject with an annotated lesion"):
+        _promote(home, name, model, store, gates=Gates(better=None, subgroups=SubgroupsGate()))
     gates = Gates(better=None, false_positives=FalsePositivesGate(limit=1))
-    with pytest.raises(CohortError, match="no subject in the split 'gate'"):
-        _promote(home, name, model, healthy_store, gates=gates)
+    answer = _promote(home, name, model, store, gates=gates)
+    assert answer.promoted
+    assert (answer.num_subjects, answer.num_lesions, answer.average_precision) == (4, 0, None)
+    assert answer.sentence == f"version 1 is the first champion of '{name}'"
+    second = _promote(home, name, _model(tmp_path / "second", store, 0.6), store, gates=gates)
+    assert second.promoted
+    assert second.champion_version == "1"
+    assert second.sentence == f"version 2 is the new champion of '{name}': it passed false_positives"
 
 
 def test_labels_that_are_not_there_are_said_before_anything_is_scored(

@@ -126,7 +126,7 @@ def sentence_of(facts: Mapping[str, Any], verdicts: Sequence[Verdict], *, dry_ru
         if dry_run:
             return f"{who} would be the first champion of '{name}'{on_gate}"
         return f"version {version} is the first champion of '{name}'{on_gate}"
-    gates = beaten or f"it passed {len(verdicts)} gates"
+    gates = beaten or f"it passed {', '.join(verdict.gate for verdict in verdicts)}"
     if dry_run:
         return f"{who} would be the new champion of '{name}': {gates}"
     return f"version {version} is the new champion of '{name}': {gates}"
