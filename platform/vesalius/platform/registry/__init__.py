@@ -8,7 +8,8 @@ MLflow is imported when it is first needed.
     gate.py         the gate split                        gates/                    what is asked on it
     promotion.py    a candidate before the gates          outcome.py                what became of it
     champions.py    rollback                              records.py, log.py        who, when, why; in an order all see
-    settling.py     aliases and tags follow the log       attachments.py            the card of that day
+    line.py         champions by the log                  settling.py               aliases and tags follow it
+    attachments.py  the card of that day                  standing.py               how it all stands, for who looks
 """
 
 from vesalius.platform.registry.champions import Rollback, rollback

@@ -18,6 +18,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.errors import ModelError
+from vesalius.platform.registry.line import moved_line
 from vesalius.platform.registry.log import (
     LINE,
     Standing,
@@ -25,7 +26,6 @@ from vesalius.platform.registry.log import (
     begin_settling,
     end_settling,
     mark_of,
-    moved_line,
     read,
 )
 from vesalius.platform.registry.records import PromotionRecord
