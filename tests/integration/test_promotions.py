@@ -354,6 +354,27 @@ def test_labels_that_are_not_there_are_said_before_anything_is_scored(
     assert not (home / "gate" / name).exists()
 
 
+def test_a_first_champion_that_was_not_the_first_is_compared(
+    home: Path, name: str, toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two find no such model: the one whose entry comes second is compared with the first."""
+    weak, strong = (_model(tmp_path / f"{share}", toy_store, share) for share in (0.2, 0.9))
+    from vesalius.platform.registry import promotion
+
+    ours = promotion.register
+
+    def after_another(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(promotion, "register", ours)
+        other = tmp_path / "elsewhere"
+        assert _promote(other, name, strong, toy_store, uri=tracking_uri(home)).promoted
+        return ours(*arguments, **options)
+
+    monkeypatch.setattr(promotion, "register", after_another)
+    answer = _promote(home, name, weak, toy_store)
+    assert (answer.promoted, answer.champion_version) == (False, "1")
+    assert standing_of(name, home=home).champions == ("1",)
+
+
 # ---- many at once
 
 

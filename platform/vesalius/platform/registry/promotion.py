@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from vesalius.platform.models import ModelCard
     from vesalius.platform.progress import Progress
     from vesalius.platform.registry.gates import Timing
-    from vesalius.platform.registry.log import Standing
     from vesalius.platform.store import CohortStore, SubjectRecord
 
     Describe = Callable[["Promotion", "dict[VoxelSet, Figures]"], Mapping[str, str]]
@@ -148,9 +147,10 @@ def promote(
             registered = register(model, name, home=home, methods=methods, uri=uri, mlflow_run_id=mlflow_run_id)
             facts["version"] = registered.version
             answer = Promotion(promoted=passed, sentence=sentence_of(facts, verdicts, dry_run=False), **facts)
-            standing = settle(mlflow, uri, name) if not standing.exists else standing
+            # Made a moment ago, it has a beginning now; what was compared stays what was looked at.
+            life = standing.life if standing.exists else settle(mlflow, uri, name).life
             figures = evaluate(mine.scores, store, _by_set(candidate)) if describe is not None else {}
-            record = _record(answer, standing, candidate, rival, store, gates)
+            record = _record(answer, standing.head, life, candidate, rival, store, gates)
             files = {} if describe is None else dict(describe(answer, figures))
             record = attach_files(
                 mlflow, uri, record, registered.tracked_run, {**files, "record.json": _full(record, gates)}
@@ -259,7 +259,8 @@ def _champion_already(facts: dict[str, Any], *, dry_run: bool) -> Promotion:
 
 def _record(
     answer: Promotion,
-    standing: Standing,
+    follows: int,
+    life: int,
     candidate: ModelCard,
     rival: Path | None,
     store: CohortStore,
@@ -270,8 +271,8 @@ def _record(
         name=answer.name,
         version=answer.version,
         champion_version=answer.champion_version or "",
-        follows=standing.head,
-        life=standing.life,
+        follows=follows,
+        life=life,
         by=answer.by,
         why=answer.why,
         sentence=answer.sentence,
