@@ -239,6 +239,8 @@ def test_false_positives_are_those_counted_by_hand() -> None:
     assert found.bound == pytest.approx(bound)
     assert found.num_subjects == 3
     assert found.outcome == "failed"  # the mean would pass, its bound does not
+    assert found.figure is not None
+    assert found.bound is not None
     assert found.figure < asked.limit < found.bound
     enough = Gates(better=None, false_positives=asked.model_copy(update={"limit": float(bound) + 1e-9}))
     assert judge(enough, evidence(RECORDS, healthy_maps(), None, {}))[0][0].outcome == "passed"
@@ -436,10 +438,10 @@ def test_another_figure_decides_where_it_is_asked(figure: Any) -> None:
     (found,), result = judge(
         Gates(num_resamples=100, better=BetterGate(figure=figure)), evidence(records, first, second, lesions)
     )
-    histograms = [
+    mine, theirs = (
         [Histogram.of(maps[one.subject_id], lesions[one.subject_id]) for one in records] for maps in (first, second)
-    ]
-    assert result == paired_bootstrap(*histograms, figure, num=100, seed=0)
+    )
+    assert result == paired_bootstrap(mine, theirs, figure, num=100, seed=0)
     assert found.outcome == "passed"
 
 
@@ -508,9 +510,9 @@ def test_lineage_names_what_is_missing() -> None:
 
 
 def test_a_verdict_says_whether_it_stands_in_the_way() -> None:
-    outcomes = {"passed": True, "does not apply": True, "failed": False, "cannot be evaluated": False}
+    outcomes: dict[Any, bool] = {"passed": True, "does not apply": True, "failed": False, "cannot be evaluated": False}
     for outcome, passes in outcomes.items():
-        assert Verdict(gate="x", outcome=outcome, sentence="").passes is passes  # type: ignore[arg-type]
+        assert Verdict(gate="x", outcome=outcome, sentence="").passes is passes
 
 
 def test_the_default_file_is_plain_yaml() -> None:

@@ -99,7 +99,7 @@ def _known(records: Sequence[SubjectRecord]) -> tuple[tuple[str, str, str], ...]
     """Return by factor how many subjects it is known of, and its values."""
     values: dict[str, list[Any]] = {}
     for record in records:
-        own = {} if record.group is None else {"group": record.group}
+        own: dict[str, Any] = {} if record.group is None else {"group": record.group}
         own |= {f"labels.{key}": value for key, value in record.labels.items()}
         own |= {f"demographics.{key}": value for key, value in record.demographics.items() if value is not None}
         for key, value in own.items():

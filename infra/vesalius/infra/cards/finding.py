@@ -96,7 +96,7 @@ def sources_of_run(
     """
     card, spec = require_model(run), run.spec
     store = _store(spec.store, spec.cohort_digest)
-    figures: dict[str, Mapping[str, Figures]] = {}
+    figures: dict[str, Mapping[VoxelSet, Figures]] = {}
     for split in SPLITS:
         kept = kept_figures(run, split if store is None else scores_folder(run, split, store).name)
         if split == "gate" and gate:
@@ -121,7 +121,7 @@ def sources_of_run(
     )
 
 
-def _subgroups(run: RunFolder, store: CohortStore, figures: Mapping[str, Mapping[str, Figures]]) -> list[Subgroup]:
+def _subgroups(run: RunFolder, store: CohortStore, figures: Mapping[str, Mapping[VoxelSet, Figures]]) -> list[Subgroup]:
     """Count the groups of splits that have figures and whose maps are still there."""
     found = []
     for split in figures:

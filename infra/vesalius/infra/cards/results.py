@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vesalius.infra.cards.writing import CardSources
-    from vesalius.platform.evaluation import Figures
+    from vesalius.platform.evaluation import Figures, VoxelSet
 
 _NAMES = {
     "average_precision": "average precision",
@@ -82,9 +82,9 @@ def quantitative_analyses(sources: CardSources) -> Section:
     return Section(title="Quantitative Analyses", sentences=tuple(sentences), tables=tuple(tables))
 
 
-def _titled(figures: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
-    names = {"all": "all voxels", "brain": "voxels inside the brain"}
-    return [(names.get(voxels, voxels), one) for voxels, one in figures.items()]
+def _titled(figures: Mapping[VoxelSet, Figures]) -> list[tuple[str, Figures]]:
+    names: dict[VoxelSet, str] = {"all": "all voxels", "brain": "voxels inside the brain"}
+    return [(names[voxels], one) for voxels, one in figures.items()]
 
 
 def _figures(title: str, rows: Mapping[str, Figures]) -> Table:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.platform.contracts import Method
-    from vesalius.platform.evaluation import Figures
+    from vesalius.platform.evaluation import Figures, VoxelSet
     from vesalius.platform.models import ModelCard
     from vesalius.platform.registry import Promotion
     from vesalius.platform.runs import RunSpec
@@ -28,7 +28,7 @@ class Subgroup:
 
     split: str
     name: str
-    figures: Mapping[str, Figures]
+    figures: Mapping[VoxelSet, Figures]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class CardSources:
     spec: RunSpec | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     store: CohortStore | None = None
-    figures: Mapping[str, Mapping[str, Figures]] = field(default_factory=dict)
+    figures: Mapping[str, Mapping[VoxelSet, Figures]] = field(default_factory=dict)
     subgroups: Sequence[Subgroup] = ()
     promotion: Promotion | None = None
     registered: str = ""
