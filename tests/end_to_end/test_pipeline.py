@@ -258,7 +258,6 @@ def test_the_gate_decides_and_a_rollback_goes_back(cohort: SimpleNamespace, tmp_
 
 
 GATES = """
-false_positives: {limit: 0.9}
 subgroups: {by: [labels.side], min_lesions: 2, worse_by: 1.0}
 seconds: {limit: 600, volumes: 1}
 lineage: {}
@@ -277,13 +276,15 @@ def test_gates_of_a_file_are_asked_recorded_and_shown(cohort: SimpleNamespace, t
     assert (dry["passed"], dry["promoted"], dry["record"]) == (True, False, None)
     assert "asked" not in [row["name"] for row in call("registry", "--home", cohort.home)["models"]]
     real = call(*told, "--gates", gates, "--why", "the first of its kind")
-    assert [one["gate"] for one in real["verdicts"]] == ["better", "false_positives", "seconds", "lineage"]
+    assert [one["gate"] for one in real["verdicts"]] == ["better", "seconds", "lineage"]
     assert all(one["outcome"] in ("passed", "does not apply") for one in real["verdicts"])
-    gates.write_text(GATES.replace("subgroups", "# subgroups").replace("0.9", "0.0"))
+    # One healthy subject cannot tell, and that hides none of the other answers.
+    gates.write_text(GATES.replace("subgroups", "# subgroups") + "false_positives: {limit: 0.5}\n")
     refused = CliRunner().invoke(app, ["promote", "intensity_threshold", *map(str, told[2:]), "--gates", str(gates)])
     assert refused.exit_code == 1
     assert "kept back by" in refused.stderr
-    assert "false_positives" in refused.stdout
+    assert "the gate holds 1 healthy subjects and 2 are asked for" in refused.stderr
+    assert [gate in refused.stdout for gate in ("better", "false_positives", "seconds", "lineage")] == [True] * 4
     document = call("registry", "asked", "--home", cohort.home)
     assert (document["champion"], document["challenger"]) == ("1", "2")
     assert [one["kind"] for one in document["decisions"]] == ["promoted", "kept back"]
