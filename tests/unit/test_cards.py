@@ -92,7 +92,8 @@ def test_figures_stand_with_their_intervals(toy_store: CohortStore) -> None:
     )
     found = section(card, "Quantitative Analyses")
     (row,) = found.tables[0].rows
-    assert found.tables[0].title == "test, all voxels"
+    assert found.tables[0].title == "All subjects, all voxels"
+    assert row[0] == "test"
     assert "0.750 (0.500 to 0.875)" in row
     assert found.tables[1].rows == (("seconds", "passed", "fast enough"),)
     thresholds = section(card, "Metrics").tables[0]

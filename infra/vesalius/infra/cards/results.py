@@ -60,15 +60,14 @@ def metrics(sources: CardSources) -> Section:
 def quantitative_analyses(sources: CardSources) -> Section:
     """Figures with their intervals, of splits and of subgroups, and what the gates said."""
     tables = []
+    whole: dict[str, dict[str, Figures]] = {}
     for split in sorted(sources.figures, key=split_order):
-        tables += [
-            _figures(f"{split}, {voxels}", {"all subjects": one}) for voxels, one in _titled(sources.figures[split])
-        ]
-    apart: dict[str, dict[str, Figures]] = {}
+        for voxels, one in _titled(sources.figures[split]):
+            whole.setdefault(f"All subjects, {voxels}", {})[split] = one
     for subgroup in sources.subgroups:
         for voxels, one in _titled(subgroup.figures):
-            apart.setdefault(f"{subgroup.split}, {voxels}, by subgroup", {})[subgroup.name] = one
-    tables += [_figures(title, rows) for title, rows in apart.items()]
+            whole.setdefault(f"{subgroup.split} by subgroup, {voxels}", {})[subgroup.name] = one
+    tables += [_figures(title, rows) for title, rows in whole.items()]
     sentences = []
     if not sources.figures:
         sentences.append("Nothing was measured yet: `vesalius evaluate RUN` does that.")
