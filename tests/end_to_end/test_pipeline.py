@@ -257,6 +257,94 @@ def test_the_gate_decides_and_a_rollback_goes_back(cohort: SimpleNamespace, tmp_
     assert promote("--rollback")[0] == 2
 
 
+GATES = """
+subgroups: {by: [labels.side], min_lesions: 2, worse_by: 1.0}
+seconds: {limit: 600, volumes: 1}
+lineage: {}
+"""
+
+
+def test_gates_of_a_file_are_asked_recorded_and_shown(cohort: SimpleNamespace, tmp_path: Path) -> None:
+    gates = tmp_path / "gates.yaml"
+    gates.write_text(GATES)
+    told = ("promote", "healthy_atlas", "--name", "asked", "--home", cohort.home)
+    done = CliRunner().invoke(app, [*map(str, told), "--gates", str(gates)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no gate subject has 'labels.side'" in done.stderr
+    gates.write_text(GATES.replace("subgroups", "# subgroups"))
+    dry = call(*told, "--gates", gates, "--dry-run")
+    assert (dry["passed"], dry["promoted"], dry["record"]) == (True, False, None)
+    assert "asked" not in [row["name"] for row in call("registry", "--home", cohort.home)["models"]]
+    real = call(*told, "--gates", gates, "--why", "the first of its kind")
+    assert [one["gate"] for one in real["verdicts"]] == ["better", "seconds", "lineage"]
+    assert all(one["outcome"] in ("passed", "does not apply") for one in real["verdicts"])
+    # One healthy subject cannot tell, and that hides none of the other answers.
+    gates.write_text(GATES.replace("subgroups", "# subgroups") + "false_positives: {limit: 0.5}\n")
+    refused = CliRunner().invoke(app, ["promote", "intensity_threshold", *map(str, told[2:]), "--gates", str(gates)])
+    assert refused.exit_code == 1
+    assert "kept back by" in refused.stderr
+    assert "the gate holds 1 healthy subjects and 2 are asked for" in refused.stderr
+    assert [gate in refused.stdout for gate in ("better", "false_positives", "seconds", "lineage")] == [True] * 4
+    document = call("registry", "asked", "--home", cohort.home)
+    assert (document["champion"], document["challenger"]) == ("1", "2")
+    assert [one["kind"] for one in document["decisions"]] == ["promoted", "kept back"]
+    assert document["decisions"][0]["why"] == "the first of its kind"
+    shown = CliRunner().invoke(app, ["registry", "asked", "--home", str(cohort.home)])
+    assert "the first of its kind" in shown.stdout
+    version = call("registry", "asked", "champion", "--home", cohort.home)
+    assert version["records"][0]["full"]["gates"]["seconds"]["volumes"] == 1
+    assert version["card"]["title"] == "asked, version 1"
+    assert call("registry", "asked", "--settle", "--home", cohort.home) == document
+    printed = CliRunner().invoke(app, ["registry", "--gates"])
+    gates.write_text(printed.stdout)
+    assert call(*told, "--gates", gates)["sentence"].endswith("is the champion of 'asked' already (version 1)")
+
+
+def test_a_card_says_what_was_computed(cohort: SimpleNamespace, tmp_path: Path) -> None:
+    call("evaluate", "healthy_atlas", "--home", cohort.home)
+    page, text = tmp_path / "card.html", tmp_path / "card.md"
+    card = call("card", "healthy_atlas", "--home", cohort.home, "--html", page, "--markdown", text)
+    titles = [section["title"] for section in card["sections"]]
+    assert titles == [
+        "Model Details",
+        "Intended Use",
+        "Factors",
+        "Metrics",
+        "Evaluation Data",
+        "Training Data",
+        "Quantitative Analyses",
+        "Ethical Considerations",
+        "Caveats and Recommendations",
+    ]
+    kept = json.loads((Path(cohort.runs["healthy_atlas"]["folder"]) / "evaluations" / "test.json").read_text())
+    assert card["figures"]["test"] == kept
+    low, high = kept["all"]["intervals"]["average_precision"]
+    precision = f"{kept['all']['average_precision']:.3f} ({low:.3f} to {high:.3f})"
+    assert precision in text.read_text()
+    assert precision in page.read_text()
+    assert card["identity"]["cohort_digest"] == cohort.runs["healthy_atlas"]["cohort_digest"]
+    changed = next(one for one in card["sections"][0]["tables"] if "not the defaults" in one["title"])
+    assert ["method.map.average_pool", "1"] in [row[:2] for row in changed["rows"]]
+    data = next(one for one in card["sections"] if one["title"] == "Evaluation Data")["tables"][0]
+    assert [row[:4] for row in data["rows"]] == [
+        ["train", "6", "0", "0"],
+        ["validation", "3", "2", "2"],
+        ["gate", "3", "2", "2"],
+        ["test", "3", "2", "2"],
+    ]
+    # No subject, and no path of this machine.
+    assert "test-12" not in page.read_text()
+    assert str(tmp_path.parent) not in page.read_text()
+    promoted = call("promote", "healthy_atlas", "--name", "carded", "--home", cohort.home)
+    registered = call("card", "models:/carded@champion", "--home", cohort.home)
+    assert registered["title"] == "carded, version 1"
+    assert registered["figures"]["gate"]["all"]["average_precision"] == pytest.approx(promoted["average_precision"])
+    assert registered == call("card", "models:/carded/1", "--home", cohort.home)
+    done = CliRunner().invoke(app, ["card", "healthy_atlsa", "--home", str(cohort.home)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "did you mean 'healthy_atlas'?" in done.stderr
+
+
 def heed_interrupts() -> None:
     """Undo what a shell does to tests in the background: a process that is started ignoring SIGINT goes on to."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -21,11 +21,11 @@ from sklearn.metrics import average_precision_score
 
 from vesalius.platform.config import digest
 from vesalius.platform.errors import CohortError, ModelError, RunError
-from vesalius.platform.evaluation import Threshold
-from vesalius.platform.models import ModelCard, load_model, read_card, save_model, update_card
+from vesalius.platform.models import load_model, read_card, update_card
 from vesalius.platform.registry import (
+    Gates,
     Promotion,
-    PromotionSettings,
+    PromotionRecord,
     history,
     pack_brain,
     promote,
@@ -33,7 +33,10 @@ from vesalius.platform.registry import (
     resolve,
     rollback,
 )
-from vesalius.platform.registry.champions import alone, champions, crown
+from vesalius.platform.registry.champions import alone
+from vesalius.platform.registry.gates import BetterGate
+from vesalius.platform.registry.log import append, read
+from vesalius.platform.registry.settling import settle
 from vesalius.platform.runs import RunSpec, create_run
 from vesalius.platform.scoring import score_volume, volume_of
 from vesalius.platform.store import CohortStore, SourceFacts, SubjectArrays
@@ -68,24 +71,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def _model(folder: Path, store: CohortStore, share: float, **changes: Any) -> Path:
-    from toy_methods import Brightness, BrightnessSettings  # type: ignore[import-not-found]  # made by the test
+    from toy_methods import write_model  # type: ignore[import-not-found]  # made importable by the test
 
-    facts = store.facts()
-    facts = facts.model_copy(update=changes.pop("cohort", {}))
-    method = Brightness(BrightnessSettings(), facts)
-    with torch.no_grad():
-        method.share.fill_(share)
-    values: dict[str, Any] = {
-        "method": "brightness",
-        "settings": method.settings.model_dump(mode="json"),
-        "cohort": facts,
-        "recipe": store.recipe,
-        "thresholds": {"all": Threshold(value=0.5, policy="best_dice", split="validation", voxel_set="all")},
-        "run_id": f"run-{share}",
-        **changes,
-    }
-    save_model(folder, method, ModelCard(**values))
-    return folder
+    written: Path = write_model(folder, store, share, **changes)
+    return written
 
 
 def _promote(home: Path, name: str, model: Path, store: CohortStore, **options: Any) -> Promotion:
@@ -206,8 +195,8 @@ def test_a_gain_that_may_be_chance_is_not_enough(home: Path, name: str, toy_stor
     assert not answer.promoted
     assert f"fell short of the champion by {-answer.lower_bound:.4f}" in answer.sentence
     # Asked to be less sure, the same gate lets it through.
-    settings = PromotionSettings(confidence=0.51)
-    assert _promote(home, name, tmp_path / "strong", store, settings=settings).promoted
+    gates = Gates(better=BetterGate(confidence=0.51))
+    assert _promote(home, name, tmp_path / "strong", store, gates=gates).promoted
 
 
 def test_test_figures_are_shown_and_choose_nothing(
@@ -222,7 +211,7 @@ def test_test_figures_are_shown_and_choose_nothing(
     assert lost.champion_test_figures == first
     assert [facts.test_figures for facts in history(name, home=home)] == [first, splendid]
     silent = _promote(home, name, tmp_path / "weak", toy_store)
-    undecided = {"test_figures", "champion_test_figures"}
+    undecided = {"test_figures", "champion_test_figures", "record"}
     assert silent.model_dump(exclude=undecided) == lost.model_dump(exclude=undecided)
 
 
@@ -332,7 +321,7 @@ def test_lesions_outside_the_voxels_that_count_decide_nothing(
     store = _remake(toy_store, tmp_path / "store", _outside_the_brain)
     model = _model(tmp_path / "model", store, 0.6)
     with pytest.raises(CohortError, match=r"one subject with a lesion voxel \(brain voxels\) and a comparison needs"):
-        _promote(home, name, model, store, settings=PromotionSettings(voxel_set="brain"))
+        _promote(home, name, model, store, gates=Gates(voxel_set="brain"))
     with pytest.raises(ModelError, match="no version of"):
         history(name, home=home)
     assert _promote(home, name, model, store).num_lesions == 2
@@ -381,7 +370,7 @@ def test_a_candidate_of_other_data_is_refused(
 def test_a_champion_that_does_not_fit_is_named(home: Path, name: str, toy_store: CohortStore, tmp_path: Path) -> None:
     other = _model(tmp_path / "old", toy_store, 0.5, cohort={"subjects": ("gate-01", "train-00")})
     register(other, name, home=home, methods=METHODS)
-    crown(client(tracking_uri(home)), tracking_uri(home), name, "1")
+    _crown(home, name, "1")
     model = _model(tmp_path / "model", toy_store, 0.6)
     with pytest.raises(
         ModelError, match=r"the champion \(version 1 .* trained on 1 of the gate's subjects \('gate-01'\)"
@@ -437,11 +426,28 @@ def versions(home: Path, name: str, toy_store: CohortStore, tmp_path: Path) -> l
 
 def _line(home: Path, name: str) -> list[str]:
     uri = tracking_uri(home)
-    return champions(client(uri), uri, name)
+    return list(read(client(uri), uri, name).champions)
+
+
+def _decided(home: Path, name: str, version: str) -> None:
+    """Write into the log that a version became champion, and leave alias and tags as they are."""
+    uri = tracking_uri(home)
+    standing = settle(client(uri), uri, name)
+    record = PromotionRecord(
+        kind="promoted",
+        name=name,
+        version=version,
+        champion_version=standing.champion,
+        follows=standing.head,
+        life=standing.life,
+    )
+    append(client(uri), uri, record)
 
 
 def _crown(home: Path, name: str, version: str) -> None:
-    crown(client(tracking_uri(home)), tracking_uri(home), name, version)
+    _decided(home, name, version)
+    uri = tracking_uri(home)
+    assert settle(client(uri), uri, name).alias == version
 
 
 def test_rolling_back_goes_one_champion_at_a_time(home: Path, name: str, versions: list[str]) -> None:
@@ -479,36 +485,129 @@ def _killed(*_: Any, **__: Any) -> None:
     raise _Killed
 
 
-@pytest.mark.parametrize("cut", ["set_registered_model_tag", "set_registered_model_alias"])
-def test_a_killed_promotion_has_happened_or_not(
-    home: Path, name: str, versions: list[str], monkeypatch: pytest.MonkeyPatch, cut: str
-) -> None:
+WRITES = (
+    "create_registered_model",
+    "create_model_version",
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "set_registered_model_tag",
+    "delete_registered_model_tag",
+    "set_model_version_tag",
+    "delete_model_version_tag",
+    "log_artifacts",
+)
+"""Every call by which a registry is written to."""
+
+
+@contextlib.contextmanager
+def _killed_at(number: int) -> Iterator[list[str]]:
+    """Kill the process when ``number`` writes have been made; gives those that were."""
     from mlflow import MlflowClient
 
-    for version in (*versions, "1"):
-        _crown(home, name, version)
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, cut, _killed)
-        with pytest.raises(_Killed):
-            _crown(home, name, "3")
-    assert _line(home, name) == ["1", "2", "3", "1"]
-    assert rollback(name, home=home).version == "3"
-    assert rollback(name, home=home).version == "2"
+    made: list[str] = []
+
+    def wrapped(write: str) -> Callable[..., Any]:
+        original = getattr(MlflowClient, write)
+
+        def call(self: Any, *arguments: Any, **named: Any) -> Any:
+            if len(made) == number:
+                raise _Killed
+            answer = original(self, *arguments, **named)
+            made.append(write)
+            return answer
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for write in WRITES:
+            patch.setattr(MlflowClient, write, wrapped(write))
+        yield made
 
 
-@pytest.mark.parametrize(("cut", "champion"), [("set_registered_model_alias", "3"), ("set_registered_model_tag", "2")])
-def test_a_killed_rollback_has_happened_or_not(
-    home: Path, name: str, versions: list[str], monkeypatch: pytest.MonkeyPatch, cut: str, champion: str
+def _agrees(home: Path, name: str) -> None:
+    """Check that aliases and tags say what the log says."""
+    uri = tracking_uri(home)
+    standing = read(client(uri), uri, name)
+    assert not standing.unsettled
+    assert standing.alias == standing.crowned == standing.champion
+    versions = history(name, home=home)
+    assert [facts.version for facts in versions if facts.champion] == [standing.champion]
+    once = {entry.record.version for entry in standing.entries if entry.record.kind == "promoted"}
+    assert {facts.version for facts in versions if facts.archived} == once - {standing.champion}
+    newest = versions[-1].version
+    assert standing.challenger == ("" if newest in once else newest)
+
+
+def _versions(home: Path, name: str) -> list[Any]:
+    try:
+        return history(name, home=home)
+    except ModelError:
+        return []
+
+
+def _promote_until_done(home: Path, name: str, model: Path, store: CohortStore) -> int:
+    """Promote, killed at the first write, then at the second and so on, until nothing is left to be killed at."""
+    for number in range(200):
+        with _killed_at(number), contextlib.suppress(_Killed):
+            _promote(home, name, model, store)
+            return number
+        # What was decided may stand or not; who looks finds a champion that was registered in either case.
+        uri = tracking_uri(home)
+        assert read(client(uri), uri, name).champion in ("", *(facts.version for facts in _versions(home, name)))
+    raise AssertionError("it never ended")
+
+
+def test_a_promotion_may_be_killed_between_any_two_writes(
+    home: Path, name: str, toy_store: CohortStore, tmp_path: Path
 ) -> None:
-    from mlflow import MlflowClient
+    first, second = (_model(tmp_path / f"{share}", toy_store, share) for share in (0.2, 0.9))
+    _promote_until_done(home, name, first, toy_store)
+    assert _line(home, name) == ["1"]
+    _agrees(home, name)
+    _promote_until_done(home, name, second, toy_store)
+    assert _line(home, name) == ["1", "2"]
+    _agrees(home, name)
+    promoted = [entry for entry in _entries(home, name) if entry.record.kind == "promoted" and not entry.overtaken]
+    assert [entry.record.version for entry in promoted] == ["1", "2"]
 
-    for version in versions:
-        _crown(home, name, version)
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, cut, _killed)
-        with pytest.raises(_Killed):
-            rollback(name, home=home)
-    assert _line(home, name) == versions[: int(champion)]
+
+def _entries(home: Path, name: str) -> Any:
+    uri = tracking_uri(home)
+    return read(client(uri), uri, name).entries
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["promoted", "kept back", "rolled back"])
+def test_the_next_call_goes_on_wherever_one_was_killed(
+    home: Path, toy_store: CohortStore, tmp_path: Path, kind: str
+) -> None:
+    """Each write of a fresh registry's promotion, refusal and rollback in turn; the next call is another one."""
+    models = {share: _model(tmp_path / f"{share}", toy_store, share) for share in (0.2, 0.6, 0.9)}
+    for number in range(200):
+        name = f"next-{kind.replace(' ', '-')}-{number}"
+        _promote(home, name, models[0.2 if kind != "kept back" else 0.6], toy_store)
+        if kind == "rolled back":
+            _promote(home, name, models[0.6], toy_store)
+        before = _line(home, name)
+        survived = False
+        with _killed_at(number) as made, contextlib.suppress(_Killed):
+            if kind == "rolled back":
+                rollback(name, home=home)
+            else:
+                _promote(home, name, models[0.6 if kind == "promoted" else 0.2], toy_store)
+            survived = True
+        happened = [entry for entry in _entries(home, name)[len(before) :] if entry.record.kind == kind]
+        expected = {"promoted": [*before, "2"], "kept back": before, "rolled back": before[:-1]}[kind]
+        assert _line(home, name) == (expected if happened else before), (number, made)
+        # The next call, by somebody else and of something else, finds a registry that agrees with itself.
+        assert _promote(home, name, models[0.9], toy_store).promoted
+        _agrees(home, name)
+        assert _line(home, name)[:-1] == (expected if happened else before)
+        if survived:
+            assert happened
+            assert number > 5, "the writes were not seen"
+            return
+    raise AssertionError("it never ended")
 
 
 def test_an_alias_moved_by_hand_is_taken_as_it_is(home: Path, name: str, versions: list[str]) -> None:
@@ -530,17 +629,53 @@ def test_a_deleted_champion_is_not_gone_back_to(home: Path, name: str, versions:
 # ---- several at once
 
 
-def test_a_champion_that_changed_elsewhere_is_not_overwritten(
+def test_a_champion_that_changed_elsewhere_is_the_one_to_beat(
     home: Path, name: str, versions: list[str], toy_store: CohortStore, tmp_path: Path
 ) -> None:
     _crown(home, name, "1")
+    notes: list[str] = []
 
     def from_another_home(done: int, total: int, note: str) -> None:
-        client(tracking_uri(home)).set_registered_model_alias(name, "champion", "2")
+        notes.append(note)
+        if len(notes) == 1:
+            _crown(home, name, "3")  # 0.5 bright: better than version 1, and than the candidate
 
-    with pytest.raises(ModelError, match="changed while the candidate was scored: promote it again"):
+    answer = _promote(home, name, _model(tmp_path / "model", toy_store, 0.3), toy_store, progress=from_another_home)
+    assert any("changed meanwhile: comparing with version 3" in note for note in notes)
+    assert (answer.champion_version, answer.promoted) == ("3", False)
+    assert _line(home, name) == ["1", "3"]
+    told = [(entry.record.kind, entry.record.champion_version, entry.overtaken) for entry in _entries(home, name)]
+    assert told[2:] == [("promoted", "1", True), ("kept back", "3", False)]
+
+
+def test_a_champion_that_changes_all_the_time_ends_in_words(
+    home: Path, name: str, versions: list[str], toy_store: CohortStore, tmp_path: Path
+) -> None:
+    _crown(home, name, "1")
+    turns = iter("123" * 100)
+
+    def from_another_home(done: int, total: int, note: str) -> None:
+        _crown(home, name, next(turns))
+
+    with pytest.raises(ModelError, match="changed 8 times while the candidate was compared: promote it again when"):
         _promote(home, name, _model(tmp_path / "model", toy_store, 0.9), toy_store, progress=from_another_home)
-    assert _line(home, name)[-1] == "2"
+
+
+def test_of_two_rollbacks_at_once_one_counts(
+    home: Path, name: str, versions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in versions:
+        _crown(home, name, version)
+    from vesalius.platform.registry import champions
+
+    def overtaking(mlflow: Any, uri: str, record: PromotionRecord) -> int:
+        append(mlflow, uri, record.model_copy(update={"token": "a" * 16}))
+        return append(mlflow, uri, record)
+
+    monkeypatch.setattr(champions, "append", overtaking)
+    with pytest.raises(ModelError, match="changed meanwhile: it is version 2 now"):
+        rollback(name, home=home)
+    assert _line(home, name) == ["1", "2"]
 
 
 def test_a_second_promotion_waits(home: Path, name: str, toy_store: CohortStore, tmp_path: Path) -> None:
@@ -558,7 +693,7 @@ def test_a_second_promotion_waits(home: Path, name: str, toy_store: CohortStore,
         second.join(3)  # long enough for a promotion that does not wait
         assert second.is_alive()
         assert not answers
-        assert champions(client(tracking_uri(home)), tracking_uri(home), name) == []
+        assert _line(home, name) == []
     second.join(60)
     assert answers[0].promoted
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from vesalius.platform.contracts import Method, MethodSettings, Score, TableEntry
+from vesalius.platform.evaluation import Threshold
+from vesalius.platform.models import ModelCard, save_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vesalius.platform.contracts import CohortFacts, Effort, Stage, Volume
+    from vesalius.platform.store import CohortStore
 
 
 class BrightnessSettings(MethodSettings):
@@ -43,3 +47,42 @@ class Brightness(Method):
 
 
 METHODS = {"brightness": TableEntry(path="toy_methods:Brightness", summary="bright is anomalous")}
+
+
+def write_model(folder: Path, store: CohortStore, share: float, **changes: Any) -> Path:
+    """Write a model that trusts brightness so far; ``changes`` are of its card, ``cohort`` of the cohort's facts."""
+    facts = store.facts()
+    facts = facts.model_copy(update=changes.pop("cohort", {}))
+    method = Brightness(BrightnessSettings(), facts)
+    with torch.no_grad():
+        method.share.fill_(share)
+    values: dict[str, Any] = {
+        "method": "brightness",
+        "settings": method.settings.model_dump(mode="json"),
+        "cohort": facts,
+        "recipe": store.recipe,
+        "thresholds": {"all": Threshold(value=0.5, policy="best_dice", split="validation", voxel_set="all")},
+        "run_id": f"run-{share}",
+        **changes,
+    }
+    save_model(folder, method, ModelCard(**values))
+    return folder
+
+
+def promote_into(begin: Any, answers: Any, home: str, name: str, model: str, store: str, uri: str) -> None:
+    """Promote a model from a process of its own, with a home of its own, and put the answer as JSON into a queue."""
+    from vesalius.platform.registry import promote
+    from vesalius.platform.store import CohortStore
+
+    torch.set_num_threads(1)
+    begin.wait(120)
+    answer = promote(
+        Path(model),
+        name,
+        home=Path(home),
+        store=CohortStore.open(Path(store)),
+        methods="toy_methods:METHODS",
+        uri=uri,
+        by=Path(home).name,
+    )
+    answers.put(answer.model_dump_json())

@@ -95,7 +95,7 @@ def override(settings: SettingsT, values: Mapping[str, Any]) -> SettingsT:
     tree = settings.model_dump()
     for key, raw in values.items():
         if key not in known:
-            raise SettingError(_unknown(key, known))
+            raise SettingError(unknown_setting(key, known))
         *parents, leaf = key.split(".")
         for num in range(1, len(parents) + 1):
             if (parent := ".".join(parents[:num])) in values:
@@ -132,7 +132,8 @@ def _paths(settings: BaseModel, prefix: str = "") -> list[str]:
     return paths
 
 
-def _unknown(key: str, known: Sequence[str]) -> str:
+def unknown_setting(key: str, known: Sequence[str]) -> str:
+    """Return what to say of a setting that is not known: the nearest known one, or all of them."""
     # A leaf given without its parents ("latent_dim") is the commonest slip: match the last part too.
     by_leaf = {path.rsplit(".", 1)[-1]: path for path in known}
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)

@@ -6,11 +6,10 @@ import runpy
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.errors import SettingError
+from vesalius.platform.settings_file import read_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_LARGEST_BYTES = 2**20
 
 
 def read_study_file(path: Path) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def read_study_file(path: Path) -> dict[str, Any]:
         SettingError: it cannot be read, fails, or holds no mapping.
     """
     try:
-        return _checked(path, _from_python(path) if path.suffix == ".py" else _from_yaml(path))
+        return _checked(path, _from_python(path) if path.suffix == ".py" else read_yaml(path, "a study file"))
     except RecursionError:
         raise SettingError(f"{path} is nested too deeply, or holds itself: give plain lists and mappings") from None
 
@@ -60,28 +59,3 @@ def _from_python(path: Path) -> Any:
     if "study" not in variables:
         raise SettingError(f"{path} defines no variable 'study': assign the study's keys to it")
     return variables["study"]
-
-
-def _from_yaml(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
-        """Takes no aliases: by some lines of them a file holds itself, or a billion values."""
-
-        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-            if self.check_event(yaml.AliasEvent):
-                raise SettingError(
-                    f"{path} refers to other places by * (line {self.peek_event().start_mark.line + 1}): write the "
-                    "values out"
-                )
-            return super().compose_node(parent, index)
-
-    try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise SettingError(f"{path} is too large to be a study file")
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except OSError as error:
-        raise SettingError(f"{path} cannot be read ({error.strerror}): give a study file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise SettingError(f"{path} is no YAML ({said})") from None

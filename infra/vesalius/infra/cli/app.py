@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from vesalius.infra.cli import (
+    card,
     check,
     demo,
     evaluate,
@@ -14,6 +15,7 @@ from vesalius.infra.cli import (
     lesions,
     listings,
     promote,
+    registry,
     reproduce,
     score,
     study,
@@ -48,6 +50,8 @@ VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (score.score, LEARN, "vesalius score models:/brain@champion patient_T1w.nii.gz --out patient"),
     (evaluate.evaluate, LEARN, "vesalius evaluate RUN OTHER_RUN --split test --picture maps.png"),
     (promote.promote, LEARN, "vesalius promote RUN --name brain"),
+    (registry.registry, LEARN, "vesalius registry brain champion"),
+    (card.card, LEARN, "vesalius card models:/brain@champion --html card.html"),
     (reproduce.reproduce, LEARN, "vesalius reproduce anovaegan_2018 --row dAE --row AnoVAEGAN --budget 20m"),
     (listings.methods, LOOK_UP, "vesalius methods implicit_field"),
     (listings.datasets, LOOK_UP, "vesalius datasets bids"),

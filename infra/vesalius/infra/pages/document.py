@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).parent / "templates"
 QUALITY = "Vesalius quality page"
 STUDY = "Vesalius study page"
+CARD = "Vesalius model card"
 
 
 def page_path(out: Path, generator: str = QUALITY) -> Path:
@@ -69,7 +70,7 @@ def render_page(
     """Return a page's HTML. Everything that comes from data is escaped; no style, script or address comes from it.
 
     Args:
-        template: its name, and that of its script.
+        template: its name, and that of its script where it has one.
         generator: of the page.
         styles: names of style sheets, in their order.
         filters: of the template.
@@ -84,7 +85,8 @@ def render_page(
     )
     environment.filters.update(filters or {})
     style = "".join((_TEMPLATES / f"{one}.css").read_text() for one in styles)
-    script = (_TEMPLATES / f"{template}.js").read_text()
+    own = _TEMPLATES / f"{template}.js"
+    script = own.read_text() if own.is_file() else ""
     return environment.get_template(f"{template}.html.j2").render(
         generator=generator,
         style=Markup(style),

@@ -277,6 +277,15 @@ def kept_rows(run: RunFolder, name: str) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def kept_figures(run: RunFolder, name: str) -> dict[VoxelSet, Figures]:
+    """Return the figures with their intervals that :func:`keep_figures` wrote for a split; empty where it never did."""
+    try:
+        kept = json.loads((run.path / "evaluations" / f"{name}.json").read_text())
+        return {voxels: Figures.model_validate(kept[voxels]) for voxels in VOXEL_SETS if voxels in kept}
+    except (OSError, ValueError):
+        return {}
+
+
 def device_name(device: str) -> str:
     """Return ``cpu`` or ``cuda``.
 

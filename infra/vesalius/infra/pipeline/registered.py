@@ -9,18 +9,22 @@ from vesalius.infra.pipeline.tracked import tracked_as
 from vesalius.infra.pipeline.training import require_model
 from vesalius.methods import METHODS
 from vesalius.platform import registry
+from vesalius.platform.config import digest
 from vesalius.platform.errors import SettingError
 from vesalius.platform.models import ModelCard, load_model, model_digest
 from vesalius.platform.progress import silent
-from vesalius.platform.runs import RunFolder, find_run
+from vesalius.platform.registry import Lineage
+from vesalius.platform.runs import RunFolder, begun_run, find_run
 from vesalius.platform.scoring import ScoreInfo, ScoreStore, score_store
 from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from vesalius.platform.evaluation import Figures, VoxelSet
     from vesalius.platform.progress import Progress
-    from vesalius.platform.registry import Promotion
+    from vesalius.platform.registry import Gates, Promotion
     from vesalius.platform.store import Place
 
 METHODS_PATH = "vesalius.methods:METHODS"
@@ -78,10 +82,15 @@ def promote_run(
     *,
     home: Path,
     store: Place | None = None,
+    gates: Gates | None = None,
+    why: str = "",
+    dry_run: bool = False,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Promotion:
     """Register a run's model and let it challenge the champion on the gate split; see ``registry.promote``.
+
+    The model card of that day is kept with the record.
 
     Raises:
         RunError: the run is not finished.
@@ -90,6 +99,14 @@ def promote_run(
     require_model(run)
     cohort = CohortStore.open(store or run.spec.store)
     tracked = tracked_as(run.spec)
+
+    def describe(promotion: Promotion, gate: Mapping[VoxelSet, Figures]) -> Mapping[str, str]:
+        from vesalius.infra.cards import as_markdown, write_card
+        from vesalius.infra.cards.finding import sources_of_run
+
+        card = write_card(sources_of_run(run, promotion=promotion, gate=gate, subgroups=False))
+        return {"card.json": card.model_dump_json(indent=1) + "\n", "card.md": as_markdown(card)}
+
     return registry.promote(
         run.model,
         name,
@@ -98,7 +115,24 @@ def promote_run(
         methods=METHODS_PATH,
         uri=None if tracked is None else tracked[0],
         mlflow_run_id=None if tracked is None else tracked[1],
+        gates=gates,
+        lineage=lineage_of(run, home),
+        why=why,
+        dry_run=dry_run,
+        describe=describe,
         test_figures=kept_rows(run, scores_folder(run, "test", cohort).name),
         device=device,
         progress=progress,
     )
+
+
+def lineage_of(run: RunFolder, home: Path) -> Lineage:
+    """Return what is known of where a run comes from: its tracked run, and the run it started from."""
+    spec = run.spec
+    parent = spec.start_from or spec.shared_from or ("" if spec.forerunner is None else spec.forerunner.run)
+    digest_of_parent = ""
+    if parent:
+        other = begun_run(home, parent.partition("@")[0])
+        if other is not None:
+            digest_of_parent = digest([other.spec.cohort_digest, other.spec.settings])
+    return Lineage(tracked_run=spec.mlflow_run_id or "", parent=parent, parent_digest=digest_of_parent)

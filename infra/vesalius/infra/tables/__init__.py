@@ -8,6 +8,7 @@
     reproduction.py  a paper's table with ours beside it
     studies.py     trials, importance, seeds
     judgements.py  figures, image scores, readers, the gate
+    registered.py  registered models, versions, decisions, gates
     volumes.py     exported files, outliers
 """
 
@@ -17,6 +18,7 @@ from vesalius.infra.tables.choices import describe_settings, deviations, memory,
 from vesalius.infra.tables.forecasts import forecast
 from vesalius.infra.tables.frames import as_time, heading, key_values, listing, pairs, plain_text
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion, readers
+from vesalius.infra.tables.registered import decisions, registered, verdicts, version, versions
 from vesalius.infra.tables.reproduction import PaperTable, row_notes
 from vesalius.infra.tables.studies import importance, seeds, trials
 from vesalius.infra.tables.volumes import exported, findings
@@ -24,6 +26,7 @@ from vesalius.infra.tables.volumes import exported, findings
 __all__ = [
     "PaperTable",
     "as_time",
+    "decisions",
     "describe_settings",
     "deviations",
     "exported",
@@ -44,8 +47,12 @@ __all__ = [
     "presets",
     "promotion",
     "readers",
+    "registered",
     "row_notes",
     "seeds",
     "settings",
     "trials",
+    "verdicts",
+    "version",
+    "versions",
 ]

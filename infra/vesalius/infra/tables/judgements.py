@@ -102,9 +102,10 @@ def promotion(document: Mapping[str, Any]) -> Table:
         value = document.get(key)
         return "-" if value is None else f"{value:{sign}.4f}"
 
+    candidate = f"version {document['version']}" if document["version"] else "not registered, for the name"
     rows: list[tuple[str, object]] = [
         ("gate", f"{document['num_subjects']} subjects, {document['num_lesions']} with lesions"),
-        ("candidate", f"AP {number('average_precision')}  (version {document['version']} of {document['name']})"),
+        ("candidate", f"AP {number('average_precision')}  ({candidate} of {document['name']})"),
     ]
     if document.get("champion_version") is None:
         rows.append(("champion", "none until now"))
@@ -114,8 +115,13 @@ def promotion(document: Mapping[str, Any]) -> Table:
         )
         if document.get("lower_bound") is not None:
             bound = f"above {number('lower_bound', '+')} with {document['confidence']:.0%} confidence"
-            rows.append(("difference", f"{number('difference', '+')}, {bound}"))
-    rows.append(("decision", "promoted" if document["promoted"] else "kept back"))
+            metric = document.get("metric", "average_precision")
+            of = "" if metric == "average_precision" else f" of {metric}"
+            rows.append((f"difference{of}", f"{number('difference', '+')}, {bound}"))
+    decision = "promoted" if document["promoted"] else "kept back"
+    if document.get("dry_run"):
+        decision = f"dry run: would be {'promoted' if document['passed'] else 'kept back'}"
+    rows.append(("decision", decision))
     return key_values(rows)
 
 

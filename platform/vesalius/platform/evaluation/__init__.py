@@ -22,6 +22,7 @@ from vesalius.platform.evaluation.metrics import (
     fpr_at_recall,
     image_auroc,
 )
+from vesalius.platform.evaluation.pairing import paired_image_auroc
 from vesalius.platform.evaluation.ranking import (
     Curve,
     Detection,
@@ -94,6 +95,7 @@ __all__ = [
     "mask_dice",
     "operate",
     "paired_bootstrap",
+    "paired_image_auroc",
     "precision_recall_curve",
     "resampled_onto",
     "roc_curve",

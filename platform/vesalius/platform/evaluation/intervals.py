@@ -190,7 +190,7 @@ class PairedResult(Settings):
         num_subjects: subjects compared.
     """
 
-    metric: PooledFigure
+    metric: PooledFigure | Literal["image_auroc"]
     a: float
     b: float
     difference: float

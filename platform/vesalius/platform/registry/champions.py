@@ -1,23 +1,18 @@
-"""The line of champions, and the way back along it.
-
-The alias says who is champion; it is what is served and therefore the truth. A tag of the registered model lists
-the champions in the order they became it, so that going back is exact however often and in whatever order versions
-were promoted. The two cannot be written at once. Promotion writes the line first and the alias second, going back
-the alias first and the line second: whatever a killed process leaves, cutting the line after the alias's version
-(or adding it, where someone moved the alias by hand) is right.
-"""
+"""Going back along the line of champions, and keeping those who share a home apart."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import ModelError
 from vesalius.platform.progress import silent
-from vesalius.platform.registry.versions import CHAMPION, champion_version, check_name, tag_version
+from vesalius.platform.registry.log import append
+from vesalius.platform.registry.records import LONGEST_REASON, PromotionRecord, current_user, one_line
+from vesalius.platform.registry.settling import settle
+from vesalius.platform.registry.versions import PREFIX, check_name
 from vesalius.platform.tracking import answering, client, tracking_uri
 from vesalius.platform.tracking.connection import missing, shown
 
@@ -27,9 +22,6 @@ if TYPE_CHECKING:
 
     from vesalius.platform.progress import Progress
 
-_LINE = "vesalius.champions"
-_LONGEST_LINE = 1000
-
 
 class Rollback(Settings):
     """A champion that gave way to the one before it.
@@ -38,27 +30,47 @@ class Rollback(Settings):
         name: of the registered model.
         version: champion again.
         from_version: champion until now.
+        record: number of its entry in the log of promotions.
         sentence: for the person who asked.
     """
 
     name: str
     version: str
     from_version: str
+    record: int
     sentence: str
 
 
-def rollback(name: str, *, home: Path, uri: str | None = None, progress: Progress = silent) -> Rollback:
+def rollback(
+    name: str,
+    *,
+    home: Path,
+    uri: str | None = None,
+    why: str = "",
+    by: str | None = None,
+    progress: Progress = silent,
+) -> Rollback:
     """Make the champion before the present one the champion again; may be repeated back to the first.
 
+    Args:
+        name: of the registered model.
+        home: decides the tracking store where ``uri`` does not.
+        uri: the tracking store.
+        why: for the record.
+        by: who asks; None asks the environment.
+        progress: told when another promotion must end first.
+
     Raises:
-        ModelError: there is no champion, or none before it, or that version has been deleted.
+        ModelError: there is no champion, or none before it, or that version has been deleted, or somebody elsewhere
+            has changed the champion at the same time.
         RunError: nothing answers at ``uri``.
     """
     check_name(name)
     uri = uri or tracking_uri(home)
+    mlflow = client(uri)
     with alone(home, name, progress):
-        mlflow = client(uri)
-        line = champions(mlflow, uri, name)
+        standing = settle(mlflow, uri, name)
+        line = standing.champions
         if not line:
             raise ModelError(f"'{name}' has no champion at {shown(uri)}: promote a run with --name {name}")
         if len(line) == 1:
@@ -66,7 +78,7 @@ def rollback(name: str, *, home: Path, uri: str | None = None, progress: Progres
         present, before = line[-1], line[-2]
         with answering(uri, f"roll '{name}' back", ModelError):
             try:
-                mlflow.get_model_version(name, before)
+                found = mlflow.get_model_version(name, before)
             except Exception as cause:  # MlflowException, imported only where MLflow is used
                 if not missing(cause):
                     raise
@@ -74,45 +86,36 @@ def rollback(name: str, *, home: Path, uri: str | None = None, progress: Progres
                     f"version {before} of '{name}', the champion before version {present}, has been deleted: "
                     "promote the run you want instead"
                 ) from None
-            mlflow.set_registered_model_alias(name, CHAMPION, before)
-            mlflow.set_registered_model_tag(name, _LINE, ",".join(line[:-1]))
-            tag_version(mlflow, name, present, {"decision": "rolled back"})
-    return Rollback(
-        name=name,
-        version=before,
-        from_version=present,
-        sentence=f"version {before} is the champion of '{name}' again; version {present} steps back",
-    )
-
-
-def champions(mlflow: Any, uri: str, name: str) -> list[str]:
-    """Return the champions of a registered model, oldest first, the present one last; empty where there is none."""
-    present = champion_version(mlflow, uri, name)
-    if present is None:
-        return []
-    with answering(uri, f"read the champions of '{name}'", ModelError):
-        text = mlflow.get_registered_model(name).tags.get(_LINE, "")
-    line = re.findall(r"\d+", text)
-    if present not in line:
-        return [*line, present]
-    while line[-1] != present:
-        line.pop()
-    return line
-
-
-def crown(mlflow: Any, uri: str, name: str, version: str) -> None:
-    """Make a version the champion; call while :func:`alone`."""
-    line = [*champions(mlflow, uri, name), version][-_LONGEST_LINE:]
-    mlflow.set_registered_model_tag(name, _LINE, ",".join(line))
-    mlflow.set_registered_model_alias(name, CHAMPION, version)
+        sentence = f"version {before} is the champion of '{name}' again; version {present} steps back"
+        record = PromotionRecord(
+            kind="rolled back",
+            name=name,
+            version=before,
+            champion_version=present,
+            follows=standing.head,
+            life=standing.life,
+            by=by or current_user(),
+            why=one_line(why, LONGEST_REASON),
+            sentence=sentence,
+            model_digest=found.tags.get(f"{PREFIX}digest", ""),
+        )
+        number = append(mlflow, uri, record)
+        after = settle(mlflow, uri, name)
+        if next((entry.overtaken for entry in after.entries if entry.number == number), True):
+            raise ModelError(
+                f"the champion of '{name}' changed meanwhile: it is version {after.champion or 'none'} now; look at "
+                f"`vesalius registry {name}`, and roll back again if that is still wanted"
+            )
+    return Rollback(name=name, version=before, from_version=present, record=number, sentence=sentence)
 
 
 @contextlib.contextmanager
 def alone(home: Path, name: str, progress: Progress = silent) -> Iterator[None]:
     """Wait until no other promotion or rollback of ``name`` is under way, and keep others out.
 
-    MLflow moves an alias unconditionally, so two promotions against the same champion could both win. The lock is
-    a file in ``home``: it serialises the processes that share it, and ends with the process that holds it.
+    It saves work and no more: whoever would be compared with a champion that is about to go waits for the new one. What
+    keeps two promotions apart, wherever they run, is the log (see :mod:`vesalius.platform.registry.log`). The lock is a
+    file in ``home`` and ends with the process that holds it.
     """
     folder = home / "locks"
     folder.mkdir(parents=True, exist_ok=True)

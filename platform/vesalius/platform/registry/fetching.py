@@ -14,7 +14,7 @@ from vesalius.platform.config import digest
 from vesalius.platform.errors import ModelError, RunError
 from vesalius.platform.models import CARD_FILE, WEIGHTS_FILE
 from vesalius.platform.registry.packing import ARTIFACT_FOLDER
-from vesalius.platform.registry.versions import NAME, PREFIX, all_versions
+from vesalius.platform.registry.versions import LOG_SUFFIX, NAME, PREFIX, all_versions
 from vesalius.platform.runs import find_run
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.tracking import answering, client, tracking_uri
@@ -60,24 +60,25 @@ def resolve(reference: str, *, home: Path, uri: str | None = None) -> Path:
     return run.model
 
 
+def version_of(reference: str, *, home: Path, uri: str | None = None) -> tuple[str, str]:
+    """Return name and version of what ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names.
+
+    Raises:
+        ModelError: there is no such version.
+        RunError: nothing answers at ``uri``.
+    """
+    _parsed(reference)
+    uri = uri or tracking_uri(home)
+    found = _version(client(uri), uri, reference)
+    return str(found.name), str(found.version)
+
+
 def _fetch(reference: str, home: Path, uri: str) -> Path:
-    match = _REFERENCE.fullmatch(reference)
-    if match is None or not NAME.fullmatch(match["name"]):
-        raise ModelError(
-            f"'{reference[:160]}' names no registered model: expected models:/NAME@champion or models:/NAME/3"
-        )
-    name = match["name"]
+    _parsed(reference)
     mlflow = client(uri)
+    version = _version(mlflow, uri, reference)
+    name = str(version.name)
     with answering(uri, f"fetch {reference}", ModelError):
-        try:
-            if match["alias"]:
-                version = mlflow.get_model_version_by_alias(name, match["alias"])
-            else:
-                version = mlflow.get_model_version(name, match["version"])
-        except Exception as cause:  # MlflowException, imported only where MLflow is used
-            if not missing(cause):
-                raise
-            raise ModelError(_no_such_version(mlflow, uri, name, reference)) from None
         content = version.tags.get(f"{PREFIX}card", "")
         key = digest([uri, name, str(version.version), version.source, content])[:16]
         folder = home / "models" / name / f"{version.version}-{key}"
@@ -85,6 +86,29 @@ def _fetch(reference: str, home: Path, uri: str) -> Path:
             place = f"{mlflow.get_model_version_download_uri(name, version.version)}/{ARTIFACT_FOLDER}"
             _download(place, folder, uri, content, f"version {version.version} of '{name}'")
         return folder
+
+
+def _parsed(reference: str) -> re.Match[str]:
+    match = _REFERENCE.fullmatch(reference)
+    if match is None or not NAME.fullmatch(match["name"]) or match["name"].endswith(LOG_SUFFIX):
+        raise ModelError(
+            f"'{reference[:160]}' names no registered model: expected models:/NAME@champion or models:/NAME/3"
+        )
+    return match
+
+
+def _version(mlflow: Any, uri: str, reference: str) -> Any:
+    match = _parsed(reference)
+    name = match["name"]
+    with answering(uri, f"find {reference}", ModelError):
+        try:
+            if match["alias"]:
+                return mlflow.get_model_version_by_alias(name, match["alias"])
+            return mlflow.get_model_version(name, match["version"])
+        except Exception as cause:  # MlflowException, imported only where MLflow is used
+            if not missing(cause):
+                raise
+            raise ModelError(_no_such_version(mlflow, uri, name, reference)) from None
 
 
 def _download(place: str, folder: Path, uri: str, content: str, who: str) -> None:
@@ -123,7 +147,8 @@ def _content(card: Path) -> str | None:
 def _no_such_version(mlflow: Any, uri: str, name: str, reference: str) -> str:
     known = all_versions(mlflow, uri, name)
     if not known:
-        names = ", ".join(sorted(model.name for model in mlflow.search_registered_models(max_results=20))) or "none"
+        registered = [model.name for model in mlflow.search_registered_models(max_results=40)]
+        names = ", ".join(sorted(one for one in registered if not one.endswith(LOG_SUFFIX))[:20]) or "none"
         return f"{reference}: no model '{name}' is registered at {shown(uri)}; registered are: {names}"
     numbers = ", ".join(str(version.version) for version in known)
     return f"{reference}: '{name}' has no such version or alias; its versions are {numbers}"

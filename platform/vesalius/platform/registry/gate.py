@@ -1,50 +1,45 @@
-"""The gate: subjects that no model was trained, tuned or reported on, and what two models do on them."""
+"""The gate split: subjects that no model was trained, tuned or reported on, and a model's scores of them."""
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+import torch
 
-from vesalius.platform.config import Settings, digest
+from vesalius.platform.config import digest
 from vesalius.platform.errors import CohortError, ModelError
-from vesalius.platform.evaluation import Histogram, PairedResult, VoxelSet, paired_bootstrap, subject_histogram
 from vesalius.platform.progress import silent
-from vesalius.platform.scoring import ScoreInfo, score_store
+from vesalius.platform.registry.gates import Timing
+from vesalius.platform.scoring import ScoreInfo, score_store, score_volume, volume_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
-
-    import torch
 
     from vesalius.platform.contracts import Method
     from vesalius.platform.models import ModelCard
     from vesalius.platform.progress import Progress
+    from vesalius.platform.scoring import ScoreStore
     from vesalius.platform.store import CohortStore, SubjectRecord
 
 GATE = "gate"
 _FEWEST_LESIONS = 2
 
 
-class PromotionSettings(Settings):
-    """How a candidate is compared with the champion; the same for every candidate of a name."""
-
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="that the candidate's average precision is the higher")
-    num_resamples: int = Field(2000, ge=100, description="of the paired bootstrap over subjects")
-    seed: int = Field(0, ge=0, description="of the resamples")
-    voxel_set: VoxelSet = Field("all", description="voxels that count: all of the grid, or those inside the brain")
-    batch_volumes: int = Field(4, ge=1, description="volumes scored together")
-
-
-def gate_subjects(store: CohortStore) -> list[SubjectRecord]:
+def gate_subjects(store: CohortStore, *, with_lesions: bool = True) -> list[SubjectRecord]:
     """Return the gate's subjects whose voxels can be counted, after checking that they may decide.
 
     A subject known to be anomalous without a mask has no voxels to count and is left out.
 
+    Args:
+        store: with the split.
+        with_lesions: whether lesions are needed, to compare two models.
+
     Raises:
-        CohortError: the split is empty, has fewer than two annotated lesions, or holds a subject (by id, source file
-            or prepared image) of another split.
+        CohortError: the split is empty, has fewer than two annotated lesions where they are needed, or holds a subject
+            (by id, source file or prepared image) of another split.
     """
     records = store.subjects(GATE)
     if not records:
@@ -55,7 +50,8 @@ def gate_subjects(store: CohortStore) -> list[SubjectRecord]:
         )
     _check_disjoint(store, records)
     countable = [record for record in records if not record.has_lesion or "lesion" in record.arrays]
-    require_lesions(store, sum(record.has_lesion for record in countable), "with an annotated lesion")
+    if with_lesions:
+        require_lesions(store, sum(record.has_lesion for record in countable), "with an annotated lesion")
     return countable
 
 
@@ -155,44 +151,56 @@ def score_gate(
     method: Method,
     card: ModelCard,
     store: CohortStore,
-    gate: list[SubjectRecord],
     folder: Path,
-    settings: PromotionSettings,
     *,
+    batch_volumes: int,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
-) -> list[Histogram]:
-    """Score a model on the gate and count its voxels; one histogram a subject, in the gate's order.
-
-    Scores are kept below ``folder`` and reused for the same model and cohort.
-    """
+) -> ScoreStore:
+    """Score a model on the gate. Scores are kept below ``folder`` and reused for the same model and cohort."""
     info = ScoreInfo(
         method=card.method, model_digest=card.digest, cohort_digest=store.digest, store=str(store.path), split=GATE
     )
-    scores = score_store(
+    return score_store(
         method,
         store,
         GATE,
         folder / digest(info)[:16],
         info=info,
-        batch_volumes=settings.batch_volumes,
+        batch_volumes=batch_volumes,
         device=device,
         progress=progress,
     )
-    counted = (subject_histogram(scores, store, record, settings.voxel_set) for record in gate)
-    return [histogram for histogram in counted if histogram is not None]
 
 
-def compare(a: list[Histogram], b: list[Histogram], settings: PromotionSettings) -> PairedResult:
-    """Compare the average precision of a candidate ``a`` with that of a champion ``b`` on the same subjects."""
-    return paired_bootstrap(
-        a,
-        b,
-        "average_precision",
-        num=settings.num_resamples,
-        seed=settings.seed,
-        confidence=settings.confidence,
-    )
+def time_volumes(
+    method: Method, store: CohortStore, num: int, device: torch.device | str, progress: Progress = silent
+) -> Timing:
+    """Score some gate subjects one by one, spread evenly over the split, after one that is not counted."""
+    records = store.subjects(GATE)
+    chosen = [records[index * len(records) // num] for index in range(num)] if num < len(records) else records
+    volumes = [volume_of(store, record) for record in chosen]
+    progress(0, len(volumes), "seconds per volume")
+    score_volume(method, volumes[0], device)
+    seconds = []
+    for done, volume in enumerate(volumes, 1):
+        seconds.append(score_volume(method, volume, device)[1])
+        progress(done, len(volumes), "seconds per volume")
+    kind = torch.device(device).type
+    if kind == "cuda":
+        words = torch.cuda.get_device_name(torch.device(device))
+    else:
+        words = f"{_processor()} ({torch.get_num_threads()} threads)"
+    return Timing(seconds=seconds, device=words, kind=kind)
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1].strip() if named else platform.machine()
 
 
 def _grid(values: Iterable[float]) -> str:

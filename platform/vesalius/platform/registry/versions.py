@@ -16,7 +16,7 @@ from vesalius.platform.models import read_card
 from vesalius.platform.registry.packing import pack
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.tracking import answering, client, end_run, start_run, tracking_uri
-from vesalius.platform.tracking.connection import existing_run, missing, shown
+from vesalius.platform.tracking.connection import existing_run, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vesalius.platform.models import ModelCard
 
 CHAMPION = "champion"
+CHALLENGER = "challenger"
+LOG_SUFFIX = ".promotions"
+"""Of the registered model that holds the log of another one's promotions."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 PREFIX = "vesalius."
 
@@ -35,9 +38,13 @@ class VersionFacts(Settings):
         name: of the registered model.
         version: its number.
         champion: whether the alias points at it now.
+        aliases: all that point at it.
+        archived: of a version that was champion and is no more: when (``at``), by whom (``by``), and by which entry of
+            the log of promotions (``entry``).
         decision: ``promoted``, ``kept back``, or empty where no promotion was tried or it was broken off.
         method: name in the methods' table.
         run_id: the run it came from.
+        tracked_run: the same in MLflow; the version's artefacts lie there.
         cohort_digest: of the cohort it was trained on.
         digest: of the model: method, settings, cohort and weights.
         created: time of registration, milliseconds since 1970.
@@ -50,9 +57,12 @@ class VersionFacts(Settings):
     name: str
     version: str
     champion: bool = False
+    aliases: tuple[str, ...] = ()
+    archived: dict[str, Any] = Field(default_factory=dict)
     decision: str = ""
     method: str = ""
     run_id: str = ""
+    tracked_run: str = ""
     cohort_digest: str = ""
     digest: str = ""
     created: int = 0
@@ -66,10 +76,12 @@ def check_name(name: str) -> str:
     """Return ``name`` if a model may be registered under it.
 
     Raises:
-        ModelError: it holds anything but letters, digits, dot, underscore and hyphen.
+        ModelError: it holds anything but letters, digits, dot, underscore and hyphen, or is kept for a log.
     """
     if not NAME.fullmatch(name):
         raise ModelError(f"'{name[:160]}' cannot name a model: use up to 128 letters, digits, '.', '_' and '-'")
+    if name.endswith(LOG_SUFFIX):
+        raise ModelError(f"'{name}' cannot name a model: under names in {LOG_SUFFIX} promotions are recorded")
     return name
 
 
@@ -106,7 +118,7 @@ def register(
     content = digest(card)
     for known in all_versions(mlflow, uri, name):
         if known.tags.get(f"{PREFIX}card") == content:
-            return _facts(known, champion_version(mlflow, uri, name))
+            return _facts(known, aliases_of(mlflow, uri, name))
     run_id = mlflow_run_id
     if run_id is None:
         run_id = start_run(uri, experiment, f"register {card.run_id or name}", {"method": card.method})
@@ -126,7 +138,14 @@ def register(
             tags=_tags(card, content),
             description=f"{card.method}, trained by run {card.run_id} on {', '.join(card.cohort.channels)}",
         )
-        return _facts(made, None)
+        return _facts(made, {})
+
+
+def registered_as(model: Path, name: str, *, uri: str) -> str:
+    """Return the number of the version that holds this very model, or empty where it is not registered."""
+    content = digest(read_card(model))
+    found = [one for one in all_versions(client(uri), uri, name) if one.tags.get(f"{PREFIX}card") == content]
+    return str(found[0].version) if found else ""
 
 
 def history(name: str, *, home: Path, uri: str | None = None) -> list[VersionFacts]:
@@ -142,20 +161,14 @@ def history(name: str, *, home: Path, uri: str | None = None) -> list[VersionFac
     found = all_versions(mlflow, uri, name)
     if not found:
         raise ModelError(f"no version of '{name}' is registered at {shown(uri)}: promote a run with --name {name}")
-    champion = champion_version(mlflow, uri, name)
-    return [_facts(version, champion) for version in found]
+    aliases = aliases_of(mlflow, uri, name)
+    return [_facts(version, aliases) for version in found]
 
 
-def champion_version(mlflow: Any, uri: str, name: str) -> str | None:
-    """Return the number of the version that the alias points at, or None."""
+def aliases_of(mlflow: Any, uri: str, name: str) -> dict[str, str]:
+    """Return the version that each alias of a registered model points at."""
     with answering(uri, f"find the champion of '{name}'", ModelError):
-        try:
-            found = mlflow.get_model_version_by_alias(name, CHAMPION)
-        except Exception as cause:  # MlflowException, imported only where MLflow is used
-            if not missing(cause):
-                raise
-            return None
-        return str(found.version)
+        return {alias: str(version) for alias, version in dict(mlflow.get_registered_model(name).aliases).items()}
 
 
 def tag_version(mlflow: Any, name: str, version: str, tags: Mapping[str, Any]) -> None:
@@ -198,7 +211,7 @@ def _tags(card: ModelCard, content: str) -> dict[str, str]:
     return {f"{PREFIX}{key}": value for key, value in tags.items()}
 
 
-def _facts(version: Any, champion: str | None) -> VersionFacts:
+def _facts(version: Any, aliases: Mapping[str, str]) -> VersionFacts:
     tags = {key.removeprefix(PREFIX): value for key, value in version.tags.items() if key.startswith(PREFIX)}
 
     def read(key: str) -> Any:
@@ -211,10 +224,13 @@ def _facts(version: Any, champion: str | None) -> VersionFacts:
     return VersionFacts(
         name=version.name,
         version=str(version.version),
-        champion=str(version.version) == champion,
+        champion=aliases.get(CHAMPION) == str(version.version),
+        aliases=tuple(sorted(alias for alias, number in aliases.items() if number == str(version.version))),
+        archived=read("archived"),
         decision=tags.get("decision", ""),
         method=tags.get("method", ""),
         run_id=tags.get("run_id", ""),
+        tracked_run=version.run_id or "",
         cohort_digest=tags.get("cohort_digest", ""),
         digest=tags.get("digest", ""),
         created=int(version.creation_timestamp or 0),
