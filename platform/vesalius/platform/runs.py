@@ -8,6 +8,7 @@
       paused.json       what it was where it paused, if another run is to go on from there
       progress.json     where training is, for whoever looks
       reserved          what its workers hold of a cluster while they train
+      begun             how often its workers have begun under the same driver
       checkpoints/      see vesalius.platform.training.checkpoint
       model/            the trained model, written last
       scores/<split>/   anomaly maps
@@ -250,6 +251,20 @@ class RunFolder:
             return (self.path / "attempt").read_text()
         except OSError:
             return ""
+
+    def note_begin(self, attempt: str) -> int:
+        """Note that the workers of an attempt begin; return how often they have begun before in this very attempt.
+
+        Args:
+            attempt: theirs, as :meth:`begin_attempt` gave it.
+        """
+        try:
+            before, _, number = (self.path / "begun").read_text().partition(" ")
+        except OSError:
+            before = number = ""
+        times = int(number) + 1 if before == attempt and number.isdecimal() else 0
+        self._write("begun", f"{attempt} {times}")
+        return times
 
     @property
     def has_checkpointed(self) -> bool:

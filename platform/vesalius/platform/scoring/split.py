@@ -95,6 +95,7 @@ def score_store(
             answers, seconds = score_volumes(
                 method, [volume_of(store, record) for record in group], device, effort=effort
             )
+            _measure(info.method, len(group), seconds)
             for record, answer in zip(group, answers, strict=True):
                 if record.subject_id in missing:
                     scores.write(_score_record(record, answer.image_score, seconds), answer)
@@ -102,6 +103,14 @@ def score_store(
                     progress(done, len(wanted), record.subject_id)
         scores.finish()
     return ScoreStore.open(out)
+
+
+def _measure(method: str, num_volumes: int, seconds: float) -> None:
+    from vesalius.platform.cluster.metrics import SCORING_SECONDS, VOLUMES_SCORED, count, observe  # it imports training
+
+    count(VOLUMES_SCORED, num_volumes, method=method, source="batch")
+    for _ in range(num_volumes):
+        observe(SCORING_SECONDS, seconds, method=method, source="batch")
 
 
 def _finished(out: Path, info: ScoreInfo, wanted: Sequence[SubjectRecord]) -> ScoreStore | None:
