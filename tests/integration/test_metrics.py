@@ -33,23 +33,25 @@ _SERIES = re.compile(r'^(ray_vesalius_\w+)\{(.*)\} (\S+)$')
 
 @pytest.fixture(scope="module")
 def export_port() -> Iterator[int]:
-    """Hold a runtime that exports its metrics every second, and return the port."""
+    """Hold a runtime whose processes report every second, and return the port that Prometheus would read."""
     import ray
 
     port = free_port()
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # where the machine has much else to do
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=128 * 2**20,
-        log_to_driver=False,
-        dashboard_host="127.0.0.1",
-        _metrics_export_port=port,
-        _system_config={"metrics_report_interval_ms": 1000},
-    )
-    yield port
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        patch.delenv("RAY_enable_metrics_collection", raising=False)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=128 * 2**20,
+            log_to_driver=False,
+            dashboard_host="127.0.0.1",
+            _metrics_export_port=port,
+        )
+        yield port
+        ray.shutdown()
 
 
 def _read(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -143,7 +145,9 @@ def _nap(value: int) -> int:
 def test_scoring_is_counted(toy_store: CohortStore, tmp_path: Path, export_port: int) -> None:
     kind: type[Method] = lookup(METHODS, "intensity_threshold", "method")
     method = kind(kind.presets()["tiny"], toy_store.facts())
-    info = ScoreInfo(method="intensity_threshold", model_digest="0" * 64)
+    info = ScoreInfo(
+        method="intensity_threshold", model_digest="0" * 64, cohort_digest=toy_store.digest, store="", split="test"
+    )
     score_store(method, toy_store, "test", tmp_path / "scores", info=info)
     number = len(toy_store.subjects("test"))
     labels = {"method": "intensity_threshold", "source": "batch"}
