@@ -152,7 +152,7 @@ SERVING_VERSION = Metric(
 SERVING_SWAPS = Metric(
     name="vesalius_serving_swaps",
     kind="counter",
-    about="Times another version of a model took over, and times it could not be loaded",
+    about="Times another version of a model took over (switched), and times it could not be loaded (failed)",
     labels=("model", "outcome"),
 )
 
