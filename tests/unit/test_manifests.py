@@ -37,15 +37,16 @@ Documents = list[dict[str, Any]]
 
 
 @functools.cache
-def _rendered(overlay: str) -> str:
+def _rendered(overlay: str) -> Documents:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl on this machine: the overlays cannot be rendered")
     command = ["kubectl", "kustomize", str(KUBERAY / "overlays" / overlay)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def _render(overlay: str) -> Documents:
-    return list(yaml.safe_load_all(_rendered(overlay)))
+    return copy.deepcopy(_rendered(overlay))
 
 
 def _clusters(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -83,8 +84,8 @@ def _schema_faults_of(text: str) -> tuple[str, ...]:
     found = []
     if document["apiVersion"].startswith("ray.io/"):
         schema = json.loads((KUBERAY / "schema.json").read_text())
-        for error in jsonschema.Draft202012Validator(schema).iter_errors(document):
-            found.append(f"{name}: {error.json_path}: {error.message[:300]}")
+        errors = jsonschema.Draft202012Validator(schema).iter_errors(document)
+        found += [f"{name}: {error.json_path}: {error.message[:300]}" for error in errors]
         checked = [
             (place, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": template["spec"]})
             for place, template in _pods(document)
@@ -150,9 +151,9 @@ def _container_faults(container: dict[str, Any], kind: str) -> Iterator[str]:
     if kind in ("Deployment", "StatefulSet") and not {"readinessProbe", "livenessProbe"} <= set(container):
         yield "nobody probes it"
     for variable in container.get("env", []):
-        if re.search(r"PASSWORD|SECRET|TOKEN|KEY", variable["name"]) and not variable["name"].endswith("_FILE"):
-            if "secretKeyRef" not in variable.get("valueFrom", {}):
-                yield f"{variable['name']} is not by reference to a Secret"
+        is_secret = re.search(r"PASSWORD|SECRET|TOKEN|KEY", variable["name"]) and not variable["name"].endswith("_FILE")
+        if is_secret and "secretKeyRef" not in variable.get("valueFrom", {}):
+            yield f"{variable['name']} is not by reference to a Secret"
     said = " ".join([*container.get("command", []), *container.get("args", [])])
     if re.search(r"://[^/@ ]+:[^/@ ]+@", said):
         yield "a password stands on its command line"
@@ -166,6 +167,8 @@ def _reference_faults(documents: Documents) -> list[str]:
     guide = (ROOT / "docs" / "deployment.md").read_text()
     for place, reference in _references(documents):
         match reference:
+            case {"configMapKeyRef": {"optional": True}}:
+                pass
             case {"configMapKeyRef": {"name": name, "key": key}} if whole and key not in maps.get(name, ()):
                 found.append(f"{place}: no {key} in a ConfigMap {name}")
             case {"configMap": {"name": name}} if whole and name not in maps:
@@ -353,7 +356,6 @@ def test_the_command_of_the_job_is_one_that_the_command_line_takes() -> None:
 def test_the_server_of_the_service_can_be_built() -> None:
     pytest.importorskip("vesalius.infra.serving.application", reason="this version has no server")
     from ray.serve.schema import ServeDeploySchema
-
     from vesalius.infra.serving.settings import ServingSettings  # type: ignore[import-not-found,unused-ignore]
 
     text = _part("RayService", "scoring")(_render("cpu"))["spec"]["serveConfigV2"]
