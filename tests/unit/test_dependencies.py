@@ -115,3 +115,17 @@ def test_where_no_service_answers_that_is_said(
     assert audit.online() == expected
     said = capsys.readouterr()
     assert word in said.out + said.err
+
+
+def test_what_is_guaranteed_is_tested() -> None:
+    """The tests that SECURITY.md names are there; those of a part that this version lacks come with it."""
+    parts = {"test_hostile_requests.py": "serving", "test_services.py": "services"}
+    text = (ROOT / "SECURITY.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 15
+    for file, function in named:
+        part = parts.get(Path(file).name)
+        if part is not None and not (ROOT / "infra" / "vesalius" / "infra" / part).is_dir():
+            continue
+        assert (ROOT / file).is_file(), file
+        assert not function or f"def {function}(" in (ROOT / file).read_text(), f"{file}::{function}"

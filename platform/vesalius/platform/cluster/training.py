@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform import errors
+from vesalius.platform.cluster.capacity import capacity
 from vesalius.platform.cluster.reserved import free_reserved
 from vesalius.platform.cluster.session import session
 from vesalius.platform.cluster.worker import check_store, work
@@ -81,23 +82,24 @@ def _train(
 def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tuned: bool) -> None:
     spec = run.spec
     with session():
-        import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         from vesalius.platform.training import backend_for
 
         free_reserved(run)  # the lock is ours: whoever trained it before has ended
-        # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs.
+        # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs, and one that grows has
+        # none yet.
         wants = spec.training.device
-        gpus = ray.cluster_resources().get("GPU", 0)
+        offered = capacity()
+        gpus = offered.get("GPU", 0)
         use_gpu = wants == "cuda" or (wants == "auto" and gpus > 0)
         if use_gpu and gpus < spec.num_workers:
             raise RunError(
                 f"{spec.num_workers} workers need {spec.num_workers} GPUs and the cluster has {gpus:g}: "
                 "use as many workers as GPUs, or train on the CPU with --set training.device=cpu"
             )
-        cores = ray.cluster_resources().get("CPU", 1)
+        cores = offered.get("CPU", 0)
         if cores < spec.num_workers:
             raise RunError(
                 f"{spec.num_workers} workers need {spec.num_workers} cores and the cluster has {cores:g}: "
