@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import CohortError, SettingError, StoreError
@@ -106,6 +107,8 @@ def score_store(
 
 
 def _measure(method: str, num_volumes: int, seconds: float) -> None:
+    if "ray" not in sys.modules:  # nobody would read it, and a machine with torch alone can score
+        return
     from vesalius.platform.cluster.metrics import SCORING_SECONDS, VOLUMES_SCORED, count, observe  # it imports training
 
     count(VOLUMES_SCORED, num_volumes, method=method, source="batch")
