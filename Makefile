@@ -1,6 +1,6 @@
 # `make demo` or `make test` alone, on a machine with Python 3.11, installs what it needs and does its job.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check browser benchmarks format clean
+.PHONY: help setup demo test test-all check audit browser benchmarks format clean
 SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -37,12 +37,16 @@ test: $(INSTALLED) ## Run the tests but for the long ones (about ten minutes on 
 test-all: test ## Run everything: kills, clusters, benchmarks (about an hour)
 	$(BIN)/python -m pytest -m long
 
-check: $(INSTALLED) ## Lint, format, types, import floors, layout
+check: $(INSTALLED) ## Lint, format, types, import floors, layout, dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(addsuffix /vesalius,$(SOURCES)) tests
 	$(BIN)/lint-imports
 	$(BIN)/python tests/layout_guard.py
+	$(BIN)/python tests/dependency_audit.py
+
+audit: $(INSTALLED) ## Ask an advisory service of every pinned package (needs the network)
+	$(BIN)/python tests/dependency_audit.py --online
 
 browser: $(INSTALLED) ## Test the pages in Debian's chromium, which is installed where it is missing
 	@command -v chromedriver >/dev/null || apt-get install -y -qq --no-install-recommends chromium chromium-driver

@@ -8,6 +8,7 @@
       paused.json       what it was where it paused, if another run is to go on from there
       progress.json     where training is, for whoever looks
       reserved          what its workers hold of a cluster while they train
+      begun             how often its workers have begun under the same driver
       checkpoints/      see vesalius.platform.training.checkpoint
       model/            the trained model, written last
       scores/<split>/   anomaly maps

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
 
+from vesalius.platform.cluster.capacity import capacity
 from vesalius.platform.cluster.session import joins_another
 from vesalius.platform.errors import RunError
 
@@ -37,7 +39,7 @@ def await_nodes(run: RunFolder, bundle: dict[str, float], *, after_loss: bool) -
         run: to be trained.
         bundle: resources of one worker.
         after_loss: whether workers have just been lost. The first time, a runtime of our own is not waited for, which
-            no node will ever join.
+            no node will ever join, and a cluster that grows is, however long its nodes take.
 
     Returns:
         As many workers as were asked for, or as there is room for when the time is over.
@@ -51,14 +53,17 @@ def await_nodes(run: RunFolder, bundle: dict[str, float], *, after_loss: bool) -
     possible = num_possible(bundle)
     # What has just been lost may still be counted: nothing is believed before it has been so for a while.
     steady = time.monotonic() + (_STEADY_SECONDS if after_loss else 0.0)
-    deadline = time.monotonic() + (settings.wait_for_nodes_seconds if after_loss or joins_another() else 0.0)
+    grows = not after_loss and all(capacity().get(name, 0) >= amount * wanted for name, amount in bundle.items())
+    seconds = math.inf if grows else settings.wait_for_nodes_seconds if after_loss or joins_another() else 0.0
+    deadline = time.monotonic() + seconds
     said = False
     while (possible < wanted and time.monotonic() < deadline) or time.monotonic() < min(steady, deadline):
         if possible < wanted and not said:
             said = True
+            limit = "" if grows else f" up to {seconds:.0f} s"
             _LOG.warning(
-                "%d workers need %d %s and the cluster has %d now: waiting up to %.0f s for nodes",
-                *(wanted, wanted, what, possible, settings.wait_for_nodes_seconds),
+                "%d workers need %d %s and the cluster has %d now: waiting%s for nodes",
+                *(wanted, wanted, what, possible, limit),
             )
             _ask_for(bundle, wanted)
         time.sleep(_BETWEEN_SECONDS)

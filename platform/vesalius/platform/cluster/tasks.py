@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from vesalius.platform.cluster.metrics import TASKS_RUNNING, TASKS_WAITING, gauge
 from vesalius.platform.cluster.session import session
 from vesalius.platform.errors import WorkerLostError
 from vesalius.platform.progress import silent
@@ -53,7 +54,7 @@ def map_tasks(
     Raises:
         WorkerLostError: the cluster has had no core left for a minute. As an outcome: an item's worker died each time.
     """
-    outcomes = _in_turn(function, items) if num_workers == 0 else _on_ray(function, items, num_workers)
+    outcomes = _in_turn(function, items) if num_workers == 0 else _on_ray(function, items, num_workers, total)
     for done, (item, outcome) in enumerate(outcomes, start=1):
         progress(done, total, "")
         yield item, outcome
@@ -69,7 +70,7 @@ def _in_turn(function: Callable[[Item], Result], items: Iterable[Item]) -> Gener
 
 
 def _on_ray(
-    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, total: int
 ) -> Generator[tuple[Item, Result | Exception]]:
     with session(num_workers):
         import ray
@@ -77,11 +78,15 @@ def _on_ray(
         task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(function)
         queue = _Queue(items, num_workers, ray.cluster_resources().get("CPU", 0))
         flying: dict[Any, _Trial[Item]] = {}
+        name = getattr(function, "__name__", type(function).__name__).strip("_")
+        done = 0
         moved = time.monotonic()
         try:
             while True:
                 while (trial := queue.take(len(flying))) is not None:
                     flying[task.remote(trial.item)] = trial
+                gauge(TASKS_RUNNING, len(flying), function=name)
+                gauge(TASKS_WAITING, max(0, total - done - len(flying)), function=name)
                 if not flying:
                     return
                 ready, _ = ray.wait(list(flying), num_returns=1, timeout=5)
@@ -93,8 +98,11 @@ def _on_ray(
                     trial = flying.pop(reference)
                     outcome = _outcome(reference)
                     if not queue.takes_back(trial, outcome):
+                        done += 1
                         yield trial.item, _named(trial, outcome)
         finally:
+            gauge(TASKS_RUNNING, 0, function=name)
+            gauge(TASKS_WAITING, 0, function=name)
             for reference in flying:
                 ray.cancel(reference, force=False)
 

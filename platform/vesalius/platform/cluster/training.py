@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform import errors
+from vesalius.platform.cluster.capacity import capacity
 from vesalius.platform.cluster.nodes import Regrouping, await_nodes
 from vesalius.platform.cluster.reserved import free_reserved
 from vesalius.platform.cluster.session import session
@@ -87,14 +88,13 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
     """
     spec = run.spec
     with session():
-        import ray
-
         from vesalius.platform.training import Checkpoints
 
         free_reserved(run)  # the lock is ours: whoever trained it before has ended
-        # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs.
+        # The cluster's devices decide, not the driver's: a laptop may drive a cluster of GPUs, and one that grows has
+        # none yet.
         wants = spec.training.device
-        use_gpu = wants == "cuda" or (wants == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+        use_gpu = wants == "cuda" or (wants == "auto" and capacity().get("GPU", 0) > 0)
         bundle: dict[str, float] = {"CPU": 1, "GPU": int(use_gpu)}
         checkpoints = Checkpoints(run.checkpoints)
         failures, lost, stood = 0, "", checkpoints.last()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vesalius.platform.cluster.measuring import RunMeter
 from vesalius.platform.cluster.reserved import note_reserved
 from vesalius.platform.cluster.session import available_cores
 from vesalius.platform.errors import RunError, VesaliusError
@@ -44,9 +45,11 @@ def work(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(threads)
     if on_ray and ranks.rank == 0:
         note_reserved(run)
+    meter = RunMeter(run, spec, ranks.rank)
     watcher: _Recorder | None = None
     try:
-        watcher = _Recorder(run, spec, ranks.rank, config["attempt"], on_ray=on_ray, tuned=config["tuned"])
+        meter.begin()
+        watcher = _Recorder(run, spec, ranks.rank, config["attempt"], meter, on_ray=on_ray, tuned=config["tuned"])
         store = check_store(spec)
         if run.has_checkpointed and Checkpoints(run.checkpoints).last() is None:
             raise RunError(
@@ -83,6 +86,7 @@ def work(config: Mapping[str, Any]) -> None:
         if result.paused is not None and ranks.rank == 0:
             run.set_paused(result.paused)
     except VesaliusError as error:
+        meter.failed(error)
         if not on_ray:
             raise
         # A worker that an earlier driver left behind has no word in what another one does now.
@@ -127,8 +131,19 @@ class RegroupingError(Exception):
 class _Recorder:
     """Rank 0 writes progress and tracked metrics; every rank reports milestones to Ray Train, or a lone one to Tune."""
 
-    def __init__(self, run: RunFolder, spec: RunSpec, rank: int, attempt: str, *, on_ray: bool, tuned: bool) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        spec: RunSpec,
+        rank: int,
+        attempt: str,
+        meter: RunMeter,
+        *,
+        on_ray: bool,
+        tuned: bool,
+    ) -> None:
         self._run = run
+        self._meter = meter
         self._attempt = attempt
         self._rank = rank
         self._on_ray = on_ray
@@ -146,7 +161,11 @@ class _Recorder:
                 unsent=training_journal(run.path),
             )
 
+    def trained(self, stage: str, num_items: int) -> None:
+        self._meter.trained(stage, num_items)
+
     def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
+        self._meter.step(stage, overall, total)
         now = time.monotonic()
         self._total = total
         if self._rank == 0 and (now - self._written > 0.3 or overall == total):
@@ -175,7 +194,8 @@ class _Recorder:
             except SystemExit:  # how Tune stops a trial: to the run it is an interruption
                 raise KeyboardInterrupt from None
 
-    def saved(self, name: str) -> None:
+    def saved(self, name: str, seconds: float) -> None:
+        self._meter.saved(seconds)
         self._run.note_checkpoint()
         if self._on_ray and self._run.regrouping.exists():
             raise RegroupingError(f"run '{self._run.run_id}' goes on with more workers from checkpoint {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import CohortError, SettingError, StoreError
@@ -95,6 +96,7 @@ def score_store(
             answers, seconds = score_volumes(
                 method, [volume_of(store, record) for record in group], device, effort=effort
             )
+            _measure(info.method, len(group), seconds)
             for record, answer in zip(group, answers, strict=True):
                 if record.subject_id in missing:
                     scores.write(_score_record(record, answer.image_score, seconds), answer)
@@ -102,6 +104,16 @@ def score_store(
                     progress(done, len(wanted), record.subject_id)
         scores.finish()
     return ScoreStore.open(out)
+
+
+def _measure(method: str, num_volumes: int, seconds: float) -> None:
+    if "ray" not in sys.modules:  # nobody would read it, and a machine with torch alone can score
+        return
+    from vesalius.platform.cluster.metrics import SCORING_SECONDS, VOLUMES_SCORED, count, observe  # it imports training
+
+    count(VOLUMES_SCORED, num_volumes, method=method, source="batch")
+    for _ in range(num_volumes):
+        observe(SCORING_SECONDS, seconds, method=method, source="batch")
 
 
 def _finished(out: Path, info: ScoreInfo, wanted: Sequence[SubjectRecord]) -> ScoreStore | None:

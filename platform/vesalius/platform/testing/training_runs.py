@@ -71,7 +71,7 @@ class BreakAt(Unwatched):
         """Hear of a milestone."""
         self._break("milestone")
 
-    def saved(self, name: str) -> None:
+    def saved(self, name: str, seconds: float) -> None:
         """Hear of a checkpoint."""
         self._break("saved")
 
@@ -90,7 +90,7 @@ class Recording(Unwatched):
         self.total = total
         self._now = overall
 
-    def saved(self, name: str) -> None:
+    def saved(self, name: str, seconds: float) -> None:
         """Hear of a checkpoint."""
         self.saved_at.append(self._now)
 

@@ -236,6 +236,7 @@ class _Run:
                     group["lr"] = lr * stage.lr(step / num_steps)
             window.append(stage.step(augmented(batch.to(self.device)), update))
             stage.after_update()
+            self.watcher.trained(stage.name, len(batch))
             done = step + 1
             last_step = done == num_steps
             self.state = self._moved(stage, index, done, spent + time.monotonic() - clock)
@@ -326,7 +327,9 @@ class _Run:
 
     def _save(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         if self.collective.rank == 0:
-            self.watcher.saved(self.checkpoints.save(self.state, self.method, optimizers))
+            begin = time.monotonic()
+            name = self.checkpoints.save(self.state, self.method, optimizers)
+            self.watcher.saved(name, time.monotonic() - begin)
         # The others wait: a rank that ran ahead and failed could otherwise leave a checkpoint no one can trust.
         self.collective.sum(torch.zeros(1, device=self.device))
 

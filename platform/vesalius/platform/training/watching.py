@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 class Watcher(Protocol):
     """Who is told how training goes. Called on every rank; rank 0's is the one that writes."""
 
+    def trained(self, stage: str, num_items: int) -> None:
+        """A step has used this rank's share of the global batch, so many items of the stage's view."""
+        ...
+
     def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
         """``step`` of ``num_steps`` of a stage is done, ``overall`` of ``total`` over all stages."""
         ...
@@ -23,13 +27,16 @@ class Watcher(Protocol):
         """A validation pass was made or a stage has ended: a good moment to report to a scheduler."""
         ...
 
-    def saved(self, name: str) -> None:
-        """A checkpoint of this name stands."""
+    def saved(self, name: str, seconds: float) -> None:
+        """A checkpoint of this name stands, and took so long to write."""
         ...
 
 
 class Unwatched:
     """A watcher that looks away."""
+
+    def trained(self, stage: str, num_items: int) -> None:
+        """Do nothing."""
 
     def step(self, stage: str, step: int, num_steps: int, overall: int, total: int) -> None:
         """Do nothing."""
@@ -40,5 +47,5 @@ class Unwatched:
     def milestone(self, overall: int, metrics: Mapping[str, float]) -> None:
         """Do nothing."""
 
-    def saved(self, name: str) -> None:
+    def saved(self, name: str, seconds: float) -> None:
         """Do nothing."""

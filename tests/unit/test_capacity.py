@@ -1,0 +1,38 @@
+"""How large a cluster may become: Ray's own count of what an autoscaler may add, over what is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from vesalius.platform.cluster.capacity import capacity
+
+
+@pytest.mark.parametrize(
+    ("there", "groups", "expected"),
+    [
+        ({"CPU": 4.0}, None, {"CPU": 4.0}),
+        ({"CPU": 4.0}, [], {"CPU": 4.0}),
+        ({"memory": 9.0}, [({"CPU": 8, "GPU": 1}, 4)], {"memory": 9.0, "CPU": 32.0, "GPU": 4.0}),
+        ({"CPU": 16.0}, [({"CPU": 4}, 2), ({"CPU": 8, "GPU": 2}, 3)], {"CPU": 32.0, "GPU": 6.0}),
+        ({"CPU": 99.0}, [({"CPU": 4}, 2)], {"CPU": 99.0}),
+        ({}, [({"GPU": 1}, 0)], {"GPU": 0.0}),
+    ],
+)
+def test_what_may_be_added_counts(
+    there: dict[str, float],
+    groups: list[tuple[dict[str, int], int]] | None,
+    expected: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+    from ray._private.state import state
+    from ray.core.generated import autoscaler_pb2
+
+    config = autoscaler_pb2.ClusterConfig() if groups is not None else None
+    for resources, most in groups or []:
+        group = config.node_group_configs.add(max_count=most)
+        for name, number in resources.items():
+            group.resources[name] = number
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(state, "get_cluster_config", lambda: config)
+    assert capacity() == expected
