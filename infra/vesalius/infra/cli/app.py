@@ -8,6 +8,7 @@ import typer
 from vesalius.infra.cli import (
     check,
     demo,
+    down,
     evaluate,
     export,
     ingest,
@@ -16,9 +17,11 @@ from vesalius.infra.cli import (
     promote,
     reproduce,
     score,
+    status,
     study,
     train,
     tune,
+    up,
 )
 
 app = typer.Typer(
@@ -36,6 +39,7 @@ app = typer.Typer(
 )
 
 PREPARE, LEARN, LOOK_UP = "Prepare a cohort", "Learn and judge", "Look up and try"
+CLUSTER = "Services and jobs"
 
 VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (ingest.ingest, PREPARE, "vesalius ingest bids data/ds002748 cohort --modality T1w --set recipe.spacing_mm=2"),
@@ -49,6 +53,9 @@ VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (evaluate.evaluate, LEARN, "vesalius evaluate RUN OTHER_RUN --split test --picture maps.png"),
     (promote.promote, LEARN, "vesalius promote RUN --name brain"),
     (reproduce.reproduce, LEARN, "vesalius reproduce anovaegan_2018 --row dAE --row AnoVAEGAN --budget 20m"),
+    (up.up, CLUSTER, "vesalius up --home runs --cpus 2"),
+    (status.status, CLUSTER, "vesalius status"),
+    (down.down, CLUSTER, "vesalius down"),
     (listings.methods, LOOK_UP, "vesalius methods implicit_field"),
     (listings.datasets, LOOK_UP, "vesalius datasets bids"),
     (demo.demo, LOOK_UP, "vesalius demo --out demo"),

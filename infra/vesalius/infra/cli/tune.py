@@ -159,7 +159,7 @@ def tune(
         if resume is not None:
             study = _resumed(find_study(folder, resume), given, file, folder)
         else:
-            request = _request(given, file)
+            request = _at_services(_request(given, file), folder)
             with terminal.progress("lesions") as progress:
                 study = pipeline.begin_study(request, home=folder, say=terminal.warn, progress=progress)
         spec = study.spec
@@ -252,6 +252,16 @@ def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
     if "store" in joined:
         joined["store"] = str(joined["store"])
     return validate(pipeline.StudyRequest, joined, "the study" if file is None else str(file))
+
+
+def _at_services(request: "StudyRequest", home: Path) -> "StudyRequest":
+    """Return a request whose study is kept with the home's services, where there are some and it says nothing else."""
+    from vesalius.infra import services
+
+    # cmaes pickles its state into the storage and is refused where others can write to that.
+    if request.storage is not None or request.sampler == "cmaes":
+        return request
+    return request.model_copy(update={"storage": services.study_storage(home)})
 
 
 def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None, home: Path) -> "StudyFolder":

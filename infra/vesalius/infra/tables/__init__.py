@@ -8,6 +8,7 @@
     reproduction.py  a paper's table with ours beside it
     studies.py     trials, importance, seeds
     judgements.py  figures, image scores, readers, the gate
+    services.py    services and jobs
     volumes.py     exported files, outliers
 """
 
@@ -18,6 +19,7 @@ from vesalius.infra.tables.forecasts import forecast
 from vesalius.infra.tables.frames import as_time, heading, key_values, listing, pairs, plain_text
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion, readers
 from vesalius.infra.tables.reproduction import PaperTable, row_notes
+from vesalius.infra.tables.services import jobs, services, services_notes
 from vesalius.infra.tables.studies import importance, seeds, trials
 from vesalius.infra.tables.volumes import exported, findings
 
@@ -35,6 +37,7 @@ __all__ = [
     "heading",
     "image_scores",
     "importance",
+    "jobs",
     "key_values",
     "listing",
     "memory",
@@ -46,6 +49,8 @@ __all__ = [
     "readers",
     "row_notes",
     "seeds",
+    "services",
+    "services_notes",
     "settings",
     "trials",
 ]
