@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.infra.services.kinds import Services
+    from vesalius.infra.services.state import ServicesState
 
 VARIABLE = "VESALIUS_SERVICES"
 
@@ -53,15 +54,42 @@ def study_storage(home: Path) -> str | None:
     return services.database.schema(STUDIES)
 
 
-def jobs_address(home: Path) -> str | None:
-    """Return where the services' head takes jobs, or None where there is none; lets this process in there."""
+def jobs_access(home: Path, address: str | None) -> tuple[str, dict[str, str]] | None:
+    """Return where the services' head takes jobs and the headers that let one in there, or None where it is not meant.
+
+    Args:
+        home: of the services.
+        address: that was asked for: their token goes to nobody else; None is whatever there is.
+
+    Raises:
+        ServiceError: services were started and not stopped, and one of them is gone.
+    """
+    folder = ServicesFolder(home)
+    state = folder.read()
+    if state is None or (address is not None and not _is_head(address, state)):
+        return None
     services = _services(home)
     if services is None:
         return None
-    from vesalius.infra.services.kinds import ray_access
+    from vesalius.infra.services import credentials
 
-    os.environ.update(ray_access(services.folder))
-    return services.url("ray")
+    token = credentials.kept_or_made(services.folder.secrets / "ray_token")
+    return address or services.url("ray"), {"Authorization": f"Bearer {token}"}
+
+
+def _is_head(address: str, state: ServicesState) -> bool:
+    from urllib.parse import urlsplit
+
+    from vesalius.infra.services.addresses import clients_host, is_loopback
+
+    asked = urlsplit(address)
+    try:
+        port = asked.port
+    except ValueError:
+        return False
+    host = asked.hostname or ""
+    ours = clients_host(state.settings.host)
+    return port == state.settings.ports.get("ray_dashboard") and (host == ours or is_loopback(host))
 
 
 def _services(home: Path) -> Services | None:
