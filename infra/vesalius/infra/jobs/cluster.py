@@ -50,7 +50,8 @@ class Cluster:
             from ray.job_submission import JobSubmissionClient
 
             self._client: Any = JobSubmissionClient(self.address, headers=dict(headers) if headers else None)
-            logging.getLogger("ray").setLevel(logging.WARNING)  # uploads and closed connections are no news
+            for name in ("dashboard_sdk", "job.sdk"):  # that a file is sent and a connection closed is no news
+                logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
             answer = self._client._do_request("GET", "/api/version").json()
         self.session = str(answer.get("session_name", ""))
         if check_version:

@@ -169,8 +169,10 @@ def settle(record: JobRecord, known: dict[str, Any] | None, session: str | None)
     found = known.get(last.submission)
     if found is None:
         return record.changed(status="LOST")
-    message = "" if found.driver_exit_code is not None else " ".join((found.message or "").split())[:300]
-    return record.changed(status=str(found.status.value), exit_code=found.driver_exit_code, message=message)
+    status, code = str(found.status.value), found.driver_exit_code
+    says_why = status == "FAILED" and code is None  # else the log does, at length
+    message = " ".join((found.message or "").split())[:300] if says_why else ""
+    return record.changed(status=status, exit_code=code, message=message)
 
 
 def describe(record: JobRecord) -> dict[str, Any]:

@@ -68,9 +68,9 @@ def submit(
     cluster = reach(address, home)
     say(f"asking the cluster at {cluster.address} what it has")
     packages, folder = _checked(cluster, book, command, home, remote_home)
-    job = f"{command.verb}-{command.run or command.study or _stamp()}"[:90].rstrip("-._")
-    if command.run or command.study:
-        job = f"{job[:85].rstrip('-._')}-{secrets.token_hex(2)}" if (book.path / f"{job}.json").exists() else job
+    job = (command.run or command.study or f"{command.verb}-{_stamp()}")[:85].rstrip("-._")
+    if (book.path / f"{job}.json").exists():
+        job = f"{job}-{secrets.token_hex(2)}"
     record = JobRecord(
         job=job,
         command=command.words,

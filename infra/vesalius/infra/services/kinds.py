@@ -141,6 +141,8 @@ class Services:
         environment = {
             **ray_access(self.folder),
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+            "RAY_JOB_STOP_SIGNAL": "SIGINT",  # at SIGTERM Ray writes the stack of a crash into the job's log
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",

@@ -76,15 +76,15 @@ def jobs(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("status", no_wrap=True)
     table.add_column("exit", justify="right", no_wrap=True)
     table.add_column("attempt", justify="right", no_wrap=True)
-    table.add_column("submitted", no_wrap=True)
-    table.add_column("command", overflow="fold")
+    table.add_column("submitted (UTC)", no_wrap=True)
+    table.add_column("command", overflow="ellipsis", no_wrap=True, max_width=28)
     for row in rows:
         table.add_row(
             row["job"],
             _styled(row["status"]),
             "" if row["exit_code"] is None else str(row["exit_code"]),
             str(row["attempt"]),
-            row["submitted"],
+            row["submitted"].partition("+")[0],
             " ".join(row["command"]),
         )
     return table
