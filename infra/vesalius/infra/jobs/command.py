@@ -97,7 +97,8 @@ def _parsed(verb: str, words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]
     from vesalius.infra.cli.app import app
 
     group: Any = typer.main.get_command(app)
-    with group.commands[verb].make_context(f"vesalius {verb}", list(words)) as context:
+    names = group.context_settings["help_option_names"]  # as a verb has them from the application
+    with group.commands[verb].make_context(f"vesalius {verb}", list(words), help_option_names=names) as context:
         given = {
             name: value
             for name, value in context.params.items()
@@ -153,7 +154,7 @@ def _with_name(command: Command) -> Command:
 def _new_name(what: str) -> str:
     import datetime
 
-    text = "".join(one if one.isalnum() else "-" for one in what)[:60].strip("-") or "job"
+    text = "".join(one if one.isalnum() or one in "._" else "-" for one in what)[:60].strip("-") or "job"
     return f"{text}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vesalius.infra.services.credentials import keep
 from vesalius.platform.config import Settings, validate
-from vesalius.platform.errors import JobError
+from vesalius.platform.errors import JobError, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -131,7 +131,7 @@ class JobBook:
             near = difflib.get_close_matches(job, self.names(), n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "see `vesalius jobs`"
             raise JobError(f"there is no job '{job}' in {self.path}: {hint}") from None
-        except ValueError:
+        except (ValueError, SettingError):
             raise JobError(f"{path} is damaged: remove it, and submit the job anew") from None
 
     def write(self, record: JobRecord) -> None:

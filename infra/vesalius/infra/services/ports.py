@@ -16,12 +16,15 @@ PORTS: Mapping[str, int] = {
     "mlflow": 5000,
     "ray": 6379,
     "ray_dashboard": 8265,
-    "ray_agent": 52365,
+    "ray_agent": 8275,
     "ray_metrics": 8090,
     "ray_client": 10001,
     "studies": 8080,
 }
 """Names and defaults. ``ray`` is the cluster's own (GCS), which Ray opens on every interface."""
+
+_NOBODY_KNOWS = ("ray_agent", "ray_client")
+"""Ports that no run, study, job or person has written down: they may be others the next time."""
 
 _TRIES = 200
 _BIND_EVERYWHERE = ("ray", "ray_agent", "ray_metrics", "ray_client")
@@ -47,6 +50,8 @@ def choose_ports(
         if name in held:
             continue
         wanted = asked.get(name, kept.get(name))
+        if name not in asked and name in _NOBODY_KNOWS and wanted is not None and not is_free(wanted, "0.0.0.0"):
+            wanted = None
         where = _interface(name, host)
         if wanted is None:
             chosen[name] = _first_free(

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from vesalius.infra.services.credentials import keep
 from vesalius.platform.config import Settings, validate
-from vesalius.platform.errors import ServiceError
+from vesalius.platform.errors import ServiceError, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -140,7 +140,7 @@ class ServicesFolder:
             return None
         try:
             return validate(ServicesState, json.loads(text), str(path))
-        except ValueError:
+        except (ValueError, SettingError):
             raise ServiceError(
                 f"{path} is damaged, so nobody knows which processes are services: end those that still run, remove "
                 "the file, and call `vesalius up`"
