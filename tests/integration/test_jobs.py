@@ -197,3 +197,13 @@ def test_no_secret_is_in_what_is_kept_or_told(home: ServedHome) -> None:
     kept += "".join(home.ask("logs", row["job"], code=0)["log"] for row in home.ask("jobs")["jobs"][:1])
     kept += "".join(path.read_text(errors="replace") for path in (home.home / "runs").rglob("*.json"))
     assert not [secret for secret in secrets if secret in kept]
+
+
+def test_a_verb_that_is_called_here_uses_the_services_by_itself(home: ServedHome, toy_store: CohortStore) -> None:
+    home.call("train", "implicit_field", toy_store.path, "--preset", "tiny", "--name", "direct", seconds=600)
+    run = RunFolder(home.home / "runs" / "direct")
+    assert run.spec.mlflow_tracking_uri == f"http://127.0.0.1:{home.ports['mlflow']}"
+    assert _tracked(home, str(run.spec.mlflow_run_id)).info.status == "FINISHED"
+    assert not (home.home / "mlflow.db").exists()
+    log = "".join(path.read_text(errors="replace") for path in (home.home / "services" / "logs" / "ray").glob("*.out"))
+    assert log, "the head had a part in it"
