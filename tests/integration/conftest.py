@@ -110,7 +110,7 @@ def served_homes() -> Iterator[Callable[[], ServedHome]]:
         home = Path(tempfile.mkdtemp(prefix="vesalius-served-"))
         home.chmod(0o755)
         # Below those that the system gives to whoever asks for any: a service that is down keeps its port.
-        start = random.SystemRandom().randrange(12000, 31000)
+        start = random.SystemRandom().randrange(20000, 32000)
         free = (port for port in range(start, 32700) if is_free(port, "0.0.0.0"))
         ports = {name: next(free) for name in PORTS}
         left_out = ("RAY_", "MLFLOW_", "VESALIUS_")

@@ -161,6 +161,13 @@ def test_one_port_is_not_given_to_two_services() -> None:
         ports.choose_ports({"mlflow": port, "studies": port}, {}, "127.0.0.1")
 
 
+def test_ports_of_rays_workers_are_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ServiceError, match=r"port 10500 \(--ray-port\) lies among those of Ray's workers"):
+        ports.choose_ports({"ray": 10500}, {}, "127.0.0.1")
+    monkeypatch.setattr(ports, "is_free", lambda port, host: port != 10001)
+    assert ports.choose_ports({}, {}, "127.0.0.1")["ray_client"] == 20001
+
+
 def test_addresses() -> None:
     assert is_loopback("127.0.0.1")
     assert is_loopback("::1")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STARTING_SECONDS = 240.0
 _BETWEEN_SECONDS = 0.2
+_ASKS, _BETWEEN_ASKS_SECONDS = 4, 3.0
 _BROKEN = ("dead", "not answering")
 
 
@@ -57,7 +58,9 @@ def up(home: Path, asked: Mapping[str, Any], asked_ports: Mapping[str, int], *, 
             if name not in alive:
                 processes.stop(one)  # what it has started may have outlived it, and holds its port
         services = Services(folder, settings)
-        well = [name for name in services.names if name in alive and services.problem(name) is None]
+        with ThreadPoolExecutor(len(NAMES)) as threads:
+            answers = list(threads.map(lambda name: _is_well(services, name, alive), services.names))
+        well = [name for name, is_well in zip(services.names, answers, strict=True) if is_well]
         for name in alive:
             if name not in well:
                 processes.stop(alive[name])
@@ -251,6 +254,18 @@ def _await(services: Services, waited: Mapping[Name, Running], tell: Any) -> Non
                     f"{services.folder.log(name)}"
                 )
         time.sleep(_BETWEEN_SECONDS)
+
+
+def _is_well(services: Services, name: Name, alive: Mapping[Name, Running]) -> bool:
+    """Ask a service several times: to end a busy one, and the jobs on it, would be worse than to wait."""
+    for left in reversed(range(_ASKS)):
+        if name not in alive or not processes.is_alive(alive[name]):
+            return False
+        if services.problem(name) is None:
+            return True
+        if left:
+            time.sleep(_BETWEEN_ASKS_SECONDS)
+    return False
 
 
 def _stop(name: Name, running: Running) -> None:

@@ -26,6 +26,9 @@ PORTS: Mapping[str, int] = {
 _NOBODY_KNOWS = ("ray_agent", "ray_client")
 """Ports that no run, study, job or person has written down: they may be others the next time."""
 
+WORKERS = range(10002, 20000)
+"""Ports of Ray's workers: the head refuses to start where one of its own lies among them."""
+
 _TRIES = 200
 _BIND_EVERYWHERE = ("ray", "ray_agent", "ray_metrics", "ray_client")
 
@@ -58,10 +61,14 @@ def choose_ports(
                 default, where, {*chosen.values(), *asked.values(), *kept.values(), *held.values()}
             )
             continue
+        flag = f"--{name.replace('_', '-')}-port"
+        if wanted in WORKERS and name.startswith("ray"):
+            raise ServiceError(
+                f"port {wanted} ({flag}) lies among those of Ray's workers: give one outside 10002-19999"
+            )
         if wanted in (*chosen.values(), *held.values()):
             raise ServiceError(f"port {wanted} is given to two services: give each one of its own")
         if not is_free(wanted, where):
-            flag = f"--{name.replace('_', '-')}-port"
             why = "" if name in asked else ", and this home's runs, studies and jobs know the service by it"
             raise ServiceError(
                 f"port {wanted} ({flag}) is held by {holder(wanted)}{why}: end that, or give another port with {flag}"
@@ -100,7 +107,8 @@ def _interface(name: str, host: str) -> str:
 
 
 def _first_free(default: int, host: str, taken: set[int]) -> int:
-    for port in range(default, default + _TRIES):
-        if port not in taken and is_free(port, host):
+    # Ten thousand more, where those of Ray's workers come next.
+    for port in (*range(default, default + _TRIES), *range(default + 10_000, default + 10_000 + _TRIES)):
+        if port not in taken and port not in WORKERS and is_free(port, host):
             return port
     raise ServiceError(f"no port from {default} to {default + _TRIES - 1} is free: name one by its --...-port option")
