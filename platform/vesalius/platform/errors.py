@@ -13,6 +13,8 @@
     │   │   └── UnansweredError       where it is tracked: no answer, or not one that can be used
     │   ├── ModelError                a model: missing, damaged, of another cohort
     │   ├── StudyError                a study: missing, of another cohort or other spaces, its storage out of reach
+    │   ├── ServiceError              a local service: does not start, does not answer, its port is taken
+    │   ├── JobError                  a job: missing, its cluster out of reach or of other versions
     │   └── DiskSpaceError            not enough room for what is about to be written
     ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
     ├── WorkerLostError               a worker process died, again and again         (exit code 1)
@@ -75,6 +77,14 @@ class ModelError(InputError):
 
 class StudyError(InputError):
     """A study is missing, of another cohort or other spaces, or its storage cannot be reached."""
+
+
+class ServiceError(InputError):
+    """A local service cannot be started or does not answer, or its port is taken. The message names it."""
+
+
+class JobError(InputError):
+    """A job is missing or not in the state for this, or its cluster is out of reach or has other versions."""
 
 
 class DiskSpaceError(InputError):

@@ -22,30 +22,26 @@ import contextlib
 import datetime
 import difflib
 import json
-import os
 import re
 import secrets
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model
 
 from vesalius.platform.config import Settings, flatten, validate
 from vesalius.platform.contracts import MethodSettings
 from vesalius.platform.errors import RunError, SettingError
+from vesalius.platform.home import home as home
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.training.pausing import Forerunner, Paused
 from vesalius.platform.training.settings import TrainingSettings
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 RunState = Literal["created", "training", "finished", "paused", "interrupted", "failed"]
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-def home(path: Path | None = None) -> Path:
-    """Return where runs, tracking and locks live: ``path``, else ``$VESALIUS_HOME``, else ``~/.vesalius``."""
-    chosen = path or Path(os.environ.get("VESALIUS_HOME") or Path.home() / ".vesalius")
-    return chosen.expanduser().absolute()
 
 
 class RunSettings(Settings):

@@ -9,18 +9,22 @@ from vesalius.infra.cli import (
     card,
     check,
     demo,
+    down,
     evaluate,
     export,
     ingest,
+    jobs,
     lesions,
     listings,
     promote,
     registry,
     reproduce,
     score,
+    status,
     study,
     train,
     tune,
+    up,
 )
 
 app = typer.Typer(
@@ -38,6 +42,7 @@ app = typer.Typer(
 )
 
 PREPARE, LEARN, LOOK_UP = "Prepare a cohort", "Learn and judge", "Look up and try"
+CLUSTER = "Services and jobs"
 
 VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (ingest.ingest, PREPARE, "vesalius ingest bids data/ds002748 cohort --modality T1w --set recipe.spacing_mm=2"),
@@ -53,13 +58,29 @@ VERBS: list[tuple[Callable[..., Any], str, str]] = [
     (registry.registry, LEARN, "vesalius registry brain champion"),
     (card.card, LEARN, "vesalius card models:/brain@champion --html card.html"),
     (reproduce.reproduce, LEARN, "vesalius reproduce anovaegan_2018 --row dAE --row AnoVAEGAN --budget 20m"),
+    (up.up, CLUSTER, "vesalius up --home runs --cpus 2"),
+    (status.status, CLUSTER, "vesalius status"),
+    (down.down, CLUSTER, "vesalius down"),
+    (jobs.submit, CLUSTER, "vesalius submit --workers 2 --follow -- train implicit_field cohort --preset tiny"),
+    (jobs.jobs, CLUSTER, "vesalius jobs"),
+    (jobs.logs, CLUSTER, "vesalius logs JOB --follow"),
+    (jobs.stop, CLUSTER, "vesalius stop JOB"),
+    (jobs.retry, CLUSTER, "vesalius retry JOB --follow"),
     (listings.methods, LOOK_UP, "vesalius methods implicit_field"),
     (listings.datasets, LOOK_UP, "vesalius datasets bids"),
     (demo.demo, LOOK_UP, "vesalius demo --out demo"),
 ]  # fmt: skip
 
+# What follows the verb of a job is the verb's, options too, with or without the two dashes before it.
+SETTINGS: dict[str, dict[str, Any]] = {"submit": {"allow_interspersed_args": False}}
+
 for function, panel, example in VERBS:
-    app.command(function.__name__, rich_help_panel=panel, epilog=f"Example:  [bold]{example}[/bold]")(function)
+    app.command(
+        function.__name__,
+        rich_help_panel=panel,
+        epilog=f"Example:  [bold]{example}[/bold]",
+        context_settings=SETTINGS.get(function.__name__),
+    )(function)
 
 
 def _print_version(wanted: bool) -> None:

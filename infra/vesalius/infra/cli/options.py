@@ -36,11 +36,24 @@ VoxelsOption = Annotated[
 ]
 
 
-def home_folder(home: Path | None) -> Path:
-    """Return the absolute folder of runs and models."""
-    from vesalius.platform import runs
+def home_folder(home: Path | None, *, join: bool = True) -> Path:
+    """Return the absolute folder of runs and models, and use its services where `vesalius up` has started them.
 
-    return runs.home(None if home is None else absolute(home))
+    Args:
+        home: as given.
+        join: False leaves services alone, as those do that start and stop them.
+
+    Raises:
+        ServiceError: its services were started, and one of them is gone.
+    """
+    from vesalius.platform import home as homes
+
+    folder = homes.home(None if home is None else absolute(home))
+    if join:
+        from vesalius.infra import services
+
+        services.join(folder)
+    return folder
 
 
 def absolute(path: Path) -> Path:

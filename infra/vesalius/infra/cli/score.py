@@ -35,14 +35,7 @@ def score(
     files.
     """
     with Terminal(as_json) as terminal:
-        from vesalius.platform.errors import SettingError
-
-        if bool(files) == (split is not None):
-            raise SettingError("give either a NIfTI file or --split, as in `vesalius score RUN --split test`")
-        if files and store:
-            raise SettingError("--store goes with --split: leave it out, or score a split of that store")
-        if split is not None and brain_mask:
-            raise SettingError("--brain-mask goes with a file: a store holds its subjects' own masks; leave it out")
+        check_what(files, split, store, brain_mask)
         where = home_folder(home)
         if files:
             mask = absolute(brain_mask) if brain_mask else None
@@ -51,6 +44,22 @@ def score(
         else:
             of_store = place(store) if store else None
             _score_split(terminal, where, model, split or "", of_store, absolute(out) if out else None, device)
+
+
+def check_what(files: list[Path] | None, split: str | None, store: str | None, brain_mask: Path | None) -> None:
+    """Check that what is to be scored is said once.
+
+    Raises:
+        SettingError: it is not.
+    """
+    from vesalius.platform.errors import SettingError
+
+    if bool(files) == (split is not None):
+        raise SettingError("give either a NIfTI file or --split, as in `vesalius score RUN --split test`")
+    if files and store:
+        raise SettingError("--store goes with --split: leave it out, or score a split of that store")
+    if split is not None and brain_mask:
+        raise SettingError("--brain-mask goes with a file: a store holds its subjects' own masks; leave it out")
 
 
 def stem_of(file: Path) -> str:

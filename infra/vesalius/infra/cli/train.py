@@ -1,6 +1,7 @@
 """``vesalius train``: learn a method on a cohort, or go on with a broken-off run."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -80,28 +81,24 @@ def train(
             terminal.result(foreseen, tables.forecast(foreseen))
             return
         folder = home_folder(home)
+        given = {
+            "method": method,
+            "store": store,
+            "preset": preset,
+            "assignments": assignments,
+            "workers": workers,
+            "name": name,
+            "start_from": start_from,
+            "experiment": experiment,
+            "resume": resume,
+        }
+        check_given(given)
         if resume is not None:
-            given = {
-                "METHOD": method,
-                "--preset": preset,
-                "--set": assignments,
-                "--workers": workers,
-                "--name": name,
-                "--from": start_from,
-                "--experiment": experiment,
-            }
-            extra = [flag for flag, value in given.items() if value not in (None, [])]
-            if extra:
-                raise SettingError(f"--resume goes on with the run's own settings: leave out {', '.join(extra)}")
             run = find_run(folder, resume)
         else:
-            if method is None or store is None:
-                raise SettingError(
-                    "name a method and a store, as in `vesalius train implicit_field STORE`, or use --resume RUN"
-                )
             run = pipeline.start_run(
-                method,
-                place(store),
+                str(method),
+                place(str(store)),
                 home=folder,
                 preset=preset or "paper",
                 assignments=assignments or [],
@@ -124,3 +121,35 @@ def train(
             for voxels, value in document["thresholds"].items()
         ]
         terminal.result(document, tables.key_values(rows), f"\nNext: vesalius evaluate {run.run_id}")
+
+
+def check_given(values: Mapping[str, Any]) -> bool:
+    """Check that arguments go together; return whether they go on with a run.
+
+    Args:
+        values: by parameter; what is None or absent was not given.
+
+    Raises:
+        SettingError: they do not.
+    """
+    from vesalius.platform.errors import SettingError
+
+    if values.get("resume") is None:
+        if values.get("method") is None or values.get("store") is None:
+            raise SettingError(
+                "name a method and a store, as in `vesalius train implicit_field STORE`, or use --resume RUN"
+            )
+        return False
+    flags = {
+        "method": "METHOD",
+        "preset": "--preset",
+        "assignments": "--set",
+        "workers": "--workers",
+        "name": "--name",
+        "start_from": "--from",
+        "experiment": "--experiment",
+    }
+    extra = [flag for key, flag in flags.items() if values.get(key) not in (None, [], ())]
+    if extra:
+        raise SettingError(f"--resume goes on with the run's own settings: leave out {', '.join(extra)}")
+    return True

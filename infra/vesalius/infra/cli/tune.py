@@ -1,6 +1,7 @@
 """``vesalius tune``: search a method's settings on a cohort, or go on with a broken-off study."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,34 +133,35 @@ def tune(
 
         folder = home_folder(home)
         seconds = None if budget is None else parse_budget(budget)
-        given: dict[str, Any] = {
-            "method": method,
-            "store": None if store is None else place(store),
-            "from": start_from,
-            "trials": trials,
-            "population": population,
-            "generations": generations,
-            "space": _spaces(spaces),
-            "objective": tuple(objectives) if objectives else None,
-            "lesions": None if lesions is None else str(absolute(lesions)),
-            "preset": preset,
-            "set": _assigned(assignments),
-            "sampler": sampler,
-            "pruner": pruner,
-            "concurrent": concurrent,
-            "workers": workers,
-            "cpus": cpus,
-            "gpus": gpus,
-            "seed": seed,
-            "storage": storage,
-            "name": name,
-            "learn_from": tuple(learn_from) if learn_from else None,
-        }
-        given = {key: value for key, value in given.items() if value is not None}
+        given = _given(
+            {
+                "method": method,
+                "store": store,
+                "start_from": start_from,
+                "trials": trials,
+                "population": population,
+                "generations": generations,
+                "spaces": spaces,
+                "objectives": objectives,
+                "lesions": lesions,
+                "preset": preset,
+                "assignments": assignments,
+                "sampler": sampler,
+                "pruner": pruner,
+                "concurrent": concurrent,
+                "workers": workers,
+                "cpus": cpus,
+                "gpus": gpus,
+                "seed": seed,
+                "storage": storage,
+                "name": name,
+                "learn_from": learn_from,
+            }
+        )
         if resume is not None:
             study = _resumed(find_study(folder, resume), given, file, folder)
         else:
-            request = _request(given, file)
+            request = _at_services(_request(given, file), folder)
             with terminal.progress("lesions") as progress:
                 study = pipeline.begin_study(request, home=folder, say=terminal.warn, progress=progress)
         spec = study.spec
@@ -182,6 +184,56 @@ def tune(
         for said in _about_others(driven, study):
             terminal.warn(said)
         show_study(terminal, study, finished=driven.is_finished, seconds=round(driven.seconds, 2))
+
+
+def check_given(values: Mapping[str, Any]) -> None:
+    """Check arguments as far as that can be done without a cluster or the study's folder.
+
+    Args:
+        values: by parameter; what is None or absent was not given.
+
+    Raises:
+        SettingError: one is unknown or does not fit.
+    """
+    from vesalius.infra import pipeline
+    from vesalius.infra.reproduce.budget import parse_budget
+    from vesalius.platform.store import CohortStore
+    from vesalius.tuning import check_pruner, check_sampler, objective
+
+    if values.get("budget") is not None:
+        parse_budget(values["budget"])
+    given = _given(values)
+    if values.get("resume") is not None:
+        return
+    request = _request(given, values.get("file"))
+    for one in request.objective:
+        objective(one)
+    if request.pruner is not None:
+        check_pruner(request.pruner)
+    check_sampler(request.sampler, shared=request.storage is not None)
+    if not request.start_from:
+        texts = [f"{key}={value}" for key, value in request.set.items() if isinstance(value, str | int | float)]
+        pipeline.choose_settings(request.method, request.preset or "paper", texts)
+    if request.store and Path(request.store).exists():
+        CohortStore.open(request.store)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was given by the keys of a study file."""
+    renamed = {"start_from": "from", "spaces": "space", "objectives": "objective", "assignments": "set"}
+    known = (
+        *("method", "store", "start_from", "trials", "population", "generations", "spaces", "objectives", "lesions"),
+        *("preset", "assignments", "sampler", "pruner", "concurrent", "workers", "cpus", "gpus", "seed", "storage"),
+        *("name", "learn_from"),
+    )
+    given = {renamed.get(key, key): values.get(key) for key in known}
+    given["store"] = None if given["store"] is None else place(given["store"])
+    given["space"] = _spaces(given["space"])
+    given["set"] = _assigned(given["set"])
+    given["lesions"] = None if given["lesions"] is None else str(absolute(given["lesions"]))
+    for key in ("objective", "learn_from"):
+        given[key] = tuple(given[key]) if given[key] else None
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _about_others(driven: "Driven", study: "StudyFolder") -> list[str]:
@@ -252,6 +304,16 @@ def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
     if "store" in joined:
         joined["store"] = str(joined["store"])
     return validate(pipeline.StudyRequest, joined, "the study" if file is None else str(file))
+
+
+def _at_services(request: "StudyRequest", home: Path) -> "StudyRequest":
+    """Return a request whose study is kept with the home's services, where there are some and it says nothing else."""
+    from vesalius.infra import services
+
+    # cmaes pickles its state into the storage and is refused where others can write to that.
+    if request.storage is not None or request.sampler == "cmaes":
+        return request
+    return request.model_copy(update={"storage": services.study_storage(home)})
 
 
 def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None, home: Path) -> "StudyFolder":

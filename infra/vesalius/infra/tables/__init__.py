@@ -9,6 +9,7 @@
     studies.py     trials, importance, seeds
     judgements.py  figures, image scores, readers, the gate
     registered.py  registered models, versions, decisions, gates
+    services.py    services and jobs
     volumes.py     exported files, outliers
 """
 
@@ -20,6 +21,7 @@ from vesalius.infra.tables.frames import as_time, heading, key_values, listing, 
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion, readers
 from vesalius.infra.tables.registered import decisions, registered, verdicts, version, versions
 from vesalius.infra.tables.reproduction import PaperTable, row_notes
+from vesalius.infra.tables.services import jobs, services, services_notes
 from vesalius.infra.tables.studies import importance, seeds, trials
 from vesalius.infra.tables.volumes import exported, findings
 
@@ -38,6 +40,7 @@ __all__ = [
     "heading",
     "image_scores",
     "importance",
+    "jobs",
     "key_values",
     "listing",
     "memory",
@@ -50,6 +53,8 @@ __all__ = [
     "registered",
     "row_notes",
     "seeds",
+    "services",
+    "services_notes",
     "settings",
     "trials",
     "verdicts",

@@ -1,0 +1,186 @@
+"""``vesalius submit``, ``jobs``, ``logs``, ``stop`` and ``retry``: verbs that run on a cluster."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vesalius.infra.cli.options import HomeOption, JsonOption, home_folder
+from vesalius.infra.console import INTERRUPTED, Terminal
+
+if TYPE_CHECKING:
+    from vesalius.infra.jobs.records import JobRecord
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="See `vesalius jobs`.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a Ray dashboard, http://HOST:8265 (default: that of `vesalius up`, else $RAY_API_SERVER_ADDRESS)"
+    ),
+]
+FollowOption = Annotated[
+    bool, typer.Option("--follow", "-f", help="Show the log until the job ends, and end with its exit code.")
+]
+
+
+def submit(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- VERB ...", help="train, tune, ingest, score or evaluate, as it is called here."),
+    ] = None,
+    address: AddressOption = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs of each worker; of score and evaluate, of the verb itself.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Workers of train, tune or ingest.")] = None,
+    follow: FollowOption = False,
+    remote_home: Annotated[
+        str | None,
+        typer.Option(help="Folder of runs that all of the cluster's machines see, where it is not --home itself."),
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a verb on a Ray cluster, with the code that is installed here.
+
+    What is wrong with the command is said here, in the verb's own words, before anything is submitted; so is a cluster
+    of another Python, Ray, torch or vesalius, and a store that it does not see. Ctrl-C leaves a job that is followed
+    running and says how to come back to it.
+    """
+    with Terminal(as_json, resume_hint="vesalius jobs") as terminal:
+        from vesalius.infra.jobs import command as commands
+        from vesalius.infra.jobs import submission
+
+        folder = home_folder(home, join=False)
+        read = commands.read_command(command or [], workers=workers, gpus=gpus, home=folder)
+        record = submission.submit(read, home=folder, address=address, remote_home=remote_home, say=terminal.say)
+        _after_submission(terminal, record, folder, follow=follow)
+
+
+def jobs(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the jobs that were submitted from this home, with what their clusters say of them now."""
+    with Terminal(as_json) as terminal:
+        from vesalius.infra import tables
+        from vesalius.infra.jobs import records, submission
+
+        folder = home_folder(home, join=False)
+        found, silent = submission.refresh(folder)
+        for sentence in silent:
+            terminal.warn(sentence)
+        rows = [records.describe(one) for one in records.newest_first(found)]
+        shown = tables.jobs(rows) if rows else "no job was submitted from this home: vesalius submit -- train ..."
+        notes = [f"{row['job']}: {row['message']}" for row in rows if row["message"]]
+        lost = [
+            f"lost with its cluster; to go on: vesalius retry {row['job']}" for row in rows if row["status"] == "LOST"
+        ]
+        terminal.result({"jobs": rows}, shown, *notes, *lost)
+
+
+def logs(job: JobArgument, follow: FollowOption = False, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show what a job has written.
+
+    With --follow it goes on until the job ends, and ends with the job's exit code.
+    """
+    with Terminal(as_json, resume_hint=f"vesalius logs {job}") as terminal:
+        from vesalius.infra.jobs import records, submission
+        from vesalius.platform.errors import JobError
+
+        folder = home_folder(home, join=False)
+        record = records.JobBook(folder).read(job)
+        cluster = submission.reach(record.address, folder)
+        if cluster.job(record.last.submission) is None:
+            raise JobError(
+                f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted; to go on: "
+                f"`vesalius retry {job}`"
+            )
+        if follow:
+            _follow(terminal, record, folder)
+            return
+        text = cluster.log(record.last.submission)
+        terminal.result({"job": job, "submission": record.last.submission, "log": text}, text.rstrip("\n"))
+
+
+def stop(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Stop a job. What it trains or drives keeps its checkpoints: `vesalius retry JOB` goes on from them."""
+    with Terminal(as_json, resume_hint=f"vesalius stop {job}") as terminal:
+        from vesalius.infra.jobs import records, submission
+
+        record = submission.stop(job, home=home_folder(home, join=False))
+        document = records.describe(record)
+        hint = f"Next: vesalius retry {job}" if record.last.status != "SUCCEEDED" else "it had come to its end"
+        terminal.result(document, f"{job}: {record.last.status}", hint)
+
+
+def retry(
+    job: JobArgument,
+    address: AddressOption = None,
+    follow: FollowOption = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Take the code that is here now, not that of the last attempt.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit a job again that failed, was stopped, or was lost with its cluster.
+
+    A training goes on from its last checkpoint and a study where it was; what had not begun is begun.
+    """
+    with Terminal(as_json, resume_hint="vesalius jobs") as terminal:
+        from vesalius.infra.jobs import submission
+
+        folder = home_folder(home, join=False)
+        record = submission.retry(job, home=folder, address=address, rebuild=rebuild, say=terminal.say)
+        _after_submission(terminal, record, folder, follow=follow)
+
+
+def _after_submission(terminal: Terminal, record: "JobRecord", home: Path, *, follow: bool) -> None:
+    from vesalius.infra import tables
+    from vesalius.infra.jobs import records
+
+    if follow:
+        terminal.say(f"job {record.job}, submitted to {record.address}")
+        _follow(terminal, record, home)
+        return
+    document = records.describe(record)
+    rows: list[tuple[str, object]] = [
+        (key, document[key]) for key in ("job", "status", "attempt", "run", "study", "address", "wheel")
+    ]
+    terminal.result(
+        document,
+        tables.key_values([(key, value) for key, value in rows if value is not None]),
+        f"\nNext: vesalius logs {record.job} --follow",
+    )
+
+
+def _follow(terminal: Terminal, record: "JobRecord", home: Path) -> None:
+    """Show a job's log until it ends, then what it came to; end with its exit code."""
+    from vesalius.infra import tables
+    from vesalius.infra.jobs import outcome, submission
+
+    cluster = submission.reach(record.address, home)
+    try:
+        document = outcome.follow(record, cluster, home, _write)
+    except KeyboardInterrupt:
+        terminal.warn(
+            f"detached: job {record.job} goes on; to come back: vesalius logs {record.job} --follow, to stop it: "
+            f"vesalius stop {record.job}"
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    rows: list[tuple[str, object]] = [
+        (key, document[key])
+        for key in ("job", "status", "exit_code", "run", "study", "mlflow_run_id", "mlflow_tracking_uri")
+    ]
+    if document["message"]:
+        rows.append(("message", document["message"]))
+    terminal.result(document, tables.key_values([(key, value) for key, value in rows if value is not None]))
+    code = outcome.exit_code(document)
+    if code:
+        terminal.say(f"to go on: vesalius retry {record.job}")
+        raise typer.Exit(code)
+
+
+def _write(text: str) -> None:
+    """Write a job's log to stderr: stdout holds the result alone."""
+    sys.stderr.write(text)
+    sys.stderr.flush()

@@ -1,0 +1,216 @@
+"""A cluster's Jobs API, with every failure in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+from vesalius.infra.jobs.environment import check_ray
+from vesalius.platform.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+_POLL_SECONDS = 0.3
+_PROBE = "vesalius-probe"
+
+
+class Cluster:
+    """A cluster that takes jobs.
+
+    Attributes:
+        address: of its Jobs API.
+        session: Ray's name for its life; after a restart it is another.
+    """
+
+    def __init__(self, address: str, *, headers: Mapping[str, str] | None = None, check_version: bool = True) -> None:
+        """Reach a cluster.
+
+        Args:
+            address: of its dashboard.
+            headers: that let one in; None leaves that to Ray, which reads RAY_AUTH_MODE and the token it names.
+            check_version: refuse another Ray than ours.
+
+        Raises:
+            JobError: nothing answers, it lets nobody in without its token, or its Ray is of another version.
+        """
+        self.address = address.rstrip("/")
+        if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", self.address):
+            raise JobError(
+                "--address names no Jobs API: expected http://HOST:PORT of a Ray dashboard, such as "
+                "http://127.0.0.1:8265, without a password (Ray's token goes into RAY_AUTH_TOKEN_PATH)"
+            )
+        with self._answering():
+            from ray.job_submission import JobSubmissionClient
+
+            self._client: Any = JobSubmissionClient(self.address, headers=dict(headers) if headers else None)
+            for name in ("dashboard_sdk", "job.sdk"):  # that a file is sent and a connection closed is no news
+                logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+            answer = self._client._do_request("GET", "/api/version").json()
+        self.session = str(answer.get("session_name", ""))
+        if check_version:
+            check_ray(str(answer["ray_version"]), self.address)
+
+    def submit(
+        self,
+        submission: str,
+        entrypoint: str,
+        *,
+        wheel: Path,
+        environment: Mapping[str, str],
+        metadata: Mapping[str, str],
+        cpus: float,
+        gpus: float,
+    ) -> None:
+        """Submit a job that computes with a wheel's code.
+
+        Raises:
+            JobError: the cluster will not.
+        """
+        with self._answering():
+            self._client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=submission,
+                runtime_env={"py_modules": [str(wheel)], "env_vars": dict(environment)},
+                metadata=dict(metadata),
+                entrypoint_num_cpus=cpus or None,
+                entrypoint_num_gpus=gpus or None,
+            )
+
+    def jobs(self) -> dict[str, Any]:
+        """Return Ray's details of all jobs by their submission.
+
+        Raises:
+            JobError: the cluster does not answer.
+        """
+        with self._answering():
+            return {one.submission_id: one for one in self._client.list_jobs() if one.submission_id}
+
+    def job(self, submission: str) -> Any | None:
+        """Return Ray's details of a job, or None where it knows none of that name.
+
+        Raises:
+            JobError: the cluster does not answer.
+        """
+        with self._answering():
+            try:
+                return self._client.get_job_info(submission)
+            except RuntimeError as error:
+                if "404" in str(error):
+                    return None
+                raise
+
+    def log(self, submission: str) -> str:
+        """Return what a job has written so far.
+
+        Raises:
+            JobError: the cluster does not answer, or does not know it.
+        """
+        with self._answering():
+            return str(self._client.get_job_logs(submission))
+
+    def stop(self, submission: str) -> None:
+        """Ask a job to end.
+
+        Raises:
+            JobError: the cluster does not answer, or does not know it.
+        """
+        with self._answering():
+            self._client.stop_job(submission)
+
+    def follow(self, submission: str, write: Callable[[str], None]) -> Any:
+        """Hand on what a job writes, as it is written, until it has ended; return Ray's details of it.
+
+        Raises:
+            JobError: the cluster does not answer any more, or has forgotten the job.
+        """
+        written = 0
+        while True:
+            found = self.job(submission)
+            if found is None:
+                raise JobError(f"the cluster at {self.address} does not know this job any more: was it restarted?")
+            if found.status.is_terminal():
+                # The whole of it is there now; a connection that broke in between has lost nothing.
+                write(self.log(submission)[written:])
+                return found
+            if str(found.status.value) == "RUNNING":
+                # A new connection begins with the first line.
+                skip = written
+                with contextlib.suppress(JobError), self._answering():  # the next look says what is wrong
+                    for text in _tail(self._client, submission):
+                        left = text[skip:]
+                        skip = max(0, skip - len(text))
+                        written += len(left)
+                        write(left)
+            time.sleep(_POLL_SECONDS)
+
+    def run_briefly(self, entrypoint: str, seconds: float) -> str:
+        """Run a command on the head node, forget it there and return what it wrote.
+
+        Raises:
+            JobError: it has not ended in time.
+        """
+        submission = f"{_PROBE}-{secrets.token_hex(4)}"
+        with self._answering():
+            self._client.submit_job(entrypoint=entrypoint, submission_id=submission)
+            deadline = time.monotonic() + seconds
+            while not self._client.get_job_status(submission).is_terminal():
+                if time.monotonic() > deadline:
+                    with contextlib.suppress(RuntimeError):
+                        self._client.stop_job(submission)
+                    raise JobError(
+                        f"the cluster at {self.address} has not run a command of a second for {seconds:.0f} s: is its "
+                        "head node well, and has it room?"
+                    )
+                time.sleep(_POLL_SECONDS)
+            log = str(self._client.get_job_logs(submission))
+            with contextlib.suppress(RuntimeError):
+                self._client.delete_job(submission)
+        return log
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        import requests
+
+        try:
+            yield
+        except (ConnectionError, requests.exceptions.RequestException) as error:
+            # urllib3's own text is about pools and retries.
+            why = "it closed the connection" if "aborted" in str(error) else "nothing answers"
+            raise JobError(
+                f"no Ray cluster takes jobs at {self.address} ({why}): start it (here: `vesalius up`), or name another "
+                "with --address"
+            ) from None
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            if "401" in said or "403" in said or "uthentication" in said:
+                raise JobError(
+                    f"the cluster at {self.address} lets nobody in without its token: set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN_PATH to the file that holds it"
+                ) from None
+            if type(error) is not RuntimeError:
+                raise
+            raise JobError(f"the cluster at {self.address} answers that it will not: {said[:300]}") from None
+
+
+def _tail(client: Any, submission: str) -> Iterator[str]:
+    """Yield what a job writes until the connection ends."""
+    import aiohttp
+
+    texts = client.tail_job_logs(submission)
+    with asyncio.Runner() as runner:
+        try:
+            while True:
+                try:
+                    yield runner.run(anext(texts))
+                except (StopAsyncIteration, aiohttp.ClientError):
+                    return
+        finally:
+            with contextlib.suppress(RuntimeError):
+                runner.run(texts.aclose())

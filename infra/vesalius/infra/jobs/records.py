@@ -1,0 +1,199 @@
+"""What is kept of a job on this side: enough to submit it again when the cluster has forgotten it.
+
+::
+
+    HOME/jobs/
+      <job>.json    a record; replaced as a whole
+      <job>.lock    held while the job is submitted again
+      wheels/       the code that jobs were submitted with, by its digest
+      clusters/     what clusters said of themselves
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import json
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from vesalius.infra.services.credentials import keep
+from vesalius.platform.config import Settings, validate
+from vesalius.platform.errors import JobError, SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+Status = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED", "LOST", "UNKNOWN"]
+"""Ray's words for a job; LOST where a restarted cluster has forgotten one that had not ended, UNKNOWN where the cluster
+does not answer."""
+
+ENDED: tuple[Status, ...] = ("SUCCEEDED", "FAILED", "STOPPED")
+_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Attempt(Settings):
+    """One submission of a job.
+
+    Attributes:
+        submission: Ray's id for it.
+        session: of the cluster; another one later means that it was restarted.
+        wheel: file name of the code.
+        wheel_sha256: its digest.
+        submitted: UTC, ISO 8601.
+        status: as last heard.
+        exit_code: of the verb, once it has ended by itself.
+        message: Ray's, where it says why there is no exit code.
+    """
+
+    submission: str
+    session: str
+    wheel: str
+    wheel_sha256: str
+    submitted: str
+    status: Status = "PENDING"
+    exit_code: int | None = None
+    message: str = ""
+
+
+class JobRecord(Settings):
+    """A job.
+
+    Attributes:
+        job: its name.
+        command: the verb and its arguments, complete, paths absolute; nothing in it is secret.
+        address: of the cluster's Jobs API.
+        home: of runs on the cluster.
+        folder: that the command was typed in, or None where the cluster does not see it.
+        run: name of the run that it trains, or None.
+        study: of the study that it drives, or None.
+        cpus: cores reserved for the verb itself, which computes where it has no workers.
+        gpus: GPUs likewise.
+        environment: variables that travel.
+        packages: versions that the cluster was found to have.
+        attempts: submissions, the last one last.
+    """
+
+    job: str
+    command: tuple[str, ...]
+    address: str
+    home: str
+    folder: str | None = None
+    run: str | None = None
+    study: str | None = None
+    cpus: float = 0
+    gpus: float = 0
+    environment: dict[str, str]
+    packages: dict[str, str]
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def last(self) -> Attempt:
+        """The last attempt."""
+        return self.attempts[-1]
+
+    def changed(self, **changes: Any) -> JobRecord:
+        """Return the record with its last attempt changed."""
+        return self.model_copy(update={"attempts": (*self.attempts[:-1], self.last.model_copy(update=changes))})
+
+
+class JobBook:
+    """``HOME/jobs``."""
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / "jobs"
+        self.wheels = self.path / "wheels"
+        self.clusters = self.path / "clusters"
+
+    def make(self) -> None:
+        """Make the folders that are not there."""
+        for folder in (self.wheels, self.clusters):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        """Return the names of all jobs."""
+        return sorted(path.stem for path in self.path.glob("*.json"))
+
+    def read(self, job: str) -> JobRecord:
+        """Return a job's record.
+
+        Raises:
+            JobError: there is none of that name (the nearest one is named), or it is damaged.
+        """
+        path = self.path / f"{job}.json"
+        try:
+            if not _JOB.fullmatch(job):
+                raise FileNotFoundError
+            return validate(JobRecord, json.loads(path.read_text()), str(path))
+        except FileNotFoundError:
+            near = difflib.get_close_matches(job, self.names(), n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else "see `vesalius jobs`"
+            raise JobError(f"there is no job '{job}' in {self.path}: {hint}") from None
+        except (ValueError, SettingError):
+            raise JobError(f"{path} is damaged: remove it, and submit the job anew") from None
+
+    def write(self, record: JobRecord) -> None:
+        """Replace a job's record."""
+        keep(self.path / f"{record.job}.json", record.model_dump_json(indent=1))
+
+    @contextlib.contextmanager
+    def alone(self, job: str) -> Iterator[None]:
+        """Hold a job while it is submitted again.
+
+        Raises:
+            JobError: another process does that.
+        """
+        with (self.path / f"{job}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JobError(f"job '{job}' is being submitted by another process: see `vesalius jobs`") from None
+            yield
+
+
+def settle(record: JobRecord, known: dict[str, Any] | None, session: str | None) -> JobRecord:
+    """Return a record with what its cluster says of the last attempt.
+
+    Args:
+        record: as kept.
+        known: Ray's details by submission, or None where the cluster does not answer.
+        session: of the cluster, or None.
+    """
+    last = record.last
+    if last.status in ENDED:
+        return record
+    if known is None:
+        return record.changed(status="UNKNOWN")
+    found = known.get(last.submission)
+    if found is None:
+        return record.changed(status="LOST")
+    status, code = str(found.status.value), found.driver_exit_code
+    says_why = status == "FAILED" and code is None  # else the log does, at length
+    message = " ".join((found.message or "").split())[:300] if says_why else ""
+    return record.changed(status=status, exit_code=code, message=message)
+
+
+def describe(record: JobRecord) -> dict[str, Any]:
+    """Return what ``vesalius jobs`` says of a job."""
+    last = record.last
+    return {
+        "job": record.job,
+        "status": last.status,
+        "exit_code": last.exit_code,
+        "attempt": len(record.attempts),
+        "submitted": last.submitted,
+        "command": list(record.command),
+        "run": record.run,
+        "study": record.study,
+        "address": record.address,
+        "submission": last.submission,
+        "wheel": last.wheel,
+        "message": last.message,
+    }
+
+
+def newest_first(records: Sequence[JobRecord]) -> list[JobRecord]:
+    """Return jobs, the one submitted last at the head."""
+    return sorted(records, key=lambda one: one.last.submitted, reverse=True)

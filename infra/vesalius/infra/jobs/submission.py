@@ -1,0 +1,244 @@
+"""Submit a job, stop it, submit it again."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+import shlex
+import time
+from typing import TYPE_CHECKING, Any
+
+from vesalius.infra import services
+from vesalius.infra.jobs import environment
+from vesalius.infra.jobs.cluster import Cluster
+from vesalius.infra.jobs.records import ENDED, Attempt, JobBook, JobRecord, settle
+from vesalius.infra.jobs.wheel import Wheel, current_wheel, kept_wheel
+from vesalius.platform.errors import JobError, ServiceError
+from vesalius.platform.tracking import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from vesalius.infra.jobs.command import Command
+
+TRACKED_AT = "VESALIUS_JOB_TRACKED_AT"
+"""Tells a job where its runs are to be tracked where the address has a password, which does not travel."""
+
+_STOP_SECONDS = 60.0
+
+
+def reach(given: str | None, home: Path, *, check_version: bool = True) -> Cluster:
+    """Return the cluster that was given, else the home's own services, else that of ``RAY_API_SERVER_ADDRESS``.
+
+    Raises:
+        JobError: there is none, it does not answer, or it is of another version.
+        ServiceError: the home's services were started and are gone.
+    """
+    asked = given or os.environ.get("RAY_API_SERVER_ADDRESS") or None
+    own = services.jobs_access(home, asked)
+    if own is not None:
+        return Cluster(own[0], headers=own[1], check_version=check_version)
+    if asked is None:
+        raise JobError(
+            "there is no cluster to submit to: `vesalius up` starts one on this machine, --address http://HOST:8265 "
+            "names one that runs"
+        )
+    return Cluster(asked, check_version=check_version)
+
+
+def submit(
+    command: Command, *, home: Path, address: str | None, remote_home: str | None, say: Callable[[str], None]
+) -> JobRecord:
+    """Submit a command as a new job, after a check that the cluster can run it and sees what it reads.
+
+    Args:
+        command: read and checked.
+        home: of runs on this side; the job's record is kept there.
+        address: of the cluster; None is that of the home's own services.
+        remote_home: of runs on the cluster; None where it sees ``home`` itself.
+        say: told what is done.
+
+    Raises:
+        JobError: the cluster does not answer, has other versions, or does not see a path.
+    """
+    book = JobBook(home)
+    book.make()
+    cluster = reach(address, home)
+    say(f"asking the cluster at {cluster.address} what it has")
+    packages, folder = _checked(cluster, book, command, home, remote_home)
+    job = (command.run or command.study or f"{command.verb}-{_stamp()}")[:85].rstrip("-._")
+    if (book.path / f"{job}.json").exists():
+        job = f"{job}-{secrets.token_hex(2)}"
+    record = JobRecord(
+        job=job,
+        command=command.words,
+        address=cluster.address,
+        home=str(home) if remote_home is None else remote_home,
+        folder=folder,
+        run=command.run,
+        study=command.study,
+        cpus=command.cpus,
+        gpus=command.gpus,
+        environment=_travelling(),
+        packages=packages,
+    )
+    return _submit(record, cluster, book, current_wheel(book.wheels))
+
+
+def retry(job: str, *, home: Path, address: str | None, rebuild: bool, say: Callable[[str], None]) -> JobRecord:
+    """Submit a job's command again; what it trains or drives goes on from its checkpoints.
+
+    The cluster may have been restarted, or be another one: all that is needed is kept on this side.
+
+    Args:
+        job: its name.
+        home: of runs on this side.
+        address: of the cluster; None is the job's own.
+        rebuild: take today's code instead of that of the last attempt.
+        say: told what is done.
+
+    Raises:
+        JobError: there is no such job, it still runs or has come to its end, or the cluster cannot run it.
+    """
+    book = JobBook(home)
+    record = book.read(job)
+    with book.alone(job):
+        record = book.read(job)
+        cluster = reach(address or record.address, home)
+        record = settle(record, cluster.jobs(), cluster.session)
+        book.write(record)
+        status = record.last.status
+        if status in ("PENDING", "RUNNING"):
+            raise JobError(
+                f"job '{job}' is {status.lower()}: look with `vesalius logs {job} --follow`, or stop it first"
+            )
+        if status == "SUCCEEDED":
+            raise JobError(f"job '{job}' has come to its end: submit a new one")
+        found = environment.report(cluster, book.clusters, [], home=home)
+        packages = environment.check_versions(found, cluster.address)
+        record = record.model_copy(update={"address": cluster.address, "packages": packages})
+        wheel = None if rebuild else kept_wheel(book.wheels, record.last.wheel, record.last.wheel_sha256)
+        if wheel is None:
+            if not rebuild:
+                say(f"the code of the last attempt ({record.last.wheel}) is gone: taking today's")
+            wheel = current_wheel(book.wheels)
+        return _submit(record, cluster, book, wheel)
+
+
+def stop(job: str, *, home: Path) -> JobRecord:
+    """Stop a job and return its record once it has ended; what it trains keeps its checkpoints.
+
+    Raises:
+        JobError: there is no such job, its cluster does not answer, or it does not end.
+    """
+    book = JobBook(home)
+    record = book.read(job)
+    cluster = reach(record.address, home)
+    record = settle(record, cluster.jobs(), cluster.session)
+    if record.last.status in ("PENDING", "RUNNING"):
+        cluster.stop(record.last.submission)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while record.last.status not in ENDED and time.monotonic() < deadline:
+            time.sleep(0.3)
+            found = cluster.job(record.last.submission)
+            record = settle(record, {} if found is None else {record.last.submission: found}, cluster.session)
+        if record.last.status not in (*ENDED, "LOST"):
+            raise JobError(f"job '{job}' has not ended {_STOP_SECONDS:.0f} s after it was asked to: ask again")
+    book.write(record)
+    return record
+
+
+def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
+    """Return all jobs with what their clusters say of them now, and a sentence for each that does not answer."""
+    book = JobBook(home)
+    records = [book.read(name) for name in book.names()]
+    silent: list[str] = []
+    known: dict[str, tuple[Mapping[str, Any] | None, str | None]] = {}
+    settled = []
+    for record in records:
+        if record.last.status not in ENDED and record.address not in known:
+            try:
+                cluster = reach(record.address, home, check_version=False)
+                known[record.address] = (cluster.jobs(), cluster.session)
+            except (JobError, ServiceError) as error:
+                silent.append(str(error))
+                known[record.address] = (None, None)
+        if record.last.status not in ENDED:
+            found, session = known[record.address]
+            fresh = settle(record, None if found is None else dict(found), session)
+            if found is not None and fresh != record:  # UNKNOWN is of this moment: it is not kept
+                book.write(fresh)
+            record = fresh
+        settled.append(record)
+    return settled, silent
+
+
+def _checked(
+    cluster: Cluster, book: JobBook, command: Command, home: Path, remote_home: str | None
+) -> tuple[dict[str, str], str | None]:
+    """Return the cluster's versions and the folder that the command was typed in, where it sees that."""
+    folder = os.getcwd()
+    found = environment.report(cluster, book.clusters, [*command.paths, folder], home=home)
+    packages = environment.check_versions(found, cluster.address)
+    if remote_home is None and not found.sees_home:
+        raise JobError(
+            f"the cluster at {cluster.address} does not see {home}, where runs are kept: give --home a folder that "
+            "both see, or --remote-home one that all of the cluster's machines see"
+        )
+    for path in command.paths:
+        if not found.paths.get(path):
+            raise JobError(
+                f"the cluster at {cluster.address} does not see {path}: put it where all of its machines see it under "
+                "that path, or give a URL (s3://...)"
+            )
+    return packages, folder if found.sees_home and found.paths.get(folder) else None
+
+
+def _submit(record: JobRecord, cluster: Cluster, book: JobBook, wheel: Wheel) -> JobRecord:
+    number = len(record.attempts) + 1
+    submission = (
+        f"{record.job}-{secrets.token_hex(2)}" if number == 1 else f"{record.job}-{number}-{secrets.token_hex(2)}"
+    )
+    attempt = Attempt(
+        submission=submission,
+        session=cluster.session,
+        wheel=wheel.path.name,
+        wheel_sha256=wheel.sha256,
+        submitted=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    record = record.model_copy(update={"attempts": (*record.attempts, attempt)})
+    # Kept first: a job that runs and that nobody knows of would be worse than one that was never submitted.
+    book.write(record)
+    names = [("--run", record.run), ("--study", record.study), ("--folder", record.folder)]
+    words = [part for flag, value in names if value is not None for part in (flag, value)]
+    words = ["python", "-m", "vesalius.infra.jobs.driver", "--attempt", str(number), *words, "--", *record.command]
+    try:
+        cluster.submit(
+            submission,
+            shlex.join(words),
+            wheel=wheel.path,
+            environment={**record.environment, "VESALIUS_HOME": record.home, "VESALIUS_JOB": record.job},
+            metadata={"job": record.job, "attempt": str(number), "wheel": wheel.path.name},
+            cpus=record.cpus,
+            gpus=record.gpus,
+        )
+    except JobError as error:
+        book.write(record.changed(status="FAILED", message=str(error)))
+        raise
+    return record
+
+
+def _travelling() -> dict[str, str]:
+    """Return the variables of this side that a job is to find, none of them secret."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not uri:
+        return {}
+    if shown(uri) != uri:
+        return {TRACKED_AT: shown(uri)}
+    return {"MLFLOW_TRACKING_URI": uri}
+
+
+def _stamp() -> str:
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -1,0 +1,119 @@
+"""How the verbs come to use a home's services: by themselves, through the variables that their libraries read.
+
+A variable that is set already stays as it is: whoever has set ``MLFLOW_TRACKING_URI`` or ``RAY_ADDRESS`` meant it.
+``VESALIUS_SERVICES=off`` leaves the services alone.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vesalius.infra.services.state import ServicesFolder, this_boot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vesalius.infra.services.kinds import Services
+    from vesalius.infra.services.state import ServicesState
+
+VARIABLE = "VESALIUS_SERVICES"
+
+
+def join(home: Path) -> None:
+    """Let this process, and those it starts, track, compute and keep studies with a home's services, where it has any.
+
+    Raises:
+        ServiceError: services were started and not stopped, and one of them is gone.
+    """
+    services = _services(home)
+    if services is None:
+        return
+    from vesalius.infra.services import credentials
+    from vesalius.infra.services.kinds import ray_access
+
+    # A job's RAY_ADDRESS and its access are there already: the cluster has set them.
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{services.settings.ports['ray']}"
+        os.environ.update(ray_access(services.folder))
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        os.environ["MLFLOW_TRACKING_URI"] = services.url("mlflow")
+    if services.settings.auth and os.environ["MLFLOW_TRACKING_URI"] == services.url("mlflow"):
+        name, password = credentials.tracking_login(services.folder.secrets)
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", name)
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", password)
+
+
+def study_storage(home: Path) -> str | None:
+    """Return the address of the storage for studies of a home that has services; it holds no password."""
+    services = _services(home)
+    if services is None:
+        return None
+    from vesalius.infra.services.database import STUDIES
+
+    return services.database.schema(STUDIES)
+
+
+def jobs_access(home: Path, address: str | None) -> tuple[str, dict[str, str]] | None:
+    """Return where the services' head takes jobs and the headers that let one in there, or None where it is not meant.
+
+    Args:
+        home: of the services.
+        address: that was asked for: their token goes to nobody else; None is whatever there is.
+
+    Raises:
+        ServiceError: services were started and not stopped, and one of them is gone.
+    """
+    folder = ServicesFolder(home)
+    state = folder.read()
+    if state is None or (address is not None and not _is_head(address, state)):
+        return None
+    services = _services(home)
+    if services is None:
+        return None
+    from vesalius.infra.services import credentials
+
+    token = credentials.kept_or_made(services.folder.secrets / "ray_token")
+    return address or services.url("ray"), {"Authorization": f"Bearer {token}"}
+
+
+def _is_head(address: str, state: ServicesState) -> bool:
+    from urllib.parse import urlsplit
+
+    from vesalius.infra.services.addresses import clients_host, is_loopback
+
+    asked = urlsplit(address)
+    try:
+        port = asked.port
+    except ValueError:
+        return False
+    host = asked.hostname or ""
+    ours = clients_host(state.settings.host)
+    return port == state.settings.ports.get("ray_dashboard") and (host == ours or is_loopback(host))
+
+
+def _services(home: Path) -> Services | None:
+    if os.environ.get(VARIABLE, "").strip().lower() == "off":
+        return None
+    folder = ServicesFolder(home)
+    if not (folder.path / "state.json").is_file():  # most homes: nothing is imported for them
+        return None
+    state = folder.read()
+    if state is None or not state.running:
+        return None
+    from vesalius.infra.services import processes
+    from vesalius.infra.services.kinds import Services
+    from vesalius.infra.services.state import TITLES
+    from vesalius.platform.errors import ServiceError
+
+    here = this_boot()
+    if here.partition("/")[0] == state.boot.partition("/")[0]:
+        dead = [
+            TITLES[name] for name, one in state.running.items() if state.boot != here or not processes.is_alive(one)
+        ]
+        if dead:
+            raise ServiceError(
+                f"{' and '.join(dead)} of {home} ended without `vesalius down`: `vesalius up` starts it again, "
+                "`vesalius down` goes back to files and this machine's own cores"
+            )
+    return Services(folder, state.settings)

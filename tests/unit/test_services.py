@@ -1,0 +1,382 @@
+"""Local services: what is kept of them, their ports, processes and secrets. The services themselves: integration."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from vesalius.infra import services
+from vesalius.infra.cli.app import app
+from vesalius.infra.services import credentials, database, lifecycle, ports, processes
+from vesalius.infra.services.addresses import clients_host, is_loopback
+from vesalius.infra.services.kinds import allowed_hosts
+from vesalius.infra.services.state import Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
+from vesalius.platform.errors import ServiceError, SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_VARIABLES = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "VESALIUS_SERVICES"),
+)
+_PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print(child.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Leave the environment as it was, and begin without what services set."""
+    for name in _VARIABLES:
+        monkeypatch.setenv(name, "")  # so that it is put back whatever join() makes of it
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ServicesFolder:
+    made = ServicesFolder(tmp_path)
+    made.make()
+    return made
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _free() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _wait_for(condition: Any, seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+# ---- state and secrets
+
+
+def test_the_state_is_read_as_it_was_written(folder: ServicesFolder) -> None:
+    assert folder.read() is None
+    one = Running(pid=1, created=2.5, mark="m", url="http://127.0.0.1:1", since="now")
+    state = ServicesState(settings=ServiceSettings(cpus=2), boot=this_boot(), running={"ray": one})
+    folder.write(state)
+    assert folder.read() == state
+    assert not [path for path in folder.path.iterdir() if path.name.startswith(".state")], "nothing half-written"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"running": 3}', '{"unknown": 1}'])
+def test_a_damaged_state_is_a_sentence(folder: ServicesFolder, text: str) -> None:
+    (folder.path / "state.json").write_text(text)
+    with pytest.raises(ServiceError, match=r"state\.json is damaged.*remove the file"):
+        folder.read()
+
+
+def test_secrets_are_their_owners_alone(folder: ServicesFolder) -> None:
+    assert _mode(folder.secrets) == 0o700
+    first = credentials.kept_or_made(folder.secrets / "token")
+    assert len(first) >= 40
+    assert credentials.kept_or_made(folder.secrets / "token") == first
+    assert _mode(folder.secrets / "token") == 0o600
+    (folder.secrets / "token").chmod(0o644)
+    with pytest.raises(ServiceError, match="others may read it: chmod 600"):
+        credentials.kept_or_made(folder.secrets / "token")
+
+
+def test_a_line_of_a_password_file_is_read_as_it_is_meant() -> None:
+    assert credentials.passfile_line("h", 1, "u", r"a:b\c") == "h:1:*:u:a\\:b\\\\c\n"
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
+def test_login_settings_are_read_by_mlflow_as_they_are_meant(
+    folder: ServicesFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("flask_wtf", reason="the login needs mlflow[auth]")
+    from mlflow.server.auth.config import read_auth_config
+
+    address = "postgresql+psycopg://u@h/d?options=-csearch_path%3Dmlflow_login"
+    file = credentials.login_settings(folder.secrets, address)
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(file))
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "from the environment")
+    read = read_auth_config()
+    assert (read.database_uri, read.admin_username) == (address, "admin")
+    assert _mode(file) == 0o600
+    assert "password" not in file.read_text()
+
+
+def test_two_calls_at_once_are_told(folder: ServicesFolder) -> None:
+    with folder.alone(), pytest.raises(ServiceError, match="another `vesalius up` or `down` is at work"):
+        lifecycle.up(folder.home, {}, {})
+
+
+# ---- ports
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        yield int(held.getsockname()[1])
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_told_with_its_holder(taken: int) -> None:
+    with pytest.raises(ServiceError, match=rf"port {taken} \(--mlflow-port\) is held by process {os.getpid()} \("):
+        ports.choose_ports({"mlflow": taken}, {}, "127.0.0.1")
+
+
+def test_a_port_that_a_home_is_known_by_is_not_changed_in_silence(taken: int) -> None:
+    with pytest.raises(ServiceError, match="this home's runs, studies and jobs know the service by it"):
+        ports.choose_ports({}, {"mlflow": taken}, "127.0.0.1")
+
+
+def test_a_port_that_nobody_asked_for_is_another_where_it_is_taken(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "PORTS", {"mlflow": taken, "studies": taken})
+    chosen = ports.choose_ports({}, {}, "127.0.0.1")
+    assert taken not in chosen.values()
+    assert len(set(chosen.values())) == 2
+
+
+def test_one_port_is_not_given_to_two_services() -> None:
+    port = _free()
+    with pytest.raises(ServiceError, match=f"port {port} is given to two services"):
+        ports.choose_ports({"mlflow": port, "studies": port}, {}, "127.0.0.1")
+
+
+def test_ports_of_rays_workers_are_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ServiceError, match=r"port 10500 \(--ray-port\) lies among those of Ray's workers"):
+        ports.choose_ports({"ray": 10500}, {}, "127.0.0.1")
+    monkeypatch.setattr(ports, "is_free", lambda port, host: port != 10001)
+    assert ports.choose_ports({}, {}, "127.0.0.1")["ray_client"] == 20001
+
+
+def test_addresses() -> None:
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("::1")
+    assert is_loopback("localhost")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("example.org")
+    assert clients_host("127.0.0.1") == "127.0.0.1"
+    assert clients_host("0.0.0.0") not in ("", "0.0.0.0")
+
+
+# ---- processes
+
+
+def test_a_service_ends_with_all_it_has_started(tmp_path: Path) -> None:
+    running = processes.start([sys.executable, "-c", _PARENT], os.environ, tmp_path / "log", url="")
+    assert processes.is_alive(running)
+    assert _wait_for(lambda: len(processes.leftovers(running)) == 1)
+    child = processes.leftovers(running)[0]
+    processes.stop(running)
+    assert not processes.is_alive(running)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_outlives_a_killed_service_is_found_and_ended(tmp_path: Path) -> None:
+    running = processes.start([sys.executable, "-c", _PARENT], os.environ, tmp_path / "log", url="")
+    assert _wait_for(lambda: len(processes.leftovers(running)) == 1)
+    os.kill(running.pid, 9)
+    assert _wait_for(lambda: not processes.is_alive(running))
+    assert len(processes.leftovers(running)) == 1
+    processes.stop(running)
+    assert processes.leftovers(running) == []
+
+
+def test_a_process_that_was_given_the_same_number_is_left_alone() -> None:
+    innocent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+    try:
+        created = psutil.Process(innocent.pid).create_time()
+        earlier = Running(pid=innocent.pid, created=created - 3600, mark="another's", url="", since="")
+        assert not processes.is_alive(earlier)
+        assert processes.leftovers(earlier) == []
+        processes.stop(earlier, wait_seconds=0.1)
+        assert innocent.poll() is None
+        same = earlier.model_copy(update={"created": created})
+        assert processes.is_alive(same), "start time and number are the same"
+    finally:
+        innocent.kill()
+        innocent.wait(10)
+
+
+def test_a_log_that_has_grown_large_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_LARGE_LOG_BYTES", 10)
+    (tmp_path / "one.log").write_text("x" * 11)
+    running = processes.start([sys.executable, "-c", "print('new')"], os.environ, tmp_path / "one.log", url="")
+    assert _wait_for(lambda: not processes.is_alive(running))
+    assert "x" not in (tmp_path / "one.log").read_text().replace("exec", "")
+    assert (tmp_path / "one.log.old").read_text() == "x" * 11
+
+
+# ---- what may be asked for
+
+
+def test_nothing_is_opened_to_others_without_a_login(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"--host 0\.0\.0\.0 opens MLflow and Ray.*add --auth"):
+        lifecycle.up(tmp_path, {"host": "0.0.0.0"}, {})
+    assert not (tmp_path / "services" / "state.json").exists()
+
+
+def test_other_settings_than_those_that_run_are_told(folder: ServicesFolder) -> None:
+    innocent = psutil.Process()
+    one = Running(pid=innocent.pid, created=innocent.create_time(), mark="", url="", since="")
+    folder.write(ServicesState(settings=ServiceSettings(cpus=2), boot=this_boot(), running={"mlflow": one}))
+    with pytest.raises(ServiceError, match=r"run with other settings than --cpus, --mlflow-port.*vesalius down"):
+        lifecycle.up(folder.home, {"cpus": 4}, {"mlflow": _free()})
+
+
+def test_services_of_another_machine_are_left_alone(folder: ServicesFolder) -> None:
+    one = Running(pid=1, created=1.0, mark="", url="", since="")
+    folder.write(ServicesState(boot="elsewhere/1", running={"mlflow": one}))
+    for call in (lambda: lifecycle.up(folder.home, {}, {}), lambda: lifecycle.down(folder.home)):
+        with pytest.raises(ServiceError, match="were started on elsewhere: call this there"):
+            call()
+
+
+def test_after_a_restart_of_the_machine_all_is_dead(folder: ServicesFolder) -> None:
+    innocent = psutil.Process()  # a number of the last boot may well be somebody's in this one
+    one = Running(pid=innocent.pid, created=innocent.create_time(), mark="", url="", since="")
+    boot = f"{this_boot().partition('/')[0]}/an earlier one"
+    folder.write(ServicesState(boot=boot, running={"mlflow": one}))
+    rows = {row["service"]: row for row in lifecycle.status(folder.home)}
+    assert rows["mlflow"]["state"] == "dead"
+    assert rows["ray"]["state"] == "down"
+    assert lifecycle.down(folder.home) == []
+
+
+def test_a_password_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    url = "postgresql://me:hidden@localhost/db"
+    done = CliRunner().invoke(app, ["up", "--home", str(tmp_path), "--database-url", url])
+    assert done.exit_code == 2
+    assert "VESALIUS_DATABASE_URL" in done.stderr
+    assert "hidden" not in done.output
+
+
+def test_status_of_a_home_without_services(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["status", "--home", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stdout.count("down") == 4
+    assert list(tmp_path.iterdir()) == [], "looking leaves nothing behind"
+
+
+def test_down_of_a_home_without_services(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["down", "--home", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "no service of this home was running" in done.stdout
+
+
+# ---- the database
+
+
+def test_a_given_password_goes_into_a_file_and_nowhere_else(folder: ServicesFolder) -> None:
+    kept = database.given_database(folder, "postgresql://me:hid:den@db.example.org/lab?sslmode=require")
+    assert "hid" not in kept
+    file = folder.secrets / "pgpass_given"
+    assert file.read_text() == "db.example.org:5432:*:me:hid\\:den\n"
+    assert _mode(file) == 0o600
+    assert "sslmode=require" in kept
+    assert "options=-csearch_path%3Dstudies" in database.Database(kept).schema("studies")
+
+
+@pytest.mark.parametrize("url", ["mysql://u@h/d", "sqlite:///x.db", "nonsense", "postgresql://h/d", "postgresql://u@h"])
+def test_another_database_is_refused(folder: ServicesFolder, url: str) -> None:
+    with pytest.raises(SettingError, match="expected postgresql://USER:PASSWORD@HOST/DATABASE"):
+        database.given_database(folder, url)
+
+
+def test_mlflow_answers_to_its_names_and_no_other() -> None:
+    settings = ServiceSettings(host="0.0.0.0", auth=True, allowed_hosts=("lab.example.org",), ports={"mlflow": 5055})
+    hosts = allowed_hosts(settings)
+    assert {"localhost:5055", "lab.example.org", "lab.example.org:5055"} <= set(hosts)
+    assert "*" not in hosts
+
+
+# ---- joining
+
+
+def _joined_home(folder: ServicesFolder, **changes: Any) -> Path:
+    innocent = psutil.Process()
+    one = Running(pid=innocent.pid, created=innocent.create_time(), mark="", url="", since="")
+    settings = ServiceSettings(ports={**ports.PORTS, "mlflow": 5055}, **changes)
+    folder.write(ServicesState(settings=settings, boot=this_boot(), running={"mlflow": one, "ray": one}))
+    return folder.home
+
+
+def test_verbs_use_the_services_of_their_home(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:
+    home = _joined_home(folder, auth=True)
+    services.join(home)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5055"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "admin"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == (folder.secrets / "mlflow_password").read_text()
+    assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6379"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert (folder.secrets / "ray_token").samefile(os.environ["RAY_AUTH_TOKEN_PATH"])
+    storage = services.study_storage(home)
+    assert storage is not None
+    assert "search_path%3Dstudies" in storage
+
+
+def test_what_was_set_before_stays(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MLFLOW_TRACKING_URI", "off")
+    environment.setenv("RAY_ADDRESS", "elsewhere:6379")
+    services.join(_joined_home(folder, auth=True))
+    assert os.environ["MLFLOW_TRACKING_URI"] == "off"
+    assert os.environ["RAY_ADDRESS"] == "elsewhere:6379"
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ, "our token goes to nobody else"
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+
+
+def test_services_are_left_alone_where_that_is_said(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:
+    home = _joined_home(folder)
+    environment.setenv("VESALIUS_SERVICES", "off")
+    services.join(home)
+    assert "RAY_ADDRESS" not in os.environ
+    assert services.study_storage(home) is None
+
+
+def test_a_home_without_services_is_as_ever(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+    services.join(tmp_path)
+    assert not any(name in os.environ for name in _VARIABLES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_is_gone_is_not_passed_over(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:
+    home = _joined_home(folder)
+    state = folder.read()
+    assert state is not None
+    gone = state.running["ray"].model_copy(update={"created": 1.0})
+    folder.write(state.model_copy(update={"running": {**state.running, "ray": gone}}))
+    with pytest.raises(ServiceError, match=r"the Ray head of .* ended without `vesalius down`: `vesalius up`"):
+        services.join(home)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_the_token_opens_our_own_head_and_goes_to_nobody_else(
+    folder: ServicesFolder, environment: pytest.MonkeyPatch
+) -> None:
+    home = _joined_home(folder)
+    own = services.jobs_access(home, None)
+    assert own is not None
+    assert own[0] == "http://127.0.0.1:8265"
+    assert own[1]["Authorization"].startswith("Bearer ")
+    assert services.jobs_access(home, "http://localhost:8265") is not None
+    assert services.jobs_access(home, "http://127.0.0.1:9000") is None
+    assert services.jobs_access(home, "http://evil.example.org:8265") is None
