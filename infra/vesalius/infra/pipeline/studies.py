@@ -170,6 +170,6 @@ def cluster_resources() -> tuple[dict[str, float], list[dict[str, float]] | None
         with session():
             import ray
 
-            found: dict[str, float] = ray.clustercluster_resources()
+            found: dict[str, float] = ray.cluster_resources()
             return found, alive_nodes()
     return {"CPU": float(available_cores()), "GPU": float(torch.cuda.device_count())}, None
