@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need a server."""
+"""Fixtures of the tests that need a server or a cluster."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vesalius.platform.cluster import session
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """Hold a Ray runtime of two cores for all tests of a file."""
+    with session(2):
+        yield
 
 
 @pytest.fixture
