@@ -39,7 +39,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(held_out, "check_resumed", lambda *arguments: None)
     monkeypatch.setattr(held_out, "analyse", analyse)
-    monkeypatch.setattr(held_out.CohortStore, "open", lambda place: store)
+    monkeypatch.setattr("vesalius.infra.pipeline.held_out.CohortStore.open", lambda place: store)
     return told
 
 

@@ -314,9 +314,10 @@ class Ledger:
     def _suggest(self, trial: Trial) -> dict[str, Any]:
         flat = flatten(self._base)
         values: dict[str, Any] = {}
+        stored = set(trial.params)  # what a kill has left of the draw
+        before: list[Dimension] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of fixed values, which are meant
-            stored, before = {*trial.params}, []  # what a kill has left of the draw
             for one in self._spec.searched:
                 if one.condition is None or one.condition.holds({**flat, **values}):
                     if one.key in stored:
