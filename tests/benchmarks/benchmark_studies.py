@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from scipy.stats import t as student
 
 from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.phantom import write_cohort
@@ -31,7 +30,8 @@ from vesalius.datasets.phantom import CohortSettings
 from vesalius.infra import pipeline
 from vesalius.platform.cluster import session
 from vesalius.platform.store import CohortStore
-from vesalius.tuning import analyse, drive
+from vesalius.tuning import VALIDATIONS, analyse, drive
+from vesalius.tuning.seeds import mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,18 +117,28 @@ def measure_asha(folder: Path, preset: str, epochs: int, trials: int, num_train:
     store = _cohort(folder, num_train)
     common = _common(preset, epochs) | {"space": _SPACES, "sampler": "tpe", "trials": trials, "concurrent": 2}
     del common["pruner"]
+    # As many candidates for the best in both: ASHA alone would ask for more passes.
+    common["set"] = {**common["set"], "training.validations": VALIDATIONS}
     found = []
     with session(2):
         for seed in range(seeds):
             full, _ = _study(store, folder / "home", f"full-{seed}", pruner="none", seed=seed, **common)
             asha, _ = _study(store, folder / "home", f"asha-{seed}", pruner="asha", seed=seed, **common)
             found.append(compared(full, asha))
-    shares = [one["share"] for one in found if one["share"] is not None]
     return {
         "seeds": found,
-        "reached": len(shares),
-        "share": statistics.fmean(shares) if shares else None,
-        "interval": interval(shares) if len(shares) == seeds else None,
+        **over_seeds([one["share"] for one in found]),
+    }
+
+
+def over_seeds(shares: Sequence[float | None]) -> dict[str, Any]:
+    """Return the mean share over seeds and its interval; None where some never came there: theirs is not known."""
+    known = [one for one in shares if one is not None]
+    is_whole = len(known) == len(shares)
+    return {
+        "reached": len(known),
+        "share": statistics.fmean(known) if is_whole else None,
+        "interval": mean_interval(known) if is_whole else None,
     }
 
 
@@ -160,12 +170,6 @@ def _until(rows: Sequence[TrialRow], value: float) -> float | None:
 
 def _length(row: TrialRow) -> float:
     return 1.0 if row.state == "complete" else (row.percent or 0.0) / 100
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean's 95 % interval by Student's t."""
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
 @pytest.mark.long
@@ -201,9 +205,12 @@ def test_what_asha_saves_is_counted_in_full_trainings() -> None:
     assert found["share"] == 2.25 / 4
     assert found["trained"] == pytest.approx(2.36)
     assert compared(full, [row(0, 0.1), row(1, None, 11.0)])["share"] is None
-    low, high = interval([0.2, 0.3, 0.4])
-    assert (low + high) / 2 == pytest.approx(0.3)
+    three = over_seeds([0.2, 0.3, 0.4])
+    low, high = three["interval"]
+    assert three["share"] == (low + high) / 2 == pytest.approx(0.3)
     assert high - 0.3 == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+    assert over_seeds([0.2, None, 0.4]) == {"reached": 2, "share": None, "interval": None}, "two of three flatter"
+    assert over_seeds([0.2])["interval"] is None
 
 
 def main(arguments: list[str] | None = None) -> int:

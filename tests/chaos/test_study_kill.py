@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -46,11 +47,11 @@ def _start(*command: str, home: Path) -> subprocess.Popen[bytes]:
 
 
 def _of_session(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Return what the driver started; they share its session, which is nobody else's."""
+    """Return what of the driver's lives; they share its session, which is nobody else's."""
     found = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == driver.pid:
+            if os.getsid(process.pid) == driver.pid and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (ProcessLookupError, psutil.Error):
             continue
@@ -58,8 +59,14 @@ def _of_session(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _end_group(driver: subprocess.Popen[bytes]) -> None:
-    for process in _of_session(driver):
-        process.kill()
+    """Kill what the driver started, and what that starts meanwhile, until nothing of it is left."""
+    deadline = time.monotonic() + 30
+    while found := _of_session(driver):
+        assert time.monotonic() < deadline, found
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=1)
 
 
 def _wait(condition: Callable[[], bool], driver: subprocess.Popen[bytes], home: Path) -> None:
@@ -79,20 +86,39 @@ def _num_ended(study: StudyFolder) -> int:
     return len(list((study.path / "trials").glob("*.json"))) if (study.path / "trials").is_dir() else 0
 
 
-def _kill_at(ended: int, study: StudyFolder, driver: subprocess.Popen[bytes], home: Path) -> None:
-    """Kill a driver once so many trials have ended."""
-    _wait(lambda: _num_ended(study) >= ended, driver, home)
+def _under_way(home: Path) -> bool:
+    """Say whether some run has begun to train and has steps left that take longer than a kill."""
+    for run in {line.split()[1] for line in _log(home) if line.startswith("train")}:
+        folder = home / "runs" / run
+        gathered, values = folder / "gathered.json", json.loads((folder / "values.json").read_text())
+        if gathered.exists() and values["until"] - len(json.loads(gathered.read_text())) >= 2:
+            return True
+    return False
+
+
+def _kill_at(ended: int, study: StudyFolder, driver: subprocess.Popen[bytes], home: Path) -> list[str]:
+    """Kill a driver, and its workers, once so many trials have ended and another one is under way.
+
+    Returns:
+        The lines of those trainings that go on from now on: begun, and of which no worker has written how they ended.
+        Trials begin two by two and end two by two, so that they may well be none where one kills at any moment.
+    """
+    _wait(lambda: _num_ended(study) >= ended and _under_way(home), driver, home)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait(30)
+    _end_group(driver)
+    begun = {line for line in _log(home) if line.startswith("train")}
+    return [line for line in begun if study.record(int(line.rpartition("-")[2])) is None]
 
 
 def test_a_driver_killed_twice_loses_nothing(tmp_path: Path) -> None:
     study = toy_study(tmp_path, trials=_TRIALS, space={"x": "0..1", "k": "1..8"}, criterion=None)
     before: dict[int, dict[str, float]] = {}
+    left: list[str] = []
     for ended in (3, 6):
         driver = _start("-c", _DRIVER, str(tmp_path), "0.15", home=tmp_path)
         try:
-            _kill_at(ended, study, driver, tmp_path)
+            left += _kill_at(ended, study, driver, tmp_path)
         finally:
             _end_group(driver)
         rows = {row.number: row.figures for row in analyse(study).trials if row.state == "complete"}
@@ -111,10 +137,11 @@ def test_a_driver_killed_twice_loses_nothing(tmp_path: Path) -> None:
     lines = Counter(_log(tmp_path))
     # A kill may fall between a trial's last step and its record: it is then judged again, and never trained again.
     assert all(lines[f"judge toy-{row.number:04d}"] <= 2 for row in found.trials)
-    again = [line for line, count in lines.items() if line.startswith("train") and count > 1]
-    assert 1 <= len(again) <= 4, "only those that were under way at a kill go on, two at each"
+    trained = Counter(line for line in lines.elements() if line.startswith("train"))
+    assert trained - Counter(set(trained)) == Counter(left), "those alone go on that were under way at a kill"
+    assert 2 <= len(left) <= 4, "one or two at each"
     for row in found.trials:
-        assert row.number not in before or lines[f"judge toy-{row.number:04d}"] == 1 or row.number in _caught(again)
+        assert lines[f"judge toy-{row.number:04d}"] == 1 or f"train toy-{row.number:04d}" in left
 
 
 def test_a_population_whose_driver_is_killed_twice_comes_to_the_same(tmp_path: Path) -> None:
@@ -126,15 +153,16 @@ def test_a_population_whose_driver_is_killed_twice_comes_to_the_same(tmp_path: P
         )
         for home in homes
     )  # fmt: skip
+    left: list[str] = []
     for ends in ([], [3, 7]):
         home = homes[bool(ends)]
         for ended in [*ends, None]:
-            driver = _start("-c", _DRIVER, str(home), "0.15", home=home)
+            driver = _start("-c", _DRIVER, str(home), "0.4" if ends else "0.01", home=home)
             try:
                 if ended is None:
                     assert driver.wait(300) == 0, (home / "driver.log").read_text()[-3000:]
                     continue
-                _kill_at(ended, killed, driver, home)
+                left += _kill_at(ended, killed, driver, home)
             finally:
                 _end_group(driver)
     one, other = analyse(whole), analyse(killed)
@@ -143,11 +171,8 @@ def test_a_population_whose_driver_is_killed_twice_comes_to_the_same(tmp_path: P
         assert again == row.model_copy(update={"seconds": again.seconds})
     trained = Counter(line for line in _log(homes[1]) if line.startswith("train"))
     assert len(trained) == 12
-    assert 1 <= sum(count - 1 for count in trained.values()) <= 4, "those alone go on that were under way at a kill"
-
-
-def _caught(lines: list[str]) -> set[int]:
-    return {int(line.rpartition("-")[2]) for line in lines}
+    assert trained - Counter(set(trained)) == Counter(left), "those alone go on that were under way at a kill"
+    assert 2 <= len(left) <= 4, "one or two at each"
 
 
 def test_an_interrupted_study_says_how_to_go_on(toy_store: CohortStore, tmp_path: Path) -> None:
@@ -172,11 +197,12 @@ def test_an_interrupted_study_says_how_to_go_on(toy_store: CohortStore, tmp_path
 
 def test_a_killed_trial_goes_on(tmp_path: Path) -> None:
     study = toy_study(tmp_path, trials=4, criterion=None)
-    driver = _start("-c", _DRIVER, str(tmp_path), "0.15", home=tmp_path)
+    driver = _start("-c", _DRIVER, str(tmp_path), "0.5", home=tmp_path)
     killed = ""
     try:
-        steps = tmp_path / "runs" / "toy-0000" / "gathered.json"
-        _wait(lambda: steps.exists() and len(json.loads(steps.read_text())) > 1, driver, tmp_path)
+        # Both: the worker of one that has not begun yet would not have to go on.
+        steps = [tmp_path / "runs" / f"toy-000{number}" / "gathered.json" for number in range(2)]
+        _wait(lambda: all(one.exists() and len(json.loads(one.read_text())) > 1 for one in steps), driver, tmp_path)
         workers = [one for one in _of_session(driver) if "ImplicitFunc" in one.name() + " ".join(one.cmdline())]
         assert workers, [" ".join(one.cmdline())[:80] for one in _of_session(driver)]
         workers[0].kill()

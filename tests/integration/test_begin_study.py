@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
 from vesalius.infra.pipeline import StudyRequest, begin_study, check_resumed, tracked_study
+from vesalius.infra.pipeline.studies import cluster_resources
 from vesalius.platform import tracking
 from vesalius.platform.errors import CohortError, SettingError, StudyError
 from vesalius.platform.progress import silent
@@ -205,3 +207,12 @@ def test_a_study_on_a_clusters_devices_may_train_in_bfloat16(
         begin_study(
             request.model_copy(update={"gpus": 0.0, "name": "t"}), home=home, say=lambda _: None, progress=silent
         )
+
+
+def test_a_cluster_that_is_joined_is_asked_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"CPU": 3.0}, {"CPU": 1.0}]
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr("vesalius.infra.pipeline.studies.session", contextlib.nullcontext)
+    monkeypatch.setattr("vesalius.infra.pipeline.studies.alive_nodes", lambda: nodes)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    assert cluster_resources() == ({"CPU": 4.0}, nodes)

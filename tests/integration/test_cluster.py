@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    with cluster.session(2):
-        yield
-
-
 def _square(value: int) -> int:
     if value == 3:
         raise ValueError("three is out")

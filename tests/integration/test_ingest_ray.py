@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.bids import BidsLayout
 from vesalius.datasets.recipes import centered
-from vesalius.platform.cluster import session
 from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    with session(num_cpus=2):
-        yield
 
 
 def test_two_workers_equal_none_and_report_what_failed(tmp_path: Path, ray_session: None) -> None:

@@ -16,10 +16,10 @@ from vesalius.platform import cluster
 from vesalius.platform.errors import StudyError
 from vesalius.platform.progress import silent
 from vesalius.platform.tracking import client, start_run
-from vesalius.tuning import Population, Record, find_study
+from vesalius.tuning import Population, Record, Start, find_study
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.storage import Patience
-from vesalius.tuning.testing import toy_study
+from vesalius.tuning.testing import BASE, toy_study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +194,23 @@ def test_what_cannot_be_learnt_from_is_a_sentence(
     ):
         assert match in sentence(call(tmp_path, *arguments))
     assert [path.name for path in (tmp_path / "studies").iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("is_tracked", [False, True], ids=["home", "mlflow"])
+def test_what_trials_took_over_is_known_of_an_earlier_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_tracked: bool
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db" if is_tracked else "off")
+    start = Start(run="first", stages=("one",), weights_sha256="a" * 64, trains=True, has_passes=True)
+    study = toy_study(tmp_path, start=start)
+    if is_tracked:
+        with tracked_study(study, tmp_path):
+            pass
+        shutil.rmtree(study.path)
+    else:
+        monkeypatch.setattr("vesalius.infra.pipeline.earlier_studies.base_of", lambda spec: BASE)
+        Ledger(study.spec, BASE, study.spec.storage, Patience(study.spec.storage)).close()
+    assert earlier_study("toy", method=study.spec.method, home=tmp_path).start_sha256 == "a" * 64
 
 
 @pytest.mark.parametrize("is_tracked", [False, True], ids=["home", "mlflow"])

@@ -13,7 +13,6 @@ from vesalius.infra.cli.app import app
 from vesalius.infra.pipeline import StudyRequest, TrialTrainer, begin_study
 from vesalius.infra.pipeline.populations import check_generations
 from vesalius.infra.pipeline.training import method_type
-from vesalius.platform import cluster
 from vesalius.platform.progress import silent
 from vesalius.platform.runs import find_run
 from vesalius.platform.tracking import client
@@ -22,18 +21,11 @@ from vesalius.tuning import VALIDATIONS, Population, analyse, drive, find_study
 from vesalius.tuning.testing import BASE, CRITERION, ToyTrainer, toy_study
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from vesalius.platform.store import CohortStore
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    with cluster.session(2):
-        yield
 
 
 @pytest.fixture
@@ -124,6 +116,24 @@ def test_a_mutation_is_new_settings_and_the_digest_of_the_parents_weights(
     assert "paused at 53 %" in shown.stdout, "after 8 of 15 steps"
 
 
+@pytest.mark.long
+def test_members_of_two_workers(phantom_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a session around it: the cores that one member's workers had are free for the next one's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    result = call(
+        "tune", "anovaegan", phantom_store.path, *SMALL, "--population", 2, "--generations", 2, "--name", "two",
+        "--space", "learning_rate=log:1e-4..1e-1", "--workers", 2, "--concurrent", 1, "--budget", "6m", "--home", home,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [row["state"] for row in document["trials"]] == ["paused", "paused", "complete", "complete"]
+    for row in document["trials"][2:]:
+        run, parent = find_run(home, row["run"]), find_run(home, f"two-{row['parent']:04d}")
+        assert run.spec.num_workers == 2
+        assert parent.paused is not None
+        assert parent.paused.weights_sha256 == row["parent_sha256"]
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "match"),
     [
@@ -134,6 +144,7 @@ def test_a_mutation_is_new_settings_and_the_digest_of_the_parents_weights(
         ("anovaegan", ["--population", "3", "--generations", "3", "--sampler", "tpe"], "perturbed, not sampled"),
         ("anovaegan", ["--population", "3", "--generations", "3", "--storage", "sqlite:///x"], "one driver's home"),
         ("anovaegan", ["--population", "3", "--generations", "3", "--from", "run"], "--from does not go with"),
+        ("anovaegan", ["--population", "3", "--generations", "3", "--from", "run@stage"], "--from does not go with"),
         ("anovaegan", ["--population", "3", "--generations", "3", "--learn-from", "old"], "--learn-from does not go"),
         (
             "anovaegan",

@@ -6,31 +6,25 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import nibabel
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from vesalius.infra import pipeline
 from vesalius.infra.cli.app import app
-from vesalius.platform import cluster
 from vesalius.platform.models import read_card
 from vesalius.platform.runs import find_run
 from vesalius.platform.training import Checkpoints
 from vesalius.tuning import analyse, find_study
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from vesalius.platform.store import CohortStore
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 ONE_THREAD = ("--set", "training.threads=1", "--set", "training.device=cpu")
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    with cluster.session(2):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +85,32 @@ def test_inference_is_searched_on_a_trained_run(home: Path, ray_session: None) -
     assert "starts from first@decoder, which cannot be read" in " ".join(again.stderr.split())
 
 
+def test_a_trained_run_is_searched_on_a_copy_with_lesions(
+    home: Path, toy_store: CohortStore, tmp_path: Path, ray_session: None
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    record = next(one for one in toy_store.subjects("validation") if not one.has_lesion)
+    mask = np.zeros(record.shape, np.uint8)
+    mask[4:9, 3:8, 2:6] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, np.asarray(record.affine)), masks / "lesion.nii.gz")
+    result = call(
+        "tune", "--from", "first", "--trials", 1, "--space", "restoration.steps=5,30", "--lesions", masks, "--name",
+        "planted", "--concurrent", 1, "--home", home, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    spec = find_study(home, "planted").spec
+    assert spec.start is not None
+    assert spec.source_digest == toy_store.digest
+    (row,) = analyse(find_study(home, "planted")).trials
+    first, run = find_run(home, "first"), find_run(home, row.run)
+    assert run.spec.cohort_digest == spec.cohort_digest != toy_store.digest
+    assert read_card(run.model).weights_sha256 == read_card(first.model).weights_sha256
+    more = call("tune", "--resume", "planted", "--trials", 2, "--home", home, "--json")
+    assert more.exit_code == 0, more.stderr
+    assert len({row["figures"]["average_precision"] for row in json.loads(more.stdout)["trials"]}) == 2
+
+
 def test_a_later_stage_is_trained_and_searched(home: Path, ray_session: None) -> None:
     result = call(
         "tune", "implicit_field", "--from", "first@intensity_classes", "--trials", 2, "--space", "latent_dim=4,8",
@@ -126,6 +146,7 @@ def test_what_is_searched_by_default_is_what_is_read_later(home: Path) -> None:
         (["--from", "first", "--space", "num_classes=4..8"], "is read by the stage 'intensity_classes'"),
         (["--from", "first", "--set", "method.latent_dim=4"], "other settings that its stages up to 'decoder' read"),
         (["--from", "first", "--space", "training.seed=1,2"], "changes nothing after first@decoder, the last stage"),
+        (["--from", "first", "--set", "training.seed=7"], "'training.seed' changes nothing after first@decoder"),
         (["--from", "first", "--pruner", "asha"], "none is made after first@decoder"),
         (["--from", "first", "--preset", "tiny"], "both say where settings start"),
         (["--from", "first@"], "expected RUN or RUN@STAGE"),

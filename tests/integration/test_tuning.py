@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from vesalius.infra.cli.app import app
 from vesalius.infra.pipeline import StudyRequest, TrialTrainer, begin_study
-from vesalius.platform import cluster
 from vesalius.platform.errors import SettingError, StoreError, StudyError
 from vesalius.platform.progress import silent
 from vesalius.platform.runs import find_run
@@ -36,18 +35,11 @@ from vesalius.tuning import (
 from vesalius.tuning.testing import BASE, ToyTrainer, toy_spec, toy_study, worth
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from vesalius.platform.runs import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    with cluster.session(2):
-        yield
 
 
 def driven(study: StudyFolder, home: Path, budget_seconds: float | None = None, **trainer: Any) -> Any:

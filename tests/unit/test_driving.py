@@ -11,7 +11,7 @@ from ray.exceptions import RaySystemError
 from ray.tune import TuneError
 from sqlalchemy.exc import OperationalError
 
-from vesalius.platform.errors import StoreError, StudyError
+from vesalius.platform.errors import SettingError, StoreError, StudyError
 from vesalius.tuning import analyse, drive, repeat
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.testing import BASE, ToyTrainer, toy_study
@@ -70,6 +70,12 @@ def test_a_ray_that_breaks_off_is_a_sentence_and_loses_nothing(
     assert analyse(study).counts == {"running": 1}, "it goes on with the next call"
     with pytest.raises(StudyError, match=r"the head is gone.*vesalius study toy --seeds 2"):
         repeat(study, analyse(study).trials[:1], [1, 2], ToyTrainer(str(tmp_path)))
+
+
+def test_a_sampler_whose_package_is_missing_is_said_before_ray_is_started(tmp_path: Path) -> None:
+    study = toy_study(tmp_path, sampler="cmaes")
+    with pytest.raises(SettingError, match="sampler 'cmaes' needs the package cmaes: pip install cmaes"):
+        drive(study, BASE, ToyTrainer(str(tmp_path)))
 
 
 def test_what_ended_a_study_is_said_rather_than_that_ray_broke_off(

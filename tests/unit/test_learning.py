@@ -10,17 +10,14 @@ import pytest
 from vesalius.platform.errors import StudyError
 from vesalius.tuning import PastStudy, PastTrial, analyse, create_study, learn, past_study
 from vesalius.tuning.learning import settings_as_text
-from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.spaces import chosen
-from vesalius.tuning.spec import Record
-from vesalius.tuning.storage import Patience
-from vesalius.tuning.testing import BASE, toy_spec, toy_study, worth
+from vesalius.tuning.spec import Record, Start
+from vesalius.tuning.testing import BASE, complete, drawn, ledger_of, toy_spec, toy_study, worth
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vesalius.tuning import StudyFolder, StudySpec
-    from vesalius.tuning.noted import Begun
+    from vesalius.tuning import StudyFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna's own
 
@@ -55,21 +52,6 @@ def taught(home: Path, *studies: PastStudy, **changes: Any) -> StudyFolder:
     spec = toy_spec(home, **changes)
     learnt = tuple(one for study in studies for one in learn(study, spec, BASE).learnt)
     return toy_study(home, **{**changes, "learn_from": tuple(one.name for one in studies), "learnt": learnt})
-
-
-def ledger_of(spec: StudySpec) -> Ledger:
-    return Ledger(spec, BASE, spec.storage, Patience(spec.storage, 0))
-
-
-def drawn(ledger: Ledger) -> Begun:
-    begun = ledger.draw()
-    assert begun is not None
-    return begun
-
-
-def complete(ledger: Ledger, begun: Begun) -> None:
-    figures = {"average_precision": worth(begun.values)}
-    ledger.end(begun, Record(number=begun.number, ending="complete", figures=figures, run_id=f"toy-{begun.number:04d}"))
 
 
 # ---- what is comparable
@@ -123,6 +105,18 @@ def test_another_setting_that_is_not_searched_makes_a_trial_another_one(tmp_path
     assert "it has other settings besides those that are searched" in lesson.caveat
     local = chosen(BASE, {"training.threads": 5, "training.device": "cpu"})
     assert all(one.is_known for one in learn(past(), spec, local).learnt), "each machine's own affair"
+
+
+def test_trials_after_other_weights_are_not_comparable(tmp_path: Path) -> None:
+    """The same settings, but what the first stages had learnt was of another seed, or of other training settings."""
+    start = Start(run="first", stages=("one",), weights_sha256="a" * 64, trains=True, has_passes=True)
+    spaces = {"x": "0..1", "k": "1..8"}
+    later, whole = toy_spec(tmp_path, space=spaces, start=start), toy_spec(tmp_path, space=spaces)
+    assert all(one.is_known for one in learn(past(start_sha256="a" * 64), later, BASE).learnt)
+    for study, spec in ((past(start_sha256="b" * 64), later), (past(), later), (past(start_sha256="a" * 64), whole)):
+        lesson = learn(study, spec, BASE)
+        assert not any(one.is_known for one in lesson.learnt)
+        assert "its trials took over other weights, or none" in lesson.caveat
 
 
 def test_conditions_and_choices_are_read_from_text(tmp_path: Path) -> None:

@@ -15,24 +15,18 @@ from sqlalchemy.exc import IntegrityError, InternalError, OperationalError
 from vesalius.platform.errors import DiskSpaceError, SettingError, StudyError
 from vesalius.tuning import analyse, check_address, check_sampler
 from vesalius.tuning.ledger import Ledger
-from vesalius.tuning.noted import Begun
 from vesalius.tuning.samplers import make_sampler
 from vesalius.tuning.spec import Record
 from vesalius.tuning.storage import VARIABLE, Patience, whole_address
-from vesalius.tuning.testing import BASE, toy_spec, toy_study, worth
+from vesalius.tuning.testing import BASE, complete, drawn, ledger_of, toy_spec, toy_study, worth
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.tuning import StudyFolder, StudySpec
-    from vesalius.tuning.noted import Begun
     from vesalius.tuning.searcher import LedgerSearch
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # SQLite's connections end with the process
-
-
-def ledger_of(spec: StudySpec) -> Ledger:
-    return Ledger(spec, BASE, spec.storage, Patience(spec.storage, 0))
 
 
 def search_of(folder: StudyFolder) -> LedgerSearch:
@@ -51,17 +45,6 @@ def ends(search: LedgerSearch, ending: str) -> None:
         {"number": config["number"], "ending": ending, "reason": "diverged", "figures": figures}
     )
     search.on_trial_complete("tune's", {"record": record.model_dump_json()})
-
-
-def drawn(ledger: Ledger) -> Begun:
-    begun = ledger.draw()
-    assert begun is not None
-    return begun
-
-
-def complete(ledger: Ledger, begun: Begun, **figures: float) -> None:
-    found = {"average_precision": worth(begun.values), **figures}
-    ledger.end(begun, Record(number=begun.number, ending="complete", run_id=f"run-{begun.number}", figures=found))
 
 
 # ---- drawing
@@ -147,6 +130,8 @@ def test_a_sampler_that_cannot_be_had_says_so_beforehand() -> None:
         check_sampler("cmaes", shared=False)
     with pytest.raises(SettingError, match="whoever writes to --storage runs code here: leave --storage out"):
         check_sampler("cmaes", shared=True)
+    with pytest.raises(SettingError, match="'cmaes' is for one objective"):
+        check_sampler("cmaes", shared=False, num_objectives=2)
 
 
 def test_quasi_random_draws_are_the_seeds_own_and_fill_the_space(tmp_path: Path) -> None:

@@ -8,17 +8,12 @@ import pytest
 
 from vesalius.platform.tables import lookup
 from vesalius.tuning import analyse
-from vesalius.tuning.ledger import Ledger
-from vesalius.tuning.samplers import SAMPLERS
-from vesalius.tuning.spec import Record
-from vesalius.tuning.storage import Patience
-from vesalius.tuning.testing import BASE, toy_study, worth
+from vesalius.tuning.samplers import SAMPLERS, make_sampler
+from vesalius.tuning.testing import complete, drawn, ledger_of, toy_study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vesalius.tuning import StudySpec
-    from vesalius.tuning.noted import Begun
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna's own
 
@@ -26,34 +21,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "tpe": {"n_startup_trials": 3},
     "gp": {"n_startup_trials": 3},
     "nsgaii": {"population_size": 3},
-    "qmc": {},
 }
-"""Samplers that soon draw by what they have learnt; of quasi-random draws each takes the sequence's next point."""
+"""Samplers that soon draw by what they have learnt."""
 
 
-def ledger_of(spec: StudySpec) -> Ledger:
-    return Ledger(spec, BASE, spec.storage, Patience(spec.storage, 0))
-
-
-def drawn(ledger: Ledger) -> Begun:
-    begun = ledger.draw()
-    assert begun is not None
-    return begun
-
-
-def complete(ledger: Ledger, begun: Begun) -> None:
-    figures = {"average_precision": worth(begun.values)}
-    ledger.end(begun, Record(number=begun.number, ending="complete", figures=figures))
-
-
-@pytest.mark.parametrize("sampler", list(SMALL))
+@pytest.mark.parametrize("sampler", [*SMALL, "qmc"])
 def test_a_broken_study_draws_what_an_unbroken_one_does_where_the_sampler_has_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
     learnt: list[bool] = []
 
     def small(name: str, seed: int, **decided: int) -> Any:
-        made = lookup(SAMPLERS, name, "sampler")(seed=seed, **SMALL.get(name, {}))
+        if name in SMALL:
+            made = lookup(SAMPLERS, name, "sampler")(seed=seed, **SMALL[name])
+        else:
+            made = make_sampler(name, seed, **decided)
         relative = made.sample_relative
 
         def heard(*arguments: Any) -> Any:
@@ -80,6 +62,37 @@ def test_a_broken_study_draws_what_an_unbroken_one_does_where_the_sampler_has_le
         complete(ledger, one)
         complete(again, other)
     assert sum(learnt) >= 4, "some of them were drawn by what was learnt"
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_a_draw_that_is_killed_half_way_goes_on_as_it_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """One value is stored, the others are not; of quasi-random draws all are of one point."""
+    whole, broken = (toy_study(tmp_path / name, sampler=sampler).spec for name in ("whole", "broken"))
+    ledger, again = ledger_of(whole), ledger_of(broken)
+    for number in range(3):
+        one = drawn(ledger)
+        if number:
+            stored = again.study._storage.set_trial_param
+            calls: list[str] = []
+
+            def killed(*arguments: Any, stored: Any = stored, calls: list[str] = calls) -> None:
+                calls.append(arguments[1])
+                if len(calls) > 1:
+                    raise KeyboardInterrupt
+                stored(*arguments)
+
+            monkeypatch.setattr(again.study._storage, "set_trial_param", killed)
+            with pytest.raises(KeyboardInterrupt):
+                again.draw()
+            again = ledger_of(broken)
+            (other,) = again.left_behind() or (drawn(again),)  # what the settings refuse is put back and drawn anew
+        else:
+            other = drawn(again)
+        assert one.values == other.values
+        complete(ledger, one)
+        complete(again, other)
 
 
 def test_repeats_are_no_trials_to_samplers_and_pruners(tmp_path: Path) -> None:

@@ -85,6 +85,17 @@ def test_the_sign_is_said_whichever_it_is(tmp_path: Path, name: str, best: float
     assert "over 3 other seeds" in found.sentence
 
 
+def test_what_does_not_hang_on_the_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
+    study = toy_study(tmp_path)
+    keep(study, 3, dict.fromkeys((1, 2, 3), 0.5))
+    keep(study, 0, dict.fromkeys((1, 2, 3), 0.3))
+    found = compare_seeds(study, analysis())
+    assert found is not None
+    assert (found.mean, found.interval) == (pytest.approx(0.2), None)
+    assert "difference +0.2 with every seed: nothing hangs on it" in found.sentence
+    assert "is better" not in found.sentence
+
+
 def test_what_failed_or_is_not_there_yet_is_no_pair(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     assert compare_seeds(study, analysis()) is None

@@ -9,33 +9,14 @@ import pytest
 
 from vesalius.infra.cli.tune import _about_others
 from vesalius.tuning import Driven, StudyFolder, find_study
-from vesalius.tuning.ledger import Ledger
-from vesalius.tuning.noted import SILENT_SECONDS, Begun, Elsewhere
-from vesalius.tuning.spec import Record
-from vesalius.tuning.storage import Patience
-from vesalius.tuning.testing import BASE, toy_study, worth
+from vesalius.tuning.noted import SILENT_SECONDS, Elsewhere
+from vesalius.tuning.testing import complete, drawn, ledger_of, toy_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna's own
-
-
-def ledger_of(folder: StudyFolder) -> Ledger:
-    spec = folder.spec
-    return Ledger(spec, BASE, spec.storage, Patience(spec.storage, 0))
-
-
-def drawn(ledger: Ledger) -> Begun:
-    begun = ledger.draw()
-    assert begun is not None
-    return begun
-
-
-def complete(ledger: Ledger, begun: Begun) -> None:
-    figures = {"average_precision": worth(begun.values)}
-    ledger.end(begun, Record(number=begun.number, ending="complete", figures=figures))
 
 
 @pytest.fixture
@@ -63,7 +44,7 @@ def two(tmp_path: Path) -> tuple[StudyFolder, StudyFolder]:
 def test_what_a_dead_driver_had_under_way_counts_no_more(
     two: tuple[StudyFolder, StudyFolder], later: Callable[[float], None]
 ) -> None:
-    one, other = map(ledger_of, two)
+    one, other = (ledger_of(folder.spec) for folder in two)
     first, left = drawn(one), drawn(other)
     complete(one, first)
     assert one.counts() == (1, 1)
@@ -79,7 +60,9 @@ def test_what_a_dead_driver_had_under_way_counts_no_more(
     again = drawn(one)
     assert again.values == left.values, "and no repeat of it"
     complete(one, again)
-    assert ledger_of(two[1]).left_behind() == [], "it comes back, and another one has trained these values meanwhile"
+    assert ledger_of(two[1].spec).left_behind() == [], (
+        "it comes back, and another one has trained these values meanwhile"
+    )
 
 
 def test_a_driver_that_is_at_work_is_heard_of(
@@ -88,7 +71,7 @@ def test_a_driver_that_is_at_work_is_heard_of(
     from vesalius.platform.progress import silent
     from vesalius.tuning.searcher import LedgerSearch, StudyStopper
 
-    one, other = map(ledger_of, two)
+    one, other = (ledger_of(folder.spec) for folder in two)
     search = LedgerSearch(other, two[1].spec, two[1], deadline=None, progress=silent, abandon=lambda record: None)
     assert search.suggest("tune's") is not None
     for _ in range(4):
@@ -102,13 +85,13 @@ def test_a_driver_that_is_at_work_is_heard_of(
 
 
 def test_a_copy_leaves_the_first_ones_trials_alone(tmp_path: Path, two: tuple[StudyFolder, StudyFolder]) -> None:
-    begun = drawn(ledger_of(two[0]))
+    begun = drawn(ledger_of(two[0].spec))
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     copy = find_study(tmp_path / "copy", "toy")
-    assert [left.number for left in ledger_of(copy).left_behind()] == [begun.number], "before it is claimed"
+    assert [left.number for left in ledger_of(copy.spec).left_behind()] == [begun.number], "before it is claimed"
     assert copy.claim()
-    assert ledger_of(copy).left_behind() == []
-    assert [left.number for left in ledger_of(two[0]).left_behind()] == [begun.number]
+    assert ledger_of(copy.spec).left_behind() == []
+    assert [left.number for left in ledger_of(two[0].spec).left_behind()] == [begun.number]
 
 
 def test_other_drivers_are_spoken_of(two: tuple[StudyFolder, StudyFolder]) -> None:

@@ -16,7 +16,7 @@ from vesalius.platform.errors import SettingError
 from vesalius.tuning import Analysis, SeedComparison, TrialRow
 from vesalius.tuning.analysis import pareto_front
 from vesalius.tuning.seeds import SeedRow
-from vesalius.tuning.spec import Population, Record
+from vesalius.tuning.spec import Population, Record, Start
 from vesalius.tuning.testing import CRITERION, toy_spec, worth
 
 if TYPE_CHECKING:
@@ -199,6 +199,8 @@ def test_a_long_study_stays_a_small_page(spec: StudySpec) -> None:
 def test_seeds_and_the_runs_to_compare_are_named(spec: StudySpec) -> None:
     found = analysis([trial(number) for number in range(9)])
     assert "vesalius study toy --seeds 3" in render_study(found, spec, START)
+    scored = Start(run="first", stages=("one",), weights_sha256="a" * 64, trains=False, has_passes=False)
+    assert "--seeds" not in render_study(found, spec.model_copy(update={"start": scored}), START), "they are refused"
     figures = {"average_precision": 0.5}
     row = SeedRow(
         seed=4,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, TypeVar
+import types
+import typing
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -46,6 +48,20 @@ def flatten(settings: BaseModel, prefix: str = "") -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def kinds_of(settings_type: type[BaseModel], key: str) -> Iterator[Any]:
+    """Yield the types that a setting takes, out of its unions and annotations."""
+    kind: Any = settings_type
+    for name in key.split("."):
+        kind = kind.model_fields[name].annotation
+    waiting = [kind]
+    while waiting:
+        one = waiting.pop()
+        if get_origin(one) in (typing.Union, types.UnionType, typing.Annotated):
+            waiting.extend(get_args(one)[:1] if get_origin(one) is typing.Annotated else get_args(one))
+        else:
+            yield one
 
 
 def canonical_json(value: Any) -> str:

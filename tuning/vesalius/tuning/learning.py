@@ -57,6 +57,7 @@ class PastStudy(Settings):
         objectives: their names.
         criterion: by which its trials were stopped.
         num_workers: of a trial.
+        start_sha256: of the weights that its trials started from; empty where they trained all stages.
         trials: complete and stopped ones.
     """
 
@@ -66,6 +67,7 @@ class PastStudy(Settings):
     objectives: tuple[str, ...]
     criterion: str | None
     num_workers: int
+    start_sha256: str = ""
     trials: tuple[PastTrial, ...]
 
 
@@ -119,6 +121,7 @@ def past_study(folder: StudyFolder, base: RunSettings) -> PastStudy:
         objectives=spec.objectives,
         criterion=spec.criterion,
         num_workers=spec.num_workers,
+        start_sha256=spec.start_sha256,
         trials=tuple(trials),
     )
 
@@ -162,6 +165,8 @@ def _why_not(past: PastStudy, spec: StudySpec) -> str:
         return "it is of another cohort"
     if past.num_workers != spec.num_workers:
         return f"its trials had {past.num_workers} workers, not {spec.num_workers}"
+    if past.start_sha256 != spec.start_sha256:
+        return "its trials took over other weights, or none"
     return ""
 
 

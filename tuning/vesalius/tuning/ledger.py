@@ -41,10 +41,13 @@ from vesalius.tuning.spec import COUNTED, Record
 from vesalius.tuning.storage import Patience, close_storage, open_storage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
     from vesalius.platform.runs import RunSettings
+    from vesalius.tuning.dimension import Dimension
     from vesalius.tuning.spec import StudySpec
 
 _MOST_DRAWS = 50
@@ -92,7 +95,7 @@ class Ledger:
         """End the connections to the storage."""
         close_storage(self._storage)
 
-    def _seed_sampler(self, number: int, *, at_random: bool = False) -> None:
+    def _seed_sampler(self, number: int, trials: Sequence[FrozenTrial]) -> None:
         """Make what is drawn a function of the seed, the trial's number and the trials before it.
 
         A sampler that goes on would draw by a generator whose state is kept nowhere; so a study that was broken off
@@ -100,7 +103,7 @@ class Ledger:
         """
         driver = self._spec.token if self._spec.shared else ""
         self.study.sampler = make_sampler(
-            "random" if at_random else self._spec.sampler,
+            "random" if put_back(trials[:number]) >= _STUBBORN else self._spec.sampler,
             int(digest([self._spec.seed, driver, number])[:8], 16),
             study_seed=self._spec.seed,
             trials=self._spec.trials,
@@ -155,17 +158,16 @@ class Ledger:
 
     def left_behind(self) -> list[Begun]:
         """Return trials that an earlier driver of this folder left half-way, to be gone on with."""
-        import optuna
         from optuna.trial import TrialState
 
         found = []
-        for frozen in self.trials():
+        trials = self.trials()
+        for frozen in trials:
             driver = frozen.user_attrs.get(DRIVER)
             # Where nobody has signed, the kill came between the draw and the signature.
             ours = driver == self._spec.token or (driver is None and not self._spec.shared)
             if frozen.state == TrialState.RUNNING and ours:
-                self._seed_sampler(frozen.number)
-                trial = self._try(optuna.trial.Trial, self.study, frozen._trial_id)
+                trial = self._found(frozen, trials)
                 passes = frozen.intermediate_values
                 begun = self._begin(trial, passed=passes[max(passes)] if passes else None)
                 if begun is not None:
@@ -220,16 +222,20 @@ class Ledger:
 
     def _ask(self) -> Trial:
         """Return a draw: a new one, or one that the storage made and whose answer never came."""
-        import optuna
-
         trials = self.trials()
         lost = [trial for trial in trials if is_unsigned(trial)]
         if lost and not self._spec.shared:  # nobody else draws here
-            self._seed_sampler(lost[0].number)
-            return self._try(optuna.trial.Trial, self.study, lost[0]._trial_id)
+            return self._found(lost[0], trials)
         self._fail_lost(lost)
-        self._seed_sampler(len(trials), at_random=put_back(trials) >= _STUBBORN)
+        self._seed_sampler(len(trials), trials)
         return self._try(self.study.ask)
+
+    def _found(self, frozen: FrozenTrial, trials: Sequence[FrozenTrial]) -> Trial:
+        """Return a trial that was drawn before, to be drawn to its end as it would have been then."""
+        import optuna
+
+        self._seed_sampler(frozen.number, trials)
+        return self._try(optuna.trial.Trial, self.study, frozen._trial_id)
 
     def _fail_lost(self, unsigned: list[FrozenTrial]) -> None:
         """Close draws of a shared study that nobody has signed for long; the start is put up again.
@@ -308,12 +314,26 @@ class Ledger:
     def _suggest(self, trial: Trial) -> dict[str, Any]:
         flat = flatten(self._base)
         values: dict[str, Any] = {}
+        stored = set(trial.params)  # what a kill has left of the draw
+        before: list[Dimension] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of fixed values, which are meant
             for one in self._spec.searched:
                 if one.condition is None or one.condition.holds({**flat, **values}):
+                    if one.key in stored:
+                        before.append(one)
+                    elif before:
+                        self._pass_over(trial, before)
+                        before = []
                     values[one.key] = self._try(trial._suggest, one.key, distribution(one))
         return values
+
+    def _pass_over(self, trial: Trial, stored: Sequence[Dimension]) -> None:
+        """Let the sampler draw once more what is stored of a trial, so that it goes on as it would have."""
+        frozen = self._try(self._storage.get_trial, trial._trial_id)
+        for one in stored:
+            if one.key not in trial._fixed_params and one.key not in trial.relative_params:
+                self.study.sampler.sample_independent(self.study, frozen, one.key, distribution(one))
 
     def _same_as(self, begun: Begun) -> tuple[int, Record | None] | None:
         from optuna.trial import TrialState

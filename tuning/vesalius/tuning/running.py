@@ -19,6 +19,7 @@ from vesalius.platform.progress import silent
 from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.objectives import OBJECTIVES
 from vesalius.tuning.resources import alive_nodes, check_resources, trial_resources
+from vesalius.tuning.samplers import check_sampler
 from vesalius.tuning.storage import PATIENCE_SECONDS, Patience, whole_address
 from vesalius.tuning.trial import work
 
@@ -87,10 +88,13 @@ def drive(
     Raises:
         StudyError: another process drives the study from here, its storage does not answer or holds another study of
             this name, every trial fails, or Ray does.
-        SettingError: its trials do not fit the cluster.
+        SettingError: its trials do not fit the cluster, or the package of its sampler is missing.
         VesaliusError: whatever is wrong for all trials.
     """
     begun = time.monotonic()
+    asked = study.spec
+    # A study may go on where a package is missing that was there when it began.
+    check_sampler(asked.sampler, shared=asked.shared, num_objectives=len(asked.objectives))
     with study.alone(), session(), contextlib.ExitStack() as stack:
         import ray
         from ray.tune import RunConfig, TuneConfig, Tuner, with_resources

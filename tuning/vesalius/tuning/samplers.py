@@ -60,17 +60,21 @@ LEARNING = ("tpe", "gp")
 _REQUIRES = {"cmaes": "cmaes"}
 
 
-def check_sampler(name: str, *, shared: bool) -> None:
+def check_sampler(name: str, *, shared: bool, num_objectives: int = 1) -> None:
     """Say now what a sampler would say in the middle of a study.
 
     Args:
         name: of the sampler.
         shared: whether others may write to the study's storage.
+        num_objectives: of the study.
 
     Raises:
-        SettingError: no such sampler, its package is missing, or it would run code that others can put there.
+        SettingError: no such sampler, its package is missing, it has no use for several objectives, or it would run
+            code that others can put there.
     """
     lookup(SAMPLERS, name, "sampler")
+    if num_objectives > 1 and name == "cmaes":
+        raise SettingError("sampler 'cmaes' is for one objective: give one --objective, or use nsgaii, tpe or gp")
     if shared and name == "cmaes":
         raise SettingError(
             "sampler 'cmaes' keeps its state as a pickle in the study's storage, by which whoever writes to --storage "
@@ -97,12 +101,31 @@ def make_sampler(name: str, seed: int, *, study_seed: int, trials: int) -> Any:
     options: dict[str, Any] = {"seed": seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls experimental what it has had for years
-        if name == "qmc":  # points of one scrambled Sobol sequence; where the study stands in it the storage knows
+        if name == "qmc":  # points of one scrambled Sobol sequence
             alone = lookup(SAMPLERS, "random", "sampler")(seed=seed)
-            options = {"seed": study_seed, "scramble": True, "independent_sampler": alone}
-        elif name == "nsgaii":  # the first generation is random, and the default of 50 is many a whole study
+            return _counting_trials(kind)(seed=study_seed, scramble=True, independent_sampler=alone)
+        if name == "nsgaii":  # the first generation is random, and the default of 50 is many a whole study
             options["population_size"] = min(max(trials // 4, 4), 50)
         return kind(**options)
+
+
+def _counting_trials(kind: type[BaseSampler]) -> Any:
+    """Return a quasi-random sampler that takes the sequence's point of a trial's number.
+
+    Optuna's counts its draws in the storage: a trial that a kill has left half-drawn would go on with the next point.
+    """
+
+    class OfNumber(kind):  # type: ignore[misc, valid-type]
+        _number = 0
+
+        def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> Any:
+            self._number = max(0, trial.number - 1)  # the first one is the start, which is not drawn
+            return super().sample_relative(study, trial, search_space)
+
+        def _find_sample_id(self, study: Study, search_space: dict[str, Any]) -> int:
+            return self._number
+
+    return OfNumber
 
 
 def given(values: Mapping[str, Any]) -> BaseSampler:

@@ -54,7 +54,7 @@ class SeedComparison(Settings):
         differences: of those seeds, best less start.
         mean: of the differences.
         interval: of the mean difference over seeds, at :data:`LEVEL`, by Student's t on the differences of pairs; None
-            where fewer than two seeds have both.
+            where fewer than two seeds have both, or where both come to the same with every seed.
         sentence: all this for people.
     """
 
@@ -152,7 +152,7 @@ def seed_comparison(
     if pairs:
         means = (math.fsum(one for one, _ in pairs) / len(pairs), math.fsum(other for _, other in pairs) / len(pairs))
     mean = math.fsum(differences) / len(differences) if differences else None
-    interval = mean_interval(differences)
+    interval = None if _is_the_same(pairs) else mean_interval(differences)
     return SeedComparison(
         objective=objective,
         split=split,
@@ -173,6 +173,14 @@ def keep_held_out(folder: StudyFolder, comparison: SeedComparison) -> None:
         write_file(folder.path / _HELD_OUT, comparison.model_dump_json(indent=1).encode(), folder.path)
 
 
+def kept_held_out(folder: StudyFolder) -> SeedComparison | None:
+    """Return what was kept of the test split, of whatever trials; None where nothing was."""
+    try:
+        return SeedComparison.model_validate_json((folder.path / _HELD_OUT).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def held_out(folder: StudyFolder, seeds: SeedComparison | None) -> SeedComparison | None:
     """Return what was kept of the test split, where it is of the trials that are compared now.
 
@@ -180,11 +188,10 @@ def held_out(folder: StudyFolder, seeds: SeedComparison | None) -> SeedCompariso
         folder: of the study.
         seeds: the comparison on validation.
     """
-    try:
-        kept = SeedComparison.model_validate_json((folder.path / _HELD_OUT).read_text())
-    except (OSError, ValueError):
+    kept = kept_held_out(folder)
+    if kept is None or seeds is None or (kept.best, kept.start) != (seeds.best, seeds.start):
         return None
-    return kept if seeds is not None and (kept.best, kept.start) == (seeds.best, seeds.start) else None
+    return kept
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -197,6 +204,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
     half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
     return mean - half, mean + half
+
+
+def _is_the_same(pairs: Sequence[tuple[float, float]]) -> bool:
+    """Say whether nothing hangs on the seed: what does not scatter over seeds has no interval over them."""
+    return len(pairs) > 1 and len(set(pairs)) == 1
 
 
 def _sentence(
@@ -213,9 +225,12 @@ def _sentence(
     seeds = "1 other seed" if num == 1 else f"{num} other seeds"
     where = f"over {seeds} on {split}"
     said = f"{where} trial {best} has {objective} {means[0]:.4g}, the start {means[1]:.4g}"
+    mean = means[0] - means[1]
+    if interval is None and num > 1:
+        return f"{said}; difference {mean:+.4g} with every seed: nothing hangs on it, and seeds give no interval"
     if interval is None:
         return f"{said}; one seed has no interval"
-    mean, (low, high) = means[0] - means[1], interval
+    low, high = interval
     said = f"{said}; difference {mean:+.4g}, {100 * LEVEL:.0f} % interval {low:+.4g} to {high:+.4g} (paired t)"
     if low <= 0 <= high:
         return f"{said}: they cannot be told apart"

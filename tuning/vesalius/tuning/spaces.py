@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import types
-import typing
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from vesalius.platform.config import flatten, override
+from vesalius.platform.config import flatten, kinds_of, override
 from vesalius.platform.contracts import Choice, Range, read_after, read_since, spaces
 from vesalius.platform.errors import InputError, SettingError
 from vesalius.tuning.dimension import Condition, Dimension, parse_space, plain
@@ -207,16 +205,9 @@ def _dimension(
 
 def _kinds(settings_type: type[BaseModel], key: str) -> set[Any]:
     """Return the plain types that a setting takes."""
-    kind: Any = settings_type
-    for name in key.split("."):
-        kind = kind.model_fields[name].annotation
     found: set[Any] = set()
-    waiting = [kind]
-    while waiting:
-        one = waiting.pop()
-        if get_origin(one) in (typing.Union, types.UnionType, typing.Annotated):
-            waiting.extend(get_args(one)[:1] if get_origin(one) is typing.Annotated else get_args(one))
-        elif get_origin(one) is Literal:
+    for one in kinds_of(settings_type, key):
+        if get_origin(one) is Literal:
             found.update(type(value) for value in get_args(one) if isinstance(value, str))
         else:
             found.add(one)

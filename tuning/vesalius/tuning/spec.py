@@ -178,6 +178,16 @@ class StudySpec(Settings):
     learn_from: tuple[str, ...] = ()
     learnt: tuple[Learnt, ...] = ()
 
+    @property
+    def start_sha256(self) -> str:
+        """Digest of the weights that trials start from; empty where they train all stages."""
+        return "" if self.start is None else self.start.weights_sha256
+
+    @property
+    def can_be_repeated(self) -> bool:
+        """Whether trials can be trained again with other seeds: one run each, that trains something."""
+        return self.population is None and (self.start is None or self.start.trains)
+
     def terms(self) -> dict[str, Any]:
         """Return what all drivers of one study must agree on."""
         value = self.model_dump(mode="json")

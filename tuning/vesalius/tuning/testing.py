@@ -18,11 +18,15 @@ from vesalius.platform.runs import RunFolder, RunSettings
 from vesalius.platform.store.files import write_file
 from vesalius.platform.training import Paused
 from vesalius.tuning.folder import StudyFolder, create_study
+from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.spaces import dimensions
 from vesalius.tuning.spec import Record, StudySpec
+from vesalius.tuning.storage import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from vesalius.tuning.noted import Begun
 
 CRITERION = "validation_average_precision"
 STEPS = 9
@@ -80,6 +84,24 @@ def toy_study(home: Path, **changes: Any) -> StudyFolder:
     return create_study(home, toy_spec(home, **changes))
 
 
+def ledger_of(spec: StudySpec) -> Ledger:
+    """Open a study's storage as one more driver does, without patience."""
+    return Ledger(spec, BASE, spec.storage, Patience(spec.storage, 0))
+
+
+def drawn(ledger: Ledger) -> Begun:
+    """Return the next trial, which there must be."""
+    begun = ledger.draw()
+    assert begun is not None
+    return begun
+
+
+def complete(ledger: Ledger, begun: Begun, **figures: float) -> None:
+    """End a trial with what its values are worth, or other figures."""
+    found = {"average_precision": worth(begun.values), **figures}
+    ledger.end(begun, Record(number=begun.number, ending="complete", run_id=f"toy-{begun.number:04d}", figures=found))
+
+
 @dataclass(frozen=True)
 class ToyTrainer:
     """Trains by waiting; appends what it does to a file, a line each, so that nothing is done twice unseen.
@@ -112,7 +134,8 @@ class ToyTrainer:
         run = RunFolder(Path(self.home) / "runs" / spec.run_id(number, seed))
         run.path.mkdir(parents=True, exist_ok=True)
         until = STEPS if spec.population is None else round(STEPS * spec.population.until(number))
-        (run.path / "values.json").write_text(json.dumps({**values, "seed": seed or 0, "until": until}))
+        told = json.dumps({**values, "seed": seed or 0, "until": until})
+        write_file(run.path / "values.json", told.encode(), run.path)
         if parent is not None and not (run.path / "gathered.json").exists():
             gathered = (Path(self.home) / "runs" / parent.run_id / "gathered.json").read_bytes()
             if hashlib.sha256(gathered).hexdigest() != parent.weights_sha256:

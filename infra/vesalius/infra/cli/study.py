@@ -60,6 +60,8 @@ def study(
         folder = home_folder(home)
         found = find_study(folder, name)
         page = _page(html)
+        if test:  # what is refused is refused before anything is trained
+            pipeline.check_held_out(found, folder)
         if seeds is not None:
             terminal.resume_hint = f"vesalius study {name} --seeds {seeds}"
             with terminal.progress("seeds") as progress:

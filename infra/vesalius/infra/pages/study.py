@@ -165,7 +165,7 @@ def _steps(
         steps.append(("Try twenty more; they learn from all there are.", more))
     best = next((row for row in found.trials if row.number == found.best), None)
     first = next((row for row in found.trials if row.number == found.start), None)
-    if best is not None and best is not first and first is not None and spec.population is None:
+    if best is not None and best is not first and first is not None and spec.can_be_repeated:
         said = "Train the best and the start again with other seeds, before the best is believed."
         if seeds is not None:
             said = "Train the best and the start with more seeds: the interval grows narrower."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vesalius.infra.pipeline.beginning import StudyRequest, begin_study
 from vesalius.infra.pipeline.forecasting import Forecast, describe_forecast, forecast
-from vesalius.infra.pipeline.held_out import judge_held_out
+from vesalius.infra.pipeline.held_out import check_held_out, judge_held_out
 from vesalius.infra.pipeline.judging import (
     ThresholdRule,
     device_name,
@@ -38,6 +38,7 @@ __all__ = [
     "base_of",
     "begin_study",
     "change_study",
+    "check_held_out",
     "check_resumed",
     "choose_settings",
     "describe_forecast",

@@ -141,7 +141,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     preset, method, training = settings_of(request, origin)
     store = CohortStore.open(request.store)
     base = RunSettings.of(method, training)
-    check_sampler(request.sampler, shared=request.storage is not None)
+    check_sampler(request.sampler, shared=request.storage is not None, num_objectives=len(request.objective))
     concurrent, gpus = _side_by_side(request, training.device)
     check = check_with(request.method, store, training.device, gpus)
     check(base)
@@ -153,7 +153,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     if population is not None:
         space = space or mutable_spaces(base, declared(base))
     searched = dimensions(base, space, check, taken_over=() if start is None else start.stages)
-    check_has_effect(searched, start)
+    check_has_effect(searched, request.set, start)
     if population is not None:
         check_mutable(base, searched)
         concurrent = min(concurrent, population.size)

@@ -88,6 +88,8 @@ def _tracked(name: str, uri: str) -> PastStudy | None:
         objectives=tuple(json.loads(params["objectives"])),
         criterion=_text_or_none(params.get("criterion", "null")),
         num_workers=int(params["num_workers"]),
+        # Of a study that was tracked before digests were, nobody knows which weights it started from.
+        start_sha256=params.get("start_sha256", params.get("start_from", "")),
         trials=tuple(trials[number] for number in sorted(trials)),
     )
 

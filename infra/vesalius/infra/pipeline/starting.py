@@ -10,10 +10,10 @@ from vesalius.infra.pipeline.training import check_start, choose_settings, requi
 from vesalius.platform.errors import RunError, SettingError, StudyError
 from vesalius.platform.runs import find_run
 from vesalius.platform.training import Checkpoints
-from vesalius.tuning import Start
+from vesalius.tuning import LOCAL, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from vesalius.infra.pipeline.beginning import StudyRequest
@@ -110,17 +110,25 @@ def start_of(origin: Origin, method: Method, digest: str, home: Path) -> Start:
     )
 
 
-def check_has_effect(searched: Sequence[Dimension], start: Start | None) -> None:
-    """Refuse to search settings of the training where nothing is trained.
+def check_has_effect(searched: Sequence[Dimension], given: Iterable[str], start: Start | None) -> None:
+    """Refuse to search, or to set, settings of the training where nothing is trained.
+
+    Args:
+        searched: the spaces.
+        given: settings that were set, by dotted key.
+        start: the run to start from.
 
     Raises:
         SettingError: names one.
     """
-    for one in searched:
-        if start is not None and not start.trains and one.key.startswith("training."):
+    if start is None or start.trains:
+        return
+    local = {f"training.{name}" for name in LOCAL}
+    for key in (*(one.key for one in searched), *given):
+        if key.startswith("training.") and key not in local:
             raise SettingError(
-                f"'{one.key}' changes nothing after {start.text}, the last stage: search what scoring reads, or start "
-                "after an earlier stage"
+                f"'{key}' changes nothing after {start.text}, the last stage: search or set what scoring reads, or "
+                "start after an earlier stage"
             )
 
 

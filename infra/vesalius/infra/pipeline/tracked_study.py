@@ -119,6 +119,7 @@ def _begin(uri: str, spec: StudySpec) -> str:
         **{name: list(getattr(spec, name)) for name in ("objectives", "learn_from")},
         "criterion": spec.criterion,
         "start_from": "" if spec.start is None else spec.start.text,
+        "start_sha256": spec.start_sha256,
         **({} if spec.population is None else spec.population.model_dump()),
         **{f"space.{one.key}": one.text() for one in spec.searched},
     }

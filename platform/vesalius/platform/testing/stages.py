@@ -8,15 +8,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-import types
-import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import torch
 from safetensors.torch import load_file
 
-from vesalius.platform.config import flatten, override
+from vesalius.platform.config import flatten, kinds_of, override
 from vesalius.platform.contracts import SCORING, read_since
 from vesalius.platform.errors import SettingError
 from vesalius.platform.testing.training_runs import CPU, Broken, build, training_settings
@@ -133,14 +131,8 @@ def _with_others(
 
 def _others(kind: Any, key: str, value: Any) -> Iterator[Any]:
     """Give values that a setting may have instead."""
-    for name in key.split("."):
-        kind = kind.model_fields[name].annotation
-    waiting = [kind]
-    while waiting:
-        one = waiting.pop()
-        if get_origin(one) in (typing.Union, types.UnionType, typing.Annotated):
-            waiting.extend(get_args(one)[:1] if get_origin(one) is typing.Annotated else get_args(one))
-        elif get_origin(one) is Literal:
+    for one in kinds_of(kind, key):
+        if get_origin(one) is Literal:
             yield from (other for other in get_args(one) if other != value)
         elif one is bool:
             yield not value
