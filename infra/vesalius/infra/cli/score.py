@@ -75,13 +75,8 @@ def _score_files(
     written = application.write_answer(answer, out, stem_of(files[0]))
     document: dict[str, Any] = {
         "model": model,
-        "method": answer.card.method,
         "files": [str(file) for file in files],
-        "image_score": answer.score.image_score,
-        "seconds": round(answer.seconds, 3),
-        "threshold": answer.threshold,
-        "anomalous_ml": answer.anomalous_ml,
-        "highest": float(answer.score.map.max()),
+        **application.describe_answer(answer),
         "written": written,
     }
     rows: list[tuple[str, object]] = [
