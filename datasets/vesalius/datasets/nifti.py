@@ -170,6 +170,8 @@ def _header(start: bytes, path: Path) -> Any:
         )
     try:
         header = kind.from_fileobj(BytesIO(start), check=False)
+        if np.isinf(header["scl_slope"]):  # nibabel would take it for none, and the voxels for what they are not
+            raise ValueError("its scaling is infinite")
         header.check_fix(logger=_QUIET, error_level=45)
     except Exception as error:  # nibabel raises whatever the bytes lead it to, such as OverflowError at an infinity
         raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None

@@ -56,6 +56,11 @@ class Follower:
             raise Refusal(503, f"no model is loaded yet ({self.problem or 'it is being loaded'})", retry_seconds=5)
         return self._present
 
+    @property
+    def shown(self) -> str:
+        """The name that is followed; of a folder, where it lies is not told."""
+        return self._reference if self._reference.startswith("models:") else self.present.name
+
     def begin(self) -> None:
         """Look at the name from now on; a run or a folder stays what it is, and is looked at until it is loaded."""
         self._watch = asyncio.get_running_loop().create_task(self._keep_looking())

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 
 from vesalius.infra.serving.tokens import bears
-from vesalius.infra.serving.uploads import swallow
+from vesalius.infra.serving.uploads import Body, swallow
 from vesalius.platform.cluster.metrics import SERVING_REQUESTS, SERVING_SECONDS, count, observe
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Guard:
                 await self._app(scope, receive, dressed)
             else:
                 if scope["method"] in ("POST", "PUT", "PATCH"):
-                    await swallow(receive)
+                    await swallow(Body(receive))
                 await _say(dressed, *problem)
         except Exception:  # a defect: its traceback goes to the log and no further
             _log.exception("a request failed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import logging
 import os
 import signal
 import socket
@@ -96,6 +97,7 @@ def serving(settings: ServingSettings, host: str, port: int, *, progress: Progre
 
         from vesalius.infra.serving.application import build
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         progress(0, 3, "starting Ray Serve")
         options = {"host": host, "port": port, "keep_alive_timeout_s": 30}
         serve.start(http_options=options, logging_config={"log_level": "WARNING", "enable_access_log": False})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
     from starlette.datastructures import Headers
-    from starlette.types import Receive
+    from starlette.types import Message, Receive
 
     from vesalius.infra.serving.settings import Limits
 
@@ -150,16 +150,32 @@ async def body_of(receive: Receive, limits: Limits) -> AsyncGenerator[bytes, Non
             return
 
 
-async def swallow(receive: Receive) -> None:
+class Body:
+    """A request's ``receive`` that knows whether all of the body has come.
+
+    Attributes:
+        ended: it has, or the client has hung up.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.ended = False
+
+    async def __call__(self) -> Message:
+        """Return the next message."""
+        message = await self._receive()
+        self.ended = self.ended or message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+
+async def swallow(receive: Body) -> None:
     """Read on for a moment what follows a refusal: who still writes would see a broken line and not the answer."""
     deadline = time.monotonic() + _LINGER_SECONDS
     size = 0
     with contextlib.suppress(TimeoutError, RuntimeError):
-        while size < _LINGER_BYTES:
+        while size < _LINGER_BYTES and not receive.ended:
             message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
             size += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                return
 
 
 async def _parts(headers: Headers, receive: Receive, channels: Sequence[str], folder: Path, limits: Limits) -> Upload:

@@ -20,7 +20,7 @@ class ServedVersion:
     """A model's version.
 
     Attributes:
-        name: registered name; the run or folder where it is not registered.
+        name: registered name; the run's or folder's where it is not registered.
         version: number in the registry, empty where it is not registered.
         reference: by which any machine finds this very version.
         folder: where it lies on this machine.
@@ -60,7 +60,9 @@ def find_version(reference: str, home: Path) -> ServedVersion:
     folder = registry.resolve(reference, home=home)
     card = read_card(folder)
     registered = registry.version_of(reference, folder)
-    name, version = registered if registered is not None else (reference, "")
+    # Of a folder its name is told, and not where it lies.
+    unregistered = (folder.parent if folder.name == "model" else folder).name
+    name, version = registered if registered is not None else (unregistered, "")
     return ServedVersion(
         name=name,
         version=version,

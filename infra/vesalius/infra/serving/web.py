@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from vesalius.infra.serving import answering
 from vesalius.infra.serving.guarding import Guard
 from vesalius.infra.serving.refusals import Gone, Refusal
-from vesalius.infra.serving.uploads import swallow
+from vesalius.infra.serving.uploads import Body, swallow
 
 if TYPE_CHECKING:
     from vesalius.infra.serving.service import Answered, Service
@@ -26,7 +26,7 @@ def create_app(service: Service, token_sha256: str | None) -> Guard:
         service: does the work.
         token_sha256: of the token that requests bear; None serves whoever asks.
     """
-    app = FastAPI(title="Vesalius", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Vesalius", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _add_state(app, service, with_token=token_sha256 is not None)
     _add_scoring(app, service)
     _add_results(app, service)
@@ -99,7 +99,7 @@ def _add_state(app: FastAPI, service: Service, *, with_token: bool) -> None:
         return JSONResponse(
             {
                 **version.describe(),
-                "reference": service.settings.model,
+                "follows": service.follower.shown,
                 "switched": service.follower.switched,
                 "problem": service.follower.problem or None,
                 "channels": list(version.card.cohort.channels),
@@ -116,16 +116,17 @@ def _add_state(app: FastAPI, service: Service, *, with_token: bool) -> None:
 def _add_scoring(app: FastAPI, service: Service) -> None:
     @app.post("/v1/score")
     async def score(request: Request) -> Response:
+        body = Body(request.receive)
         kind = answering.kind_wanted(request.headers.get("accept", ""), request.query_params.get("answer"))
         try:
             if kind is None:
                 raise Refusal(400, f"answer is none of {', '.join(answering.KINDS)}: leave it out, or take one of them")
-            answered = await service.score(request.headers, request.receive)
+            answered = await service.score(request.headers, body)
             return await _sent(service, answered, kind)
         except Gone:
             return Response(status_code=499)
         except Refusal:
-            await swallow(request.receive)
+            await swallow(body)
             raise
 
 

@@ -19,7 +19,7 @@ from vesalius.infra.tables.frames import as_time, heading, key_values, listing, 
 from vesalius.infra.tables.judgements import figures, figures_title, gate, image_scores, promotion, readers
 from vesalius.infra.tables.reproduction import PaperTable, row_notes
 from vesalius.infra.tables.studies import importance, seeds, trials
-from vesalius.infra.tables.volumes import exported, findings
+from vesalius.infra.tables.volumes import exported, findings, scored_volumes
 
 __all__ = [
     "PaperTable",
@@ -45,6 +45,7 @@ __all__ = [
     "promotion",
     "readers",
     "row_notes",
+    "scored_volumes",
     "seeds",
     "settings",
     "trials",

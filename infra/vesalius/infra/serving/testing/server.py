@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nibabel
@@ -26,7 +29,6 @@ from vesalius.platform.models import ModelCard, save_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -34,6 +36,8 @@ SHAPE = (20, 18, 16)
 # Left-handed, permuted and shifted: voxel axes run to anterior, to left, and upwards.
 AFFINE = np.array([[0.0, -4.0, 0.0, 50.0], [4.0, 0.0, 0.0, -70.0], [0.0, 0.0, 4.0, -20.0], [0.0, 0.0, 0.0, 1.0]])
 GRID = (18, 20, 16)
+# The cube is smaller than the default averaging windows.
+SETTINGS = {"smoothing": 1, "map": {"average_pool": 1}}
 SECONDS = 120.0
 
 
@@ -49,7 +53,7 @@ def make_model(
         channels=tuple(channels),
         digest="d" * 64,
     )
-    method = IntensityThreshold(IntensityThresholdSettings(), cohort)
+    method = IntensityThreshold(IntensityThresholdSettings.model_validate(SETTINGS), cohort)
     with torch.no_grad():
         method.mean.fill_(mean)
         method.deviation.fill_(0.3)
@@ -90,12 +94,14 @@ class Served:
         document: what the verb printed.
         process: its process.
         log: its stderr.
+        scratch: its folder of temporary files.
     """
 
     address: str
     document: dict[str, Any]
     process: subprocess.Popen[bytes]
     log: Path
+    scratch: Path
 
     @property
     def port(self) -> int:
@@ -138,15 +144,15 @@ def served(
     """Serve a model by the command line for the while.
 
     Args:
-        folder: for home, temporary files and log.
+        folder: for home and log.
         model: as the verb takes it.
         *options: further ones of the verb.
         environment: further variables.
         poll: seconds between looks at an alias.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / "tmp"
-    scratch.mkdir(exist_ok=True)
+    # Short: Ray's sockets lie below it, and a socket's path may have 107 bytes.
+    scratch = Path(tempfile.mkdtemp(prefix="serve-"))
     log = folder / "serve.log"
     command = [sys.executable, "-c", "from vesalius.infra.cli import main; main()", "serve", model, "--port", "0"]
     command += ["--json", "--home", str(folder / "home"), "--device", "cpu", "--poll", str(poll), *options]
@@ -155,7 +161,7 @@ def served(
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=told, start_new_session=True)
     try:
-        yield _up(process, log)
+        yield _up(process, log, scratch)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -166,9 +172,10 @@ def served(
             process.wait(30)
         assert process.stdout is not None
         process.stdout.close()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _up(process: subprocess.Popen[bytes], log: Path) -> Served:
+def _up(process: subprocess.Popen[bytes], log: Path, scratch: Path) -> Served:
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     text, deadline = b"", time.monotonic() + SECONDS
@@ -177,7 +184,7 @@ def _up(process: subprocess.Popen[bytes], log: Path) -> Served:
         with contextlib.suppress(ValueError):
             document = json.loads(text)
             assert "address" in document, document
-            return Served(document["address"], document, process, log)
+            return Served(document["address"], document, process, log, scratch)
         assert process.poll() is None, text.decode() + log.read_text()
         time.sleep(0.1)
     raise AssertionError(f"the server did not come up: {text!r}{log.read_text()}")
