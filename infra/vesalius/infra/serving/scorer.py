@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from ray import serve
 
 from vesalius.infra.pipeline import device_name
+from vesalius.infra.serving.jobs import Scored
 from vesalius.infra.serving.settings import ServingSettings
 from vesalius.infra.serving.versions import folder_of
 from vesalius.methods import METHODS
 from vesalius.platform.cluster.metrics import SCORING_ERRORS, SCORING_SECONDS, VOLUMES_SCORED, count, observe
-from vesalius.platform.contracts import Volume
 from vesalius.platform.errors import ModelError, VesaliusError
 from vesalius.platform.models import load_model
 from vesalius.platform.scoring import score_volumes
@@ -25,71 +22,13 @@ from vesalius.platform.scoring import score_volumes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from vesalius.platform.contracts import Matrix4, Method, Score
+    from vesalius.infra.serving.jobs import Job, Pinned
+    from vesalius.platform.contracts import Method, Score
 
 _MODELS = 2
 """The present version and the one before it (or after it): what is under way during a switch needs both."""
 
 _log = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pinned:
-    """A version as it travels to a scorer.
-
-    Attributes:
-        reference: by which any machine finds it.
-        folder: where it lies on the machine that found it.
-        digest: that it must have.
-    """
-
-    reference: str
-    folder: str
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A prepared volume on its way to a scorer: arrays, which travel without a copy."""
-
-    pinned: Pinned
-    image: NDArray[np.float32]
-    brain: NDArray[np.bool_]
-    head: NDArray[np.bool_] | None
-    spacing_mm: tuple[float, float, float]
-    affine: Matrix4
-
-    def volume(self) -> Volume:
-        """Return what a method takes. What came through shared memory may not be written: it is copied."""
-        return Volume(
-            subject_id="upload",
-            image=torch.from_numpy(np.array(self.image)),
-            brain=torch.from_numpy(np.array(self.brain)),
-            spacing_mm=self.spacing_mm,
-            affine=self.affine,
-            head=None if self.head is None else torch.from_numpy(np.array(self.head)),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What became of a volume: a score, or why there is none.
-
-    Attributes:
-        map: (D, H, W).
-        image_score: see :class:`vesalius.platform.contracts.Score`.
-        seconds: of the call, divided by the volumes in it.
-        together: volumes in the call.
-        error: an error of ours, or the name of one that is not.
-    """
-
-    map: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
-    image_score: float = 0.0
-    seconds: float = 0.0
-    together: int = 1
-    error: VesaliusError | str | None = None
 
 
 class Scorer:

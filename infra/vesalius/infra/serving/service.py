@@ -18,9 +18,9 @@ import torch
 from vesalius.infra.application import Answer, describe_answer, prepare_files
 from vesalius.infra.serving.checking import checked
 from vesalius.infra.serving.following import Follower
+from vesalius.infra.serving.jobs import Job, Pinned
 from vesalius.infra.serving.refusals import Refusal, refusal_of
 from vesalius.infra.serving.results import Results
-from vesalius.infra.serving.scorer import Job, Pinned
 from vesalius.infra.serving.scratch import Scratch
 from vesalius.infra.serving.uploads import own_folder, receive_upload
 from vesalius.platform.cluster.metrics import SCORING_ERRORS, SERVING_QUEUE, count, gauge
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.types import Receive
 
-    from vesalius.infra.serving.scorer import Scored
+    from vesalius.infra.serving.jobs import Scored
     from vesalius.infra.serving.settings import ServingSettings
     from vesalius.infra.serving.uploads import Upload
     from vesalius.infra.serving.versions import ServedVersion
@@ -165,8 +165,7 @@ class Service:
 
     async def _score(self, job: Job) -> Scored:
         """Have a volume scored; where the scorer's process ends over it, once more by itself, and then no more."""
-        from ray.exceptions import RayActorError, RayTaskError
-        from ray.serve.exceptions import RayServeException
+        from ray.exceptions import RayActorError
 
         for attempt in range(1, _SCORER_TRIES + 1):
             response = self._scorer.score.remote(job, attempt > 1)
@@ -179,7 +178,7 @@ class Service:
                 _log.warning("a scorer ended while it scored (attempt %d)", attempt)
                 await asyncio.sleep(0.2 * attempt)
                 continue
-            except (RayTaskError, RayServeException):
+            except Exception:  # Serve's and Ray's own: a scorer that cannot be reached, or a defect in it
                 _log.exception("a scorer failed")
                 raise Refusal(503, "the scorer failed: try again later", retry_seconds=10) from None
             if isinstance(scored.error, VesaliusError):
