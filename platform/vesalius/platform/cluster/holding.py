@@ -111,9 +111,9 @@ class _Pool(Generic[Item]):
 
         self.flying: dict[Any, tuple[_Trial[Item], Any]] = {}
         held = ray.put(make)
-        kind = ray.remote(_Held)
+        kind: Any = ray.remote(_Held)
         options = {"num_cpus": 1, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
-        self._begin = lambda: kind.options(scheduling_strategy="SPREAD", **options).remote(held)
+        self._begin: Callable[[], Any] = lambda: kind.options(scheduling_strategy="SPREAD", **options).remote(held)
         self._actors: list[Any] = [self._begin() for _ in range(num_workers)]
 
     def give(self, trial: _Trial[Item]) -> None:
