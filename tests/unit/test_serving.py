@@ -416,3 +416,62 @@ def test_a_job_travels_unchanged() -> None:
     volume.image.add_(1)
     assert float(volume.image[0, 0, 0, 0]) == 1
     assert image[0, 0, 0, 0] == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray Serve's own, when it is imported
+def test_an_application_is_built_from_plain_arguments() -> None:
+    from vesalius.infra.serving.application import build
+
+    assert build({"model": "models:/brain@champion", "without_token": True, "limits": {"queue": 4}}) is not None
+    for args, said in (
+        ({"model": "m", "replica": 2}, "did you mean 'replicas'"),
+        ({}, "model"),
+        ({"model": "m", "limits": {"queues": 4}}, "did you mean"),
+        ({"model": "m", "without_token": True, "token_file": "t"}, "take one of them"),
+    ):
+        with pytest.raises(SettingError, match=said):
+            build(args)
+
+
+def test_what_cannot_be_served_is_said_before_anything_starts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    from typer.testing import CliRunner
+
+    from vesalius.infra.cli.app import app as verbs
+
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    home = ("--home", str(tmp_path / "home"), "--device", "cpu", "--json")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, said in (
+            (["no-such-run"], "no-such-run"),
+            ([str(model), "--host", "0.0.0.0"], "there is no token"),
+            ([str(model), "--port", port], "cannot be bound"),
+            ([str(model), "--token-file", str(tmp_path / "none")], "cannot be read"),
+            ([str(tmp_path)], "holds no model"),
+        ):
+            done = CliRunner().invoke(verbs, ["serve", *arguments, *home])
+            assert done.exit_code == 2, (arguments, done.output)
+            assert said in json.loads(done.stdout)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "query", "kind"),
+    [
+        ("*/*", None, "json"),
+        ("application/x-nifti", None, "map"),
+        ("text/html, multipart/mixed;q=0.9", None, "both"),
+        ("application/x-nifti", "json", "json"),
+        ("", "map", "map"),
+        ("", "xml", None),
+    ],
+)
+def test_an_answer_is_of_the_kind_asked_for(accept: str, query: str | None, kind: str | None) -> None:
+    from vesalius.infra.serving.answering import kind_wanted
+
+    assert kind_wanted(accept, query) == kind

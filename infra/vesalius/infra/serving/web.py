@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -96,6 +97,8 @@ def _add_state(app: FastAPI, service: Service, *, with_token: bool) -> None:
             **{key: value for key, value in card["cohort"].items() if key not in _HIDDEN},
             "num_subjects": len(version.card.cohort.subjects),
         }
+        if isinstance(card["recipe"].get("reference"), str):  # it may be a path, which is no one's affair here
+            card["recipe"]["reference"] = PurePath(card["recipe"]["reference"]).name
         return JSONResponse(
             {
                 **version.describe(),
@@ -132,7 +135,9 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
 
 async def _sent(service: Service, answered: Answered, kind: str) -> Response:
     headers = {
-        "X-Vesalius-Model": answered.version.name.encode("ascii", "replace").decode(),
+        "X-Vesalius-Model": "".join(
+            one if one.isascii() and one.isprintable() else "?" for one in answered.version.name
+        ),
         "X-Vesalius-Version": answered.version.label,
         "X-Vesalius-Digest": answered.version.digest,
         "X-Vesalius-Image-Score": repr(answered.answer.score.image_score),

@@ -172,7 +172,10 @@ def served(
             process.wait(30)
         assert process.stdout is not None
         process.stdout.close()
+        left = list(scratch.glob("vesalius-serving-*/server-*"))
         shutil.rmtree(scratch, ignore_errors=True)
+    assert process.returncode == 0, log.read_text()
+    assert left == [], "a server that ends leaves nothing"
 
 
 def _up(process: subprocess.Popen[bytes], log: Path, scratch: Path) -> Served:
