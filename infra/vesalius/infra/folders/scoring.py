@@ -12,6 +12,7 @@ from vesalius.infra.application import score_with
 from vesalius.infra.folders.results import clear_partial, keep_result, kept_result, key_of
 from vesalius.methods import METHODS
 from vesalius.platform.cluster.holding import map_held
+from vesalius.platform.cluster.metrics import SCORING_ERRORS, SCORING_SECONDS, VOLUMES_SCORED, count, observe
 from vesalius.platform.errors import DiskSpaceError, SettingError, VesaliusError
 from vesalius.platform.models import load_model
 from vesalius.platform.progress import silent
@@ -54,7 +55,13 @@ class FolderWork:
             row = kept_result(self.out, case.name, key)
             if row is not None:
                 return {**row, "state": "kept"}
-            answer = score_with(method, card, case.files, device=self.device)
+            try:
+                answer = score_with(method, card, case.files, device=self.device)
+            except Exception as error:
+                count(SCORING_ERRORS, source="batch", kind=type(error).__name__)
+                raise
+            count(VOLUMES_SCORED, method=card.method, source="batch")
+            observe(SCORING_SECONDS, answer.seconds, method=card.method, source="batch")
             return {**keep_result(self.out, case, key, answer), "state": "scored"}
 
         return score

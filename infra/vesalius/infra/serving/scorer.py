@@ -38,6 +38,7 @@ class Scorer:
         self._settings = ServingSettings.model_validate(settings)
         self._device = device_name(self._settings.device)
         self._models: OrderedDict[str, Method] = OrderedDict()
+        self._names: dict[type[Method], str] = {}
         self._alone = asyncio.Lock()
         self._together.set_max_batch_size(self._settings.batch)  # type: ignore[attr-defined]
         self._together.set_batch_wait_timeout_s(self._settings.batch_seconds)  # type: ignore[attr-defined]
@@ -101,7 +102,7 @@ class Scorer:
 
     def _call(self, method: Method, jobs: Sequence[Job]) -> list[Scored]:
         scores, seconds = score_volumes(method, [job.volume() for job in jobs], self._device)
-        name = type(method).__name__
+        name = self._names[type(method)]
         count(VOLUMES_SCORED, len(jobs), method=name, source="serving")
         for _ in jobs:
             observe(SCORING_SECONDS, seconds, method=name, source="serving")
@@ -117,6 +118,7 @@ class Scorer:
         if card.digest != pinned.digest:
             raise ModelError(f"{pinned.reference} is another model now than when it was named: ask for a reload")
         self._models[pinned.digest] = method
+        self._names[type(method)] = card.method
         while len(self._models) > _MODELS:
             self._models.popitem(last=False)
         return method

@@ -70,9 +70,9 @@ TRAINING_PROGRESS = Metric(
 )
 TRAINING_RESTARTS = Metric(
     name="vesalius_training_restarts",
-    kind="counter",
-    about="Times a run's workers began again within one attempt, since one of them or its node was lost",
-    labels=("method",),
+    kind="gauge",
+    about="Times the workers of a run under way have begun again, since one of them or its node was lost",
+    labels=("method", "run"),
 )
 TRAINING_FAILURES = Metric(
     name="vesalius_training_failures",
@@ -152,7 +152,7 @@ SERVING_VERSION = Metric(
 SERVING_SWAPS = Metric(
     name="vesalius_serving_swaps",
     kind="counter",
-    about="Times another version of a model took over, and times it could not be loaded",
+    about="Times another version of a model took over (switched), and times it could not be loaded (failed)",
     labels=("model", "outcome"),
 )
 

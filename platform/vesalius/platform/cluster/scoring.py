@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vesalius.platform.cluster.holding import map_held
+from vesalius.platform.cluster.metrics import SCORING_ERRORS, SCORING_SECONDS, VOLUMES_SCORED, count, observe
 from vesalius.platform.errors import DivergenceError, PartialScoreError, StoreError, VesaliusError
 from vesalius.platform.models import load_model
 from vesalius.platform.progress import silent
@@ -43,7 +44,7 @@ class SplitWork:
 
     def __call__(self) -> Callable[[list[str]], list[Outcome]]:
         """Load the model and return what scores a batch of subjects."""
-        method, _ = load_model(self.model, resolve(self.methods), self.device)
+        method, card = load_model(self.model, resolve(self.methods), self.device)
         store = CohortStore.open(self.store)
 
         def score(subjects: list[str]) -> list[Outcome]:
@@ -55,6 +56,9 @@ class SplitWork:
         def together(subjects: list[str]) -> list[Outcome]:
             volumes = [volume_of(store, store.record(subject)) for subject in subjects]
             scores, seconds = score_volumes(method, volumes, self.device)
+            count(VOLUMES_SCORED, len(volumes), method=card.method, source="batch")
+            for _ in volumes:
+                observe(SCORING_SECONDS, seconds, method=card.method, source="batch")
             return [
                 Outcome(subject_id=subject, score=score, seconds=seconds)
                 for subject, score in zip(subjects, scores, strict=True)
@@ -64,8 +68,10 @@ class SplitWork:
             try:
                 return together([subject])[0]
             except VesaliusError as error:
+                count(SCORING_ERRORS, source="batch", kind=type(error).__name__)
                 return Outcome(subject_id=subject, problem=str(error))
             except Exception as error:  # a defect of the method's at this volume: a row, and not the end
+                count(SCORING_ERRORS, source="batch", kind=type(error).__name__)
                 return Outcome(subject_id=subject, problem=f"{type(error).__name__}: {error}")
 
         return score
