@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from vesalius.platform.store import CohortStore
 
 # The warnings are of Ray's own.
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
     with session(2):
         yield
 
@@ -68,6 +68,7 @@ def voxels(path: Path) -> Any:
     return np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_workers_write_what_one_process_writes(model: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", 4)
     home = ("--home", tmp_path / "home", "--device", "cpu")
@@ -94,7 +95,7 @@ def test_a_bad_volume_is_a_row_and_the_others_stand(model: Path, tmp_path: Path)
     (folder / "subject-1.nii.gz").write_bytes((folder / "subject-1.nii.gz").read_bytes()[:300])
     (folder / "notes.txt").write_text("not a volume")
     (folder / "zeros.nii").write_bytes(bytes(400))
-    document = call("score", model, folder, "--out", tmp_path / "out", "--workers", 2, code=2)
+    document = call("score", model, folder, "--out", tmp_path / "out", code=2)
     states = {row["name"]: row["state"] for row in document["volumes"]}
     assert states == {"subject-0": "scored", "subject-1": "failed", "subject-2": "scored", "zeros": "failed"}
     assert document["num_failed"] == 2
@@ -148,7 +149,7 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
     done = {path.parent.name for path in out.glob("subject-*/result.json")}
     assert 2 <= len(done) < 8
     times = {name: (out / name / "result.json").stat().st_mtime_ns for name in done}
-    document = call("score", model, folder, "--out", out, "--workers", 2)
+    document = call("score", model, folder, "--out", out)
     assert {row["name"] for row in document["volumes"] if row["state"] == "kept"} == done
     assert {name: (out / name / "result.json").stat().st_mtime_ns for name in done} == times
     assert len(content(out)) == 8
@@ -184,6 +185,7 @@ def die_at(number: int, marks: Path) -> Callable[[int], int]:
     return work
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_an_actor_that_dies_is_replaced_and_its_work_tried_again(tmp_path: Path) -> None:
     from functools import partial
 
@@ -200,6 +202,7 @@ def always_dying(number: int) -> Callable[[int], int]:
     return work
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_what_kills_its_actor_each_time_is_named_and_the_others_stand() -> None:
     from functools import partial
 
@@ -208,6 +211,7 @@ def test_what_kills_its_actor_each_time_is_named_and_the_others_stand() -> None:
     assert outcomes == {number: number for number in (0, 1, 3, 4, 5)}
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_split_by_workers_is_the_split_of_one_process(toy_store: CohortStore, tmp_path: Path) -> None:
     run = pipeline.start_run(
         "healthy_atlas", toy_store.path, home=tmp_path, assignments=["training.threads=1"], num_workers=0, name="atlas"
@@ -228,6 +232,7 @@ def test_a_split_by_workers_is_the_split_of_one_process(toy_store: CohortStore, 
     assert (spread.path / "subjects" / "test-01" / "zarr.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_subject_that_cannot_be_scored_keeps_the_others(toy_store: CohortStore, tmp_path: Path) -> None:
     from vesalius.platform.store import CohortStore as Store
 
