@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from vesalius.infra.serving.scorer import Scorer
-from vesalius.infra.serving.settings import ServingSettings
-from vesalius.platform.config import validate
+from vesalius.infra.serving.settings import ServingSettings, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +56,7 @@ def build(args: Mapping[str, Any]) -> Application:
     Raises:
         SettingError: one of them is unknown or cannot be.
     """
-    settings = validate(ServingSettings, dict(args), "serving")
+    settings = settings_of(args)
     dumped = settings.model_dump(mode="json")
     scorer = serve.deployment(
         Scorer,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from vesalius.platform.config import Settings
+from vesalius.platform.config import Settings, validate
+from vesalius.platform.errors import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TOKEN_VARIABLE = "VESALIUS_SERVE_TOKEN"
 
@@ -91,3 +97,20 @@ class ServingSettings(Settings):
         from vesalius.platform import runs
 
         return runs.home(None if self.home is None else Path(os.path.abspath(Path(self.home).expanduser())))
+
+
+def settings_of(args: Mapping[str, Any]) -> ServingSettings:
+    """Return settings from plain arguments, as a Serve config file has them.
+
+    Raises:
+        SettingError: one of them is unknown (the message names the nearest known one) or cannot be.
+    """
+    limits = args.get("limits")
+    parts = [("", ServingSettings, args), ("limits.", Limits, limits if isinstance(limits, dict) else {})]
+    for prefix, kind, values in parts:
+        for name in values:
+            if name not in kind.model_fields:
+                near = difflib.get_close_matches(str(name), list(kind.model_fields), n=1, cutoff=0.5)
+                hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known are {', '.join(kind.model_fields)}"
+                raise SettingError(f"serving: unknown setting '{prefix}{name}': {hint}")
+    return validate(ServingSettings, dict(args), "serving")
