@@ -103,3 +103,18 @@ def inflated(content: bytes, num_bytes: int, path: Path) -> bytes:
         reason = str(error).split(": ", 1)[-1]
         raise VolumeError(f"{path} is damaged: it cannot be decompressed ({reason}): copy it again") from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def inflated_start(start: bytes, num_bytes: int, path: Path) -> bytes:
+    """Return up to ``num_bytes`` of what a file's first bytes decompress to, or the bytes where they are not gzip.
+
+    Raises:
+        VolumeError: they look like gzip and cannot be decompressed.
+    """
+    if not start.startswith(_GZIP):
+        return start[:num_bytes]
+    try:
+        return zlib.decompressobj(wbits=31).decompress(start, num_bytes)
+    except zlib.error as error:
+        reason = str(error).split(": ", 1)[-1]
+        raise VolumeError(f"{path} is damaged: it cannot be decompressed ({reason}): copy it again") from None

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vesalius.datasets.files import inflated, read_bytes
+from vesalius.datasets.files import inflated, inflated_start, read_bytes, size_of
 from vesalius.platform.errors import VolumeError
-from vesalius.platform.geometry import check_affine
+from vesalius.platform.geometry import check_affine, spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,7 @@ MAX_VOXELS = 1 << 30
 """4 GiB as float32, a cube of 1024: more is refused before it is inflated, since a small file can promise anything."""
 
 _FURTHEST_OFFSET = 1 << 30
+_HEADER_BYTES = 64 << 10
 _SAME_PLACE_MM = 1.0
 _OTHER_UNITS = {1: "metres", 3: "micrometres"}
 _QUIET = logging.getLogger("vesalius.nifti")
@@ -104,6 +105,36 @@ def read_nifti(path: Path) -> RawVolume:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What a file's header says of its voxels, before one of them is read.
+
+    Attributes:
+        shape: (D, H, W).
+        spacing_mm: voxel size along them.
+        num_bytes: of the decompressed file, up to its last voxel.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    num_bytes: int
+
+
+def promise_of(path: Path) -> Promise:
+    """Read a file's header alone, to know what its voxels would take: a small file can promise anything.
+
+    Raises:
+        VolumeError: it is no NIfTI file, or its header is damaged.
+    """
+    size_of(path)
+    with path.open("rb") as stream:
+        header = _header(inflated_start(stream.read(_HEADER_BYTES), 1024, path), path)
+    shape = volume_shape(header, path)
+    affine, _ = _affine(header, path)
+    num_bytes = _offset(header, path) + math.prod(shape) * voxel_type(header, path).itemsize
+    return Promise(shape=shape, spacing_mm=spacing_of(affine), num_bytes=num_bytes)
+
+
 def check_finite(array: NDArray[Any], name: str) -> None:
     """Check that every voxel is a finite number.
 
@@ -139,6 +170,8 @@ def _header(start: bytes, path: Path) -> Any:
         )
     try:
         header = kind.from_fileobj(BytesIO(start), check=False)
+        if np.isinf(header["scl_slope"]):  # nibabel would take it for none, and the voxels for what they are not
+            raise ValueError("its scaling is infinite")
         header.check_fix(logger=_QUIET, error_level=45)
     except Exception as error:  # nibabel raises whatever the bytes lead it to, such as OverflowError at an infinity
         raise VolumeError(f"{path}: its NIfTI header is damaged ({_clause(error)}): repair or convert it") from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vesalius.datasets import steps
+from vesalius.datasets.nifti import MAX_VOXELS
 from vesalius.datasets.recipes.settings import MNI152
 from vesalius.platform.errors import VolumeError
 from vesalius.platform.geometry import canonical, grid_affine, resample, spacing_of
@@ -227,6 +228,12 @@ def _own_extent(image: Canonical, spacing_mm: tuple[float, float, float]) -> Pla
     own = np.array(spacing_of(image.affine))
     extent = own * image.image.shape
     d, h, w = (max(1, int(np.rint(size / step))) for size, step in zip(extent, spacing_mm, strict=True))
+    if d * h * w > MAX_VOXELS:
+        # A small file may claim voxels of ten centimetres: at the recipe's spacing they would fill any memory.
+        raise VolumeError(
+            f"{image.name} would become a grid of {d} x {h} x {w} voxels, more than {MAX_VOXELS:,}: "
+            "crop it first, or give the recipe a grid or a box_mm"
+        )
     affine = image.affine.copy()
     affine[:3, :3] *= np.array(spacing_mm) / own
     center = image.affine[:3, :3] @ ((np.array(image.image.shape) - 1) / 2) + image.affine[:3, 3]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from vesalius.platform.contracts import Method
     from vesalius.platform.models import ModelCard
     from vesalius.platform.scoring import ScoreStore
     from vesalius.platform.store import CohortStore, SubjectRecord
@@ -71,6 +72,33 @@ def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None =
         VolumeError: a file cannot be read or holds no usable image.
     """
     method, card = load_model(model, METHODS, device)
+    return score_with(method, card, files, brain_mask=brain_mask, device=device)
+
+
+def score_with(
+    method: Method, card: ModelCard, files: Sequence[Path], *, brain_mask: Path | None = None, device: str = "cpu"
+) -> Answer:
+    """Score one volume with a model that is loaded already; see :func:`score_files`."""
+    record, arrays = prepare_files(card, files, any_grid=method.any_grid, brain_mask=brain_mask)
+    score, seconds = score_volume(method, volume_from(record, arrays), device)
+    return Answer(record=record, arrays=arrays, score=score, seconds=seconds, card=card)
+
+
+def prepare_files(
+    card: ModelCard, files: Sequence[Path], *, any_grid: bool, brain_mask: Path | None = None
+) -> tuple[SubjectRecord, SubjectArrays]:
+    """Bring one volume's files through a model's recipe.
+
+    Args:
+        card: of the model.
+        files: one a channel, in the order of the model's channels.
+        any_grid: whether its method takes volumes of any grid.
+        brain_mask: on the first file's grid.
+
+    Raises:
+        SettingError: there are more or fewer files than channels.
+        VolumeError: a file cannot be read or holds no usable image, or is not of the model's grid.
+    """
     channels = card.cohort.channels
     if len(files) != len(channels):
         raise SettingError(
@@ -78,13 +106,18 @@ def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None =
             "give one file for each, in this order"
         )
     record, arrays = prepare_file(dict(zip(channels, files, strict=True)), card.recipe, brain_mask)
-    if record.shape != card.cohort.grid and not method.any_grid:
+    if record.shape != card.cohort.grid and not any_grid:
         raise VolumeError(
             f"{files[0]} becomes a grid of {_grid(record.shape)} and the model was trained on "
             f"{_grid(card.cohort.grid)}: "
             "give a volume like those of its cohort, or a model whose recipe fixes the grid"
         )
-    volume = Volume(
+    return record, arrays
+
+
+def volume_from(record: SubjectRecord, arrays: SubjectArrays) -> Volume:
+    """Return a prepared volume as methods take it."""
+    return Volume(
         subject_id=record.subject_id,
         image=torch.from_numpy(np.ascontiguousarray(arrays.image, dtype=np.float32)),
         brain=torch.from_numpy(np.ascontiguousarray(arrays.brain)),
@@ -92,8 +125,18 @@ def score_files(model: Path, files: Sequence[Path], *, brain_mask: Path | None =
         affine=record.affine,
         head=None if arrays.head is None else torch.from_numpy(np.ascontiguousarray(arrays.head)),
     )
-    score, seconds = score_volume(method, volume, device)
-    return Answer(record=record, arrays=arrays, score=score, seconds=seconds, card=card)
+
+
+def describe_answer(answer: Answer) -> dict[str, Any]:
+    """Return the figures of an answer as plain JSON: the same from the command line and from a server."""
+    return {
+        "method": answer.card.method,
+        "image_score": answer.score.image_score,
+        "seconds": round(answer.seconds, 3),
+        "threshold": answer.threshold,
+        "anomalous_ml": answer.anomalous_ml,
+        "highest": float(answer.score.map.max()),
+    }
 
 
 def stored_answer(store: CohortStore, scores: ScoreStore, card: ModelCard, subject_id: str) -> Answer:

@@ -17,6 +17,7 @@
     │   ├── JobError                  a job: missing, its cluster out of reach or of other versions
     │   └── DiskSpaceError            not enough room for what is about to be written
     ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
+    ├── PartialScoreError             some volumes could not be scored; the others are kept    (exit code 2)
     ├── WorkerLostError               a worker process died, again and again         (exit code 1)
     ├── DivergenceError               a loss or gradient is not finite; names stage and step  (exit code 1)
     ├── RowsFailedError               some rows of a paper's table failed; the others stand  (exit code 1)
@@ -95,6 +96,19 @@ class PartialIngestError(VesaliusError):
     """Some subjects could not be taken in. The others are committed; the message lists the failures."""
 
     exit_code = 2
+
+
+class PartialScoreError(VesaliusError):
+    """Some volumes could not be scored. The others are kept; ``failed`` says why, by name."""
+
+    exit_code = 2
+
+    def __init__(self, sentence: str, failed: dict[str, str]) -> None:
+        super().__init__(sentence)
+        self.failed = failed
+
+    def __reduce__(self) -> tuple[type[PartialScoreError], tuple[str, dict[str, str]]]:
+        return type(self), (str(self), self.failed)
 
 
 class WorkerLostError(VesaliusError):

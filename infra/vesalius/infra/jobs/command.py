@@ -170,6 +170,10 @@ def _absolute(command: Command) -> Command:
             if isinstance(found, Path):
                 # A store that ingest makes need not be there; the folder that it is made in must.
                 paths.append(str(found.parent if command.verb == "ingest" else found))
+        elif name == "files" and value:
+            several = [place(one) for one in value]
+            values[name] = [str(one) for one in several]
+            paths += [str(one) for one in several if isinstance(one, Path)]
         elif name == "model" and Path(value).expanduser().is_dir():
             values[name] = str(absolute(Path(value)))
             paths.append(values[name])

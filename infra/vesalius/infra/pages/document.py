@@ -21,6 +21,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 QUALITY = "Vesalius quality page"
 STUDY = "Vesalius study page"
 CARD = "Vesalius model card"
+SERVING = "Vesalius upload page"
 
 
 def page_path(out: Path, generator: str = QUALITY) -> Path:
@@ -65,6 +66,7 @@ def render_page(
     *,
     styles: Sequence[str],
     filters: Mapping[str, Callable[..., Any]] | None = None,
+    sources: str = "",
     **values: Any,
 ) -> str:
     """Return a page's HTML. Everything that comes from data is escaped; no style, script or address comes from it.
@@ -74,6 +76,7 @@ def render_page(
         generator: of the page.
         styles: names of style sheets, in their order.
         filters: of the template.
+        sources: further directives of the page's policy, such as ``connect-src 'self'`` for one that a server sends.
         **values: of the template.
     """
     environment = Environment(
@@ -84,17 +87,37 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters.update(filters or {})
-    style = "".join((_TEMPLATES / f"{one}.css").read_text() for one in styles)
-    own = _TEMPLATES / f"{template}.js"
-    script = own.read_text() if own.is_file() else ""
+    style, script = _style(styles), _script(template)
     return environment.get_template(f"{template}.html.j2").render(
         generator=generator,
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
+        policy=page_policy(template, styles=styles, sources=sources),
         **values,
     )
+
+
+def page_policy(template: str, *, styles: Sequence[str], sources: str = "") -> str:
+    """Return what a page may do, as a content security policy: run its own script and no other, and reach nothing.
+
+    Args:
+        template: its name.
+        styles: names of its style sheets, in their order.
+        sources: further directives.
+    """
+    return (
+        f"default-src 'none'; img-src data:; style-src {_hash(_style(styles))}; script-src {_hash(_script(template))}; "
+        "base-uri 'none'; form-action 'none'" + (f"; {sources}" if sources else "")
+    )
+
+
+def _style(styles: Sequence[str]) -> str:
+    return "".join((_TEMPLATES / f"{one}.css").read_text() for one in styles)
+
+
+def _script(template: str) -> str:
+    own = _TEMPLATES / f"{template}.js"
+    return own.read_text() if own.is_file() else ""
 
 
 def _hash(text: str) -> str:

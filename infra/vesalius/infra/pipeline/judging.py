@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Policy = Literal["auto", "best_dice", "quantile"]
 VALIDATION = "validation"
+METHODS_PATH = "vesalius.methods:METHODS"
+"""Where a registered model and a worker find the table of methods; a constant of ours, never read from a model."""
+
 PAPER_QUANTILE = 0.98
 
 
@@ -79,6 +82,7 @@ def score_run(
     store: CohortStore | None = None,
     subjects: Collection[str] | None = None,
     device: str = "auto",
+    num_workers: int = 0,
     progress: Progress = silent,
 ) -> ScoreStore:
     """Score a split with a finished run's model, or go on with it, or find it done.
@@ -89,11 +93,13 @@ def score_run(
         store: another store, of the model's grid where its method asks for that; the run's own by default.
         subjects: ids of a part of the split; None scores all of it.
         device: cpu, cuda or auto.
+        num_workers: processes that score; 0 scores in this one.
         progress: called after each volume.
 
     Raises:
         RunError: the run is not finished.
         CohortError: the split is empty.
+        PartialScoreError: workers could not score some subjects; the others are kept.
     """
     card = require_model(run)
     cohort = store or CohortStore.open(run.spec.store)
@@ -105,10 +111,30 @@ def score_run(
         split=split,
         run_id=run.run_id,
     )
-    device = device_name(device)
-    method, _ = load_model(run.model, METHODS, device)
     out = scores_folder(run, split, cohort)
-    return score_store(method, cohort, split, out, info=info, device=device, progress=progress, subjects=subjects)
+    return score_by(run.model, cohort, split, out, info, device, num_workers, progress, subjects)
+
+
+def score_by(
+    model: Path,
+    store: CohortStore,
+    split: str,
+    out: Path,
+    info: ScoreInfo,
+    device: str,
+    num_workers: int,
+    progress: Progress,
+    subjects: Collection[str] | None = None,
+) -> ScoreStore:
+    """Score a split in this process, or with so many workers; see :func:`score_run`."""
+    device = device_name(device)
+    if num_workers == 0:
+        method, _ = load_model(model, METHODS, device)
+        return score_store(method, store, split, out, info=info, device=device, progress=progress, subjects=subjects)
+    from vesalius.platform.cluster.scoring import SplitWork, score_split
+
+    work = SplitWork(model=model.absolute(), methods=METHODS_PATH, store=store.path, device=device)
+    return score_split(work, split, out, info=info, num_workers=num_workers, progress=progress, subjects=subjects)
 
 
 def is_own(run: RunFolder, store: CohortStore) -> bool:

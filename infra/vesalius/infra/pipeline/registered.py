@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vesalius.infra.pipeline.judging import device_name, kept_rows, score_run, scores_folder
+from vesalius.infra.pipeline.judging import METHODS_PATH, kept_rows, score_by, score_run, scores_folder
 from vesalius.infra.pipeline.tracked import tracked_as
 from vesalius.infra.pipeline.training import require_model
-from vesalius.methods import METHODS
 from vesalius.platform import registry
 from vesalius.platform.config import digest
 from vesalius.platform.errors import SettingError
-from vesalius.platform.models import ModelCard, load_model, model_digest
+from vesalius.platform.models import ModelCard, model_digest, read_card
 from vesalius.platform.progress import silent
 from vesalius.platform.registry import Lineage
 from vesalius.platform.runs import RunFolder, begun_run, find_run
-from vesalius.platform.scoring import ScoreInfo, ScoreStore, score_store
+from vesalius.platform.scoring import ScoreInfo, ScoreStore
 from vesalius.platform.store import CohortStore
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from vesalius.platform.progress import Progress
     from vesalius.platform.registry import Gates, Promotion
     from vesalius.platform.store import Place
-
-METHODS_PATH = "vesalius.methods:METHODS"
-"""Where a registered model finds the table of methods; a constant of ours, never read from a model."""
 
 
 def model_folder(reference: str, home: Path) -> Path:
@@ -48,6 +44,7 @@ def score_reference(
     store: Place | None = None,
     out: Path | None = None,
     device: str = "auto",
+    num_workers: int = 0,
     progress: Progress = silent,
 ) -> tuple[CohortStore, ScoreStore, ModelCard]:
     """Score a split with a run's or a registered model.
@@ -57,12 +54,13 @@ def score_reference(
     if (home / "runs" / reference / "run.json").is_file():
         run = find_run(home, reference)
         cohort = CohortStore.open(store or run.spec.store)
-        return cohort, score_run(run, split, store=cohort, device=device, progress=progress), require_model(run)
+        scores = score_run(run, split, store=cohort, device=device, num_workers=num_workers, progress=progress)
+        return cohort, scores, require_model(run)
     folder = model_folder(reference, home)
     if store is None or out is None:
         raise SettingError(f"'{reference}' is not a run: say what to score with --store and where to with --out")
     cohort = CohortStore.open(store)
-    method, card = load_model(folder, METHODS, device_name(device))
+    card = read_card(folder)
     info = ScoreInfo(
         method=card.method,
         model_digest=model_digest(folder),
@@ -72,7 +70,7 @@ def score_reference(
         run_id=card.run_id,
     )
     place = out / "scores" / split
-    scores = score_store(method, cohort, split, place, info=info, device=device_name(device), progress=progress)
+    scores = score_by(folder, cohort, split, place, info, device, num_workers, progress)
     return cohort, scores, card
 
 

@@ -23,7 +23,7 @@ from vesalius.infra.tables.registered import decisions, registered, verdicts, ve
 from vesalius.infra.tables.reproduction import PaperTable, row_notes
 from vesalius.infra.tables.services import jobs, services, services_notes
 from vesalius.infra.tables.studies import importance, seeds, trials
-from vesalius.infra.tables.volumes import exported, findings
+from vesalius.infra.tables.volumes import exported, findings, scored_volumes
 
 __all__ = [
     "PaperTable",
@@ -52,6 +52,7 @@ __all__ = [
     "readers",
     "registered",
     "row_notes",
+    "scored_volumes",
     "seeds",
     "services",
     "services_notes",

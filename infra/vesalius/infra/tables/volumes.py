@@ -41,3 +41,17 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> Table:
         style = "bold red" if row["severity"] == "alarm" else "yellow"
         table.add_row(row["subject_id"], Text(row["severity"], style=style), Text(row["sentence"]))
     return table
+
+
+def scored_volumes(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Return the volumes of a scored folder, the most anomalous first."""
+    table = plain(title=title, title_style="dim")
+    table.add_column("volume", style="cyan", overflow="fold")
+    table.add_column("image score", justify="right")
+    table.add_column("above threshold", justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("", style="dim")
+    for row in sorted(rows, key=lambda row: -float(row["image_score"])):
+        above = "-" if row["anomalous_ml"] is None else f"{row['anomalous_ml']:.1f} ml"
+        table.add_row(row["name"], f"{row['image_score']:.5g}", above, f"{row['seconds']:.2f}", row["state"])
+    return table

@@ -13,7 +13,7 @@ MLflow is imported when it is first needed.
 """
 
 from vesalius.platform.registry.champions import Rollback, rollback
-from vesalius.platform.registry.fetching import resolve, version_of
+from vesalius.platform.registry.fetching import fetched_version, follows_alias, resolve, version_of
 from vesalius.platform.registry.gates import Gates, Lineage, Verdict, default_gates_text, read_gates
 from vesalius.platform.registry.log import Standing
 from vesalius.platform.registry.outcome import Promotion
@@ -35,6 +35,8 @@ __all__ = [
     "VersionFacts",
     "attachment_of",
     "default_gates_text",
+    "fetched_version",
+    "follows_alias",
     "history",
     "list_names",
     "pack_brain",

@@ -152,3 +152,20 @@ def _no_such_version(mlflow: Any, uri: str, name: str, reference: str) -> str:
         return f"{reference}: no model '{name}' is registered at {shown(uri)}; registered are: {names}"
     numbers = ", ".join(str(version.version) for version in known)
     return f"{reference}: '{name}' has no such version or alias; its versions are {numbers}"
+
+
+def fetched_version(reference: str, folder: Path) -> tuple[str, str] | None:
+    """Return name and version of a registered model that :func:`resolve` found; None for a run or a folder.
+
+    Args:
+        reference: that was resolved.
+        folder: that came of it, in which an alias has become the version it pointed at.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    return None if match is None else (match["name"], folder.name.partition("-")[0])
+
+
+def follows_alias(reference: str) -> bool:
+    """Say whether a reference may mean another version tomorrow."""
+    match = _REFERENCE.fullmatch(reference)
+    return match is not None and match["alias"] is not None

@@ -13,7 +13,7 @@ from vesalius.platform.scoring.volumes import score_volumes, volume_of
 from vesalius.platform.store import require_space
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -70,7 +70,7 @@ def score_store(
     """
     if batch_volumes is not None and batch_volumes < 1:
         raise SettingError(f"batch_volumes is {batch_volumes}, expected 1 or more")
-    wanted = _wanted(store, split, subjects)
+    wanted = wanted_subjects(store, split, subjects)
     facts = {"split": split, "effort": effort, "store": str(store.path.absolute()), "cohort_digest": store.digest}
     info = info.model_copy(update=facts)
     finished = _finished(out, info, wanted)
@@ -79,12 +79,9 @@ def score_store(
         return finished
     with ScoreStore.writing(out, info) as scores:
         missing = {record.subject_id for record in wanted if record.subject_id not in scores}
-        require_space(out, sum(_num_bytes(record) for record in wanted if record.subject_id in missing))
-        capacity = method.capacity()
-        size = min(batch_volumes or capacity or _BATCH_VOLUMES, capacity or batch_volumes or _BATCH_VOLUMES)
+        require_space(out, sum(map_bytes(record) for record in wanted if record.subject_id in missing))
         done = len(wanted) - len(missing)
-        for first in range(0, len(wanted), size):
-            group = wanted[first : first + size]
+        for group in batches(method, wanted, batch_volumes):
             if missing.isdisjoint(record.subject_id for record in group):
                 continue
             # A batch may take minutes: whoever watches sees what is under way, and not only what is done.
@@ -99,7 +96,7 @@ def score_store(
             _measure(info.method, len(group), seconds)
             for record, answer in zip(group, answers, strict=True):
                 if record.subject_id in missing:
-                    scores.write(_score_record(record, answer.image_score, seconds), answer)
+                    scores.write(score_record(record, answer.image_score, seconds), answer)
                     done += 1
                     progress(done, len(wanted), record.subject_id)
         scores.finish()
@@ -125,7 +122,22 @@ def _finished(out: Path, info: ScoreInfo, wanted: Sequence[SubjectRecord]) -> Sc
     return scores if complete else None
 
 
-def _wanted(store: CohortStore, split: str, subjects: Collection[str] | None) -> list[SubjectRecord]:
+def batches(
+    method: Method, wanted: Sequence[SubjectRecord], batch_volumes: int | None = None
+) -> Iterator[Sequence[SubjectRecord]]:
+    """Yield the subjects that are scored in one call: decided by the split and the method, and not by what is done."""
+    capacity = method.capacity()
+    size = min(batch_volumes or capacity or _BATCH_VOLUMES, capacity or batch_volumes or _BATCH_VOLUMES)
+    for first in range(0, len(wanted), size):
+        yield wanted[first : first + size]
+
+
+def wanted_subjects(store: CohortStore, split: str, subjects: Collection[str] | None) -> list[SubjectRecord]:
+    """Return the subjects of a split that are to be scored.
+
+    Raises:
+        CohortError: the split holds no subject, or not one of those named.
+    """
     records = store.subjects(split)
     if not records:
         known = sorted({record.split for record in store.subjects()})
@@ -138,13 +150,14 @@ def _wanted(store: CohortStore, split: str, subjects: Collection[str] | None) ->
     return [record for record in records if record.subject_id in set(subjects)]
 
 
-def _num_bytes(record: SubjectRecord) -> int:
+def map_bytes(record: SubjectRecord) -> int:
     """Return the room for a map and a restoration, uncompressed."""
     d, h, w = record.shape
     return 4 * d * h * w * (1 + len(record.channels))
 
 
-def _score_record(record: SubjectRecord, image_score: float, seconds: float) -> ScoreRecord:
+def score_record(record: SubjectRecord, image_score: float, seconds: float) -> ScoreRecord:
+    """Return what is kept of a scored subject besides its maps."""
     return ScoreRecord(
         subject_id=record.subject_id,
         image_score=image_score,
