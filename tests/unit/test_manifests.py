@@ -356,6 +356,7 @@ def test_the_command_of_the_job_is_one_that_the_command_line_takes() -> None:
 def test_the_server_of_the_service_can_be_built() -> None:
     pytest.importorskip("vesalius.infra.serving.application", reason="this version has no server")
     from ray.serve.schema import ServeDeploySchema
+
     from vesalius.infra.serving.settings import ServingSettings  # type: ignore[import-not-found,unused-ignore]
 
     text = _part("RayService", "scoring")(_render("cpu"))["spec"]["serveConfigV2"]
