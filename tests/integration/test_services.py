@@ -184,6 +184,8 @@ def test_what_does_not_answer_is_seen_and_started_again(home: ServedHome) -> Non
 
 
 def test_down_leaves_nothing_running_and_loses_nothing(home: ServedHome) -> None:
+    kept = _python(_USE, home.home, "kept", environment=home.environment)
+    assert kept.returncode == 0, kept.stderr
     running = _running(home)
     pids = {pid for one in running.values() for pid in (one.pid, *processes.leftovers(one))}
     assert len(pids) > len(NAMES), "some have children"
@@ -194,10 +196,10 @@ def test_down_leaves_nothing_running_and_loses_nothing(home: ServedHome) -> None
     assert {row["state"] for row in home.services().values()} == {"down"}
     assert home.ask("down")["stopped"] == []
     home.call("up")
-    done_again = _python(_USE, home.home, "second", environment=home.environment)
-    assert done_again.returncode == 0, done_again.stderr
     with urllib.request.urlopen(f"http://127.0.0.1:{home.ports['studies']}/api/studies", timeout=30) as answer:
-        assert "first" in answer.read().decode(), "what was kept is there again"
+        assert "kept" in answer.read().decode()
+    address = f"http://127.0.0.1:{home.ports['mlflow']}/api/2.0/mlflow/runs/get?run_id={kept.stdout.split()[-1]}"
+    assert _code(address) == 200, "what was kept is there again"
 
 
 def test_a_login_and_somebody_elses_database(home: ServedHome, served_homes: Callable[[], ServedHome]) -> None:
