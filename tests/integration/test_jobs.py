@@ -165,8 +165,13 @@ def test_what_the_cluster_does_not_see_and_whom_it_does_not_know(home: ServedHom
     stranger = home.call("submit", *words, code=2, VESALIUS_SERVICES="off")
     assert "lets nobody in without its token" in stranger.stderr
     token = str(home.home / "services" / "secrets" / "ray_token")
-    let_in = {"VESALIUS_SERVICES": "off", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
-    missing = home.call("submit", "--address", address, "--", "score", "first", tmp_path / "x.nii", code=2, **let_in)
+    home.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}  # as whoever has no services sets them
+    try:
+        words = ["--address", address, "--", "score", "first", str(tmp_path / "x.nii")]
+        missing = home.call("submit", *words, code=2, VESALIUS_SERVICES="off")
+    finally:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            del home.environment[name]
     assert f"does not see {tmp_path / 'x.nii'}" in missing.stderr
     assert len(home.ask("jobs")["jobs"]) == number
 

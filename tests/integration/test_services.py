@@ -19,7 +19,7 @@ import pytest
 
 from vesalius.infra.services import processes
 from vesalius.infra.services.ports import is_free
-from vesalius.infra.services.state import NAMES, ServicesFolder
+from vesalius.infra.services.state import NAMES, Running, ServicesFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +134,7 @@ def test_nothing_but_rays_own_ports_is_open_to_others(home: ServedHome) -> None:
     ours = {
         row.laddr.port: row.laddr.ip
         for row in psutil.net_connections(kind="tcp")
-        if row.status == psutil.CONN_LISTEN and row.pid in pids
+        if row.status == psutil.CONN_LISTEN and row.pid in pids and row.laddr
     }
     assert ours[home.ports["postgres"]] == "127.0.0.1"
     assert ours[home.ports["mlflow"]] == "127.0.0.1"
@@ -250,7 +250,7 @@ def _runs(pid: int) -> str:
         return ""
 
 
-def _running(home: ServedHome) -> dict[str, processes.Running]:
+def _running(home: ServedHome) -> dict[str, Running]:
     state = ServicesFolder(Path(home.home)).read()
     assert state is not None
-    return dict(state.running)
+    return {str(name): one for name, one in state.running.items()}
