@@ -227,7 +227,7 @@ def test_a_login_and_somebody_elses_database(home: ServedHome, served_homes: Cal
     assert _code(asked, login=login) == 200
     assert _code(asked, login=login, host="lab.example.org") == 200
     assert _code(asked, login=login, host="evil.example.org") == 403
-    assert _code(f"http://127.0.0.1:{other.ports['ray_dashboard']}/api/jobs/") == 401
+    assert _code(f"{found['ray']['url']}/api/jobs/") == 401
     with socket.socket() as probe:  # it has no login, so nobody else reaches it
         own = found["mlflow"]["url"].split("/")[2].split(":")[0]
         if own != "127.0.0.1":
