@@ -232,7 +232,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     given["set"] = _assigned(given["set"])
     given["lesions"] = None if given["lesions"] is None else str(absolute(given["lesions"]))
     for key in ("objective", "learn_from"):
-        given[key] = tuple(given[key]) if given[key] else None
+        given[key] = tuple(given[key] or ()) or None
     return {key: value for key, value in given.items() if value is not None}
 
 

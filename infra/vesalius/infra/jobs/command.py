@@ -148,7 +148,9 @@ def _with_name(command: Command) -> Command:
     if name is None:
         method = str(values.get("method") or values.get("start_from") or command.verb).partition("@")[0]
         name = values["name"] = _new_name(method)
-    return replace(command, values=values, **{"run" if command.verb == "train" else "study": name})
+    if command.verb == "train":
+        return replace(command, values=values, run=name)
+    return replace(command, values=values, study=name)
 
 
 def _new_name(what: str) -> str:

@@ -217,9 +217,9 @@ def _start(services: Services, state: ServicesState, progress: Progress) -> None
 
         _await(services, {name: started[name] for name in others}, tell)
     except BaseException:  # Ctrl-C too
-        for name in reversed(list(started)):
-            _stop(name, started[name])
-        left = {name: one for name, one in state.running.items() if name not in started}
+        for one, running in reversed(list(started.items())):
+            _stop(one, running)
+        left = {key: running for key, running in state.running.items() if key not in started}
         services.folder.write(state.model_copy(update={"running": left}))
         raise
     _link_logs(services)

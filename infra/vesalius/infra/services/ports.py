@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,7 @@ def _interface(name: str, host: str) -> str:
 
 def _first_free(default: int, host: str, taken: set[int]) -> int:
     # Ten thousand more, where those of Ray's workers come next.
-    for port in (*range(default, default + _TRIES), *range(default + 10_000, default + 10_000 + _TRIES)):
+    for port in itertools.chain(range(default, default + _TRIES), range(default + 10_000, default + 10_000 + _TRIES)):
         if port not in taken and port not in WORKERS and is_free(port, host):
             return port
     raise ServiceError(f"no port from {default} to {default + _TRIES - 1} is free: name one by its --...-port option")
