@@ -13,8 +13,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ from vesalius.platform.registry import (
     history,
     list_names,
     promote,
+    register,
     resolve,
     rollback,
     settle_aliases,
@@ -432,7 +435,7 @@ def _many(tmp_path: Path, store: CohortStore, uri: str, *, num_killed: int = 0) 
             time.sleep(0.02)
         process.kill()
         process.join(30)
-    told = [Promotion.model_validate_json(answers.get(timeout=300)) for _ in processes]
+    told = [Promotion.model_validate_json(answers.get(timeout=900)) for _ in processes]
     for process in processes:
         process.join(60)
         assert process.exitcode == 0, process.exitcode
@@ -449,12 +452,39 @@ def _many(tmp_path: Path, store: CohortStore, uri: str, *, num_killed: int = 0) 
     )
 
 
+def test_many_threads_with_homes_of_their_own(home: Path, name: str, toy_store: CohortStore, tmp_path: Path) -> None:
+    """The same in little, on a database without a server: they share nothing but it, as each has a home of its own."""
+    uri = tracking_uri(home)
+    models = [_model(tmp_path / f"{share}", toy_store, share) for share in (0.2, 0.5, 0.7, 0.9)]
+    for model in models:  # MLflow's packing is not made for threads
+        register(model, name, home=home, methods=METHODS)
+    begin = threading.Barrier(len(models))
+
+    def one(model: Path) -> Promotion:
+        def scored(done: int, total: int, note: str) -> None:
+            if note.startswith("candidate") and done == total and not waited:
+                waited.append(True)
+                begin.wait(300)  # all have looked at the same champion, none, before any decides
+
+        waited: list[bool] = []
+        return _promote(tmp_path / f"home-{model.name}", name, model, toy_store, uri=uri, progress=scored)
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        told = list(pool.map(one, models, timeout=300))
+    _check_story(home, name, uri, told)
+    standing = standing_of(name, home=home)
+    assert standing.champion == "4"
+    assert any(entry.overtaken for entry in standing.entries)
+
+
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_many_processes_that_share_a_server_alone(tmp_path: Path, toy_store: CohortStore, tracking_server: str) -> None:
     _many(tmp_path, toy_store, tracking_server)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_many_processes_of_which_some_are_killed(tmp_path: Path, toy_store: CohortStore, tracking_server: str) -> None:
     _many(tmp_path, toy_store, tracking_server, num_killed=2)
 
@@ -523,5 +553,6 @@ def postgres_server(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_many_processes_on_postgresql(tmp_path: Path, toy_store: CohortStore, postgres_server: str) -> None:
     _many(tmp_path, toy_store, postgres_server, num_killed=1)

@@ -75,7 +75,7 @@ def promote_into(begin: Any, answers: Any, home: str, name: str, model: str, sto
     from vesalius.platform.store import CohortStore
 
     torch.set_num_threads(1)
-    begin.wait(120)
+    begin.wait(600)
     answer = promote(
         Path(model),
         name,
