@@ -57,7 +57,7 @@ def measure(home: Path, store: Path, name: str) -> dict[str, float]:
     asked = time.monotonic()
     command = read_command(words, workers=1, gpus=None, home=home)
     cluster = submission.reach(None, home)
-    record = submission.submit(command, home=home, address=None, remote_home=None, say=lambda text: None)
+    record = submission.submit(command, home=home, address=None, remote_home=None, restarts=0, say=lambda text: None)
     submitted = time.monotonic()
     try:
         run = RunFolder(home / "runs" / name)

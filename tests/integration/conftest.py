@@ -70,7 +70,8 @@ class ServedHome:
 
     def up(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         flags = [f"--{name.replace('_', '-')}-port={port}" for name, port in self.ports.items()]
-        return self.call("up", "--cpus", 2, "--object-store-mib", 200, *flags, *arguments, code=code)
+        watched = () if "--supervisor" in arguments else ("--no-supervisor",)
+        return self.call("up", "--cpus", 2, "--object-store-mib", 200, *watched, *flags, *arguments, code=code)
 
     def services(self) -> dict[str, dict[str, Any]]:
         found = json.loads(self.call("status", "--json", code=None).stdout)

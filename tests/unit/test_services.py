@@ -19,7 +19,7 @@ from vesalius.infra.cli.app import app
 from vesalius.infra.services import credentials, database, lifecycle, ports, processes
 from vesalius.infra.services.addresses import clients_host, is_loopback
 from vesalius.infra.services.kinds import allowed_hosts
-from vesalius.infra.services.state import Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
+from vesalius.infra.services.state import NAMES, Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
 from vesalius.platform.errors import ServiceError, SettingError
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def test_a_password_on_the_command_line_is_refused(tmp_path: Path) -> None:
 def test_status_of_a_home_without_services(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["status", "--home", str(tmp_path)])
     assert done.exit_code == 0
-    assert done.stdout.count("down") == 4
+    assert done.stdout.count("down") == len(NAMES)
     assert list(tmp_path.iterdir()) == [], "looking leaves nothing behind"
 
 

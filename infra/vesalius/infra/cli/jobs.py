@@ -39,6 +39,10 @@ def submit(
         str | None,
         typer.Option(help="Folder of runs that all of the cluster's machines see, where it is not --home itself."),
     ] = None,
+    restarts: Annotated[
+        int,
+        typer.Option(min=0, help="Times that `vesalius up` submits it again if its cluster or machine ended it."),
+    ] = 3,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +58,9 @@ def submit(
 
         folder = home_folder(home, join=False)
         read = commands.read_command(command or [], workers=workers, gpus=gpus, home=folder)
-        record = submission.submit(read, home=folder, address=address, remote_home=remote_home, say=terminal.say)
+        record = submission.submit(
+            read, home=folder, address=address, remote_home=remote_home, restarts=restarts, say=terminal.say
+        )
         _after_submission(terminal, record, folder, follow=follow)
 
 

@@ -35,6 +35,13 @@ def up(
     object_store_mib: Annotated[
         int | None, typer.Option(min=80, help="Shared memory of Ray, in MiB (default: 512)")
     ] = None,
+    supervisor: Annotated[
+        bool | None,
+        typer.Option(
+            "--supervisor/--no-supervisor",
+            help="Start again what ends by itself, and submit jobs again that went with it (default: yes)",
+        ),
+    ] = None,
     mlflow_port: Port = None,
     postgres_port: Port = None,
     studies_port: Port = None,
@@ -49,7 +56,8 @@ def up(
     """Start the services of a home: PostgreSQL, MLflow on it, a Ray head, and optuna-dashboard.
 
     From then on the other verbs track, compute and keep studies there by themselves, until `vesalius down`. Called
-    again it starts only what has ended meanwhile, with the settings of the last time. Everything listens on loopback
+    again it starts only what has ended meanwhile, with the settings of the last time; a supervisor does so by itself, and
+    submits jobs again that were lost. Everything listens on loopback
     but for the ports that Ray itself opens on every interface, which is why its token is always on.
     """
     with Terminal(as_json, resume_hint="vesalius up") as terminal:
@@ -69,6 +77,7 @@ def up(
             "cpus": cpus,
             "gpus": gpus,
             "object_store_mib": object_store_mib,
+            "supervised": supervisor,
         }
         ports = {
             "postgres": postgres_port,

@@ -18,6 +18,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from vesalius.infra.services.credentials import keep
 from vesalius.platform.config import Settings, validate
 from vesalius.platform.errors import JobError, SettingError
@@ -73,6 +75,7 @@ class JobRecord(Settings):
         gpus: GPUs likewise.
         environment: variables that travel.
         packages: versions that the cluster was found to have.
+        restarts: times that the supervisor may submit it again where its cluster or machine has ended it.
         attempts: submissions, the last one last.
     """
 
@@ -87,6 +90,7 @@ class JobRecord(Settings):
     gpus: float = 0
     environment: dict[str, str]
     packages: dict[str, str]
+    restarts: int = Field(3, ge=0)
     attempts: tuple[Attempt, ...] = ()
 
     @property

@@ -49,7 +49,13 @@ def reach(given: str | None, home: Path, *, check_version: bool = True) -> Clust
 
 
 def submit(
-    command: Command, *, home: Path, address: str | None, remote_home: str | None, say: Callable[[str], None]
+    command: Command,
+    *,
+    home: Path,
+    address: str | None,
+    remote_home: str | None,
+    restarts: int,
+    say: Callable[[str], None],
 ) -> JobRecord:
     """Submit a command as a new job, after a check that the cluster can run it and sees what it reads.
 
@@ -58,6 +64,7 @@ def submit(
         home: of runs on this side; the job's record is kept there.
         address: of the cluster; None is that of the home's own services.
         remote_home: of runs on the cluster; None where it sees ``home`` itself.
+        restarts: times that the supervisor may submit it again where its cluster or machine has ended it.
         say: told what is done.
 
     Raises:
@@ -83,6 +90,7 @@ def submit(
         gpus=command.gpus,
         environment=_travelling(),
         packages=packages,
+        restarts=restarts,
     )
     return _submit(record, cluster, book, current_wheel(book.wheels))
 

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _FOREIGN = ("MLFLOW_", "RAY_", "PG", "VESALIUS_")
 """Begins of variables that are ours to set: what a shell was in for another server must not reach these."""
 
 STOP_SECONDS = 30
+BEAT_SECONDS = 700.0
+"""Longer than all services together may take to start."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Plan:
 
 
 class Services:
-    """The four services of a home under its settings."""
+    """The services of a home under its settings."""
 
     def __init__(self, folder: ServicesFolder, settings: ServiceSettings) -> None:
         self.folder = folder
@@ -65,7 +68,8 @@ class Services:
     def names(self) -> tuple[Name, ...]:
         """Services to be started, in this order."""
         own: tuple[Name, ...] = ("postgres",) if self.settings.database is None else ()
-        return (*own, "mlflow", "ray", "studies")
+        watching: tuple[Name, ...] = ("supervisor",) if self.settings.supervised else ()
+        return (*own, "mlflow", "ray", "studies", *watching)
 
     def url(self, name: Name) -> str:
         """Return where a service answers."""
@@ -75,16 +79,25 @@ class Services:
             "mlflow": f"http://{host}:{ports['mlflow']}",
             "ray": f"http://{host}:{ports['ray_dashboard']}",
             "studies": f"http://127.0.0.1:{ports['studies']}",
+            "supervisor": "",
         }[name]
 
     def plan(self, name: Name) -> Plan:
         """Return how a service is started."""
-        return {"postgres": self._postgres, "mlflow": self._mlflow, "ray": self._ray, "studies": self._studies}[name]()
+        return {
+            "postgres": self._postgres,
+            "mlflow": self._mlflow,
+            "ray": self._ray,
+            "studies": self._studies,
+            "supervisor": self._supervisor,
+        }[name]()
 
     def problem(self, name: Name) -> str | None:
         """Ask a service something real; return what is wrong, or None."""
         if name == "postgres":
             return self.database.problem(only_server=True)
+        if name == "supervisor":
+            return self._beat_problem()
         paths = {"mlflow": "/health", "ray": "/api/gcs_healthz", "studies": "/api/studies"}
         return _ask(self.url(name) + paths[name])
 
@@ -171,6 +184,19 @@ class Services:
         command += [self.database.schema(database.STUDIES), "--host", "127.0.0.1"]  # it has no login
         command += ["--port", str(self.settings.ports["studies"]), "--server", "wsgiref"]
         return Plan(command, _environment(), self.url("studies"))
+
+    def _supervisor(self) -> Plan:
+        self.folder.beat.unlink(missing_ok=True)  # an earlier one's
+        command = [sys.executable, "-m", "vesalius.infra.supervisor", "--home", str(self.folder.home)]
+        return Plan(command, _environment(), self.url("supervisor"))
+
+    def _beat_problem(self) -> str | None:
+        """Return what is wrong with the supervisor, which answers nobody: how long it has not looked."""
+        try:
+            seconds = time.time() - self.folder.beat.stat().st_mtime
+        except OSError:
+            return "it has not looked yet"
+        return None if seconds < BEAT_SECONDS else f"it has not looked for {seconds:.0f} s"
 
 
 def allowed_hosts(settings: ServiceSettings) -> list[str]:

@@ -86,8 +86,12 @@ def down(home: Path, *, progress: Progress = silent) -> list[Name]:
         ServiceError: another process starts or stops them.
     """
     folder = ServicesFolder(home)
-    if folder.read() is None:
+    known = folder.read()
+    if known is None:
         return []
+    watching = _present(known).running.get("supervisor")
+    if watching is not None:
+        processes.stop(watching)  # first of all: it may be starting what is to be stopped, and holds the lock then
     with folder.alone():
         state = _present(folder.read() or ServicesState())
         stopped = [name for name in NAMES if name in state.running]

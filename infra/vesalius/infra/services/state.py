@@ -29,13 +29,14 @@ from vesalius.platform.errors import ServiceError, SettingError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-Name = Literal["postgres", "mlflow", "ray", "studies"]
-NAMES: tuple[Name, ...] = ("postgres", "mlflow", "ray", "studies")
+Name = Literal["postgres", "mlflow", "ray", "studies", "supervisor"]
+NAMES: tuple[Name, ...] = ("postgres", "mlflow", "ray", "studies", "supervisor")
 TITLES: Mapping[Name, str] = {
     "postgres": "PostgreSQL",
     "mlflow": "MLflow",
     "ray": "the Ray head",
     "studies": "optuna-dashboard",
+    "supervisor": "the supervisor",
 }
 
 
@@ -51,6 +52,7 @@ class ServiceSettings(Settings):
         gpus: likewise.
         object_store_mib: Ray's shared memory.
         database: address of somebody else's PostgreSQL, without a password; None is our own.
+        supervised: whether what ends by itself is started again, and lost jobs submitted again.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +63,7 @@ class ServiceSettings(Settings):
     gpus: int | None = None
     object_store_mib: int = 512
     database: str | None = None
+    supervised: bool = True
 
 
 class Running(Settings):
@@ -106,6 +109,11 @@ class ServicesFolder:
     def lock(self) -> Path:
         """Held by whoever starts or stops services."""
         return self.path / "lock"
+
+    @property
+    def beat(self) -> Path:
+        """File that the supervisor touches whenever it has looked."""
+        return self.path / "supervisor.beat"
 
     @property
     def logs(self) -> Path:
