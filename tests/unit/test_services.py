@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from vesalius.infra import services
 from vesalius.infra.cli.app import app
-from vesalius.infra.services import credentials, database, lifecycle, ports, processes
+from vesalius.infra.services import credentials, database, inspection, lifecycle, ports, processes
 from vesalius.infra.services.addresses import clients_host, is_loopback
 from vesalius.infra.services.kinds import allowed_hosts
 from vesalius.infra.services.state import NAMES, Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
@@ -256,7 +256,7 @@ def test_after_a_restart_of_the_machine_all_is_dead(folder: ServicesFolder) -> N
     one = Running(pid=innocent.pid, created=innocent.create_time(), mark="", url="", since="")
     boot = f"{this_boot().partition('/')[0]}/an earlier one"
     folder.write(ServicesState(boot=boot, running={"mlflow": one}))
-    rows = {row["service"]: row for row in lifecycle.status(folder.home)}
+    rows = {row["service"]: row for row in inspection.status(folder.home)}
     assert rows["mlflow"]["state"] == "dead"
     assert rows["ray"]["state"] == "down"
     assert lifecycle.down(folder.home) == []

@@ -13,9 +13,9 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """
     with Terminal(as_json) as terminal:
         from vesalius.infra import tables
-        from vesalius.infra.services import lifecycle
+        from vesalius.infra.services import inspection
 
-        document = lifecycle.describe(home_folder(home, join=False))
+        document = inspection.describe(home_folder(home, join=False))
         terminal.result(document, tables.services(document), *tables.services_notes(document))
         if not document["healthy"]:
             raise typer.Exit(1)

@@ -1,17 +1,16 @@
 """``vesalius tune``: search a method's settings on a cohort, or go on with a broken-off study."""
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vesalius.infra.cli.options import HomeOption, JsonOption, SetOption, absolute, home_folder, place
+from vesalius.infra.cli.asking import at_services, options_given, read_request
+from vesalius.infra.cli.options import HomeOption, JsonOption, SetOption, home_folder
 from vesalius.infra.console import Terminal
 
 if TYPE_CHECKING:
-    from vesalius.infra.pipeline import StudyRequest
     from vesalius.tuning import Driven, StudyFolder
 
 
@@ -133,7 +132,7 @@ def tune(
 
         folder = home_folder(home)
         seconds = None if budget is None else parse_budget(budget)
-        given = _given(
+        given = options_given(
             {
                 "method": method,
                 "store": store,
@@ -161,7 +160,7 @@ def tune(
         if resume is not None:
             study = _resumed(find_study(folder, resume), given, file, folder)
         else:
-            request = _at_services(_request(given, file), folder)
+            request = at_services(read_request(given, file), folder)
             with terminal.progress("lesions") as progress:
                 study = pipeline.begin_study(request, home=folder, say=terminal.warn, progress=progress)
         spec = study.spec
@@ -186,56 +185,6 @@ def tune(
         show_study(terminal, study, finished=driven.is_finished, seconds=round(driven.seconds, 2))
 
 
-def check_given(values: Mapping[str, Any]) -> None:
-    """Check arguments as far as that can be done without a cluster or the study's folder.
-
-    Args:
-        values: by parameter; what is None or absent was not given.
-
-    Raises:
-        SettingError: one is unknown or does not fit.
-    """
-    from vesalius.infra import pipeline
-    from vesalius.infra.reproduce.budget import parse_budget
-    from vesalius.platform.store import CohortStore
-    from vesalius.tuning import check_pruner, check_sampler, objective
-
-    if values.get("budget") is not None:
-        parse_budget(values["budget"])
-    given = _given(values)
-    if values.get("resume") is not None:
-        return
-    request = _request(given, values.get("file"))
-    for one in request.objective:
-        objective(one)
-    if request.pruner is not None:
-        check_pruner(request.pruner)
-    check_sampler(request.sampler, shared=request.storage is not None)
-    if not request.start_from:
-        texts = [f"{key}={value}" for key, value in request.set.items() if isinstance(value, str | int | float)]
-        pipeline.choose_settings(request.method, request.preset or "paper", texts)
-    if request.store and Path(request.store).exists():
-        CohortStore.open(request.store)
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was given by the keys of a study file."""
-    renamed = {"start_from": "from", "spaces": "space", "objectives": "objective", "assignments": "set"}
-    known = (
-        *("method", "store", "start_from", "trials", "population", "generations", "spaces", "objectives", "lesions"),
-        *("preset", "assignments", "sampler", "pruner", "concurrent", "workers", "cpus", "gpus", "seed", "storage"),
-        *("name", "learn_from"),
-    )
-    given = {renamed.get(key, key): values.get(key) for key in known}
-    given["store"] = None if given["store"] is None else place(given["store"])
-    given["space"] = _spaces(given["space"])
-    given["set"] = _assigned(given["set"])
-    given["lesions"] = None if given["lesions"] is None else str(absolute(given["lesions"]))
-    for key in ("objective", "learn_from"):
-        given[key] = tuple(given[key] or ()) or None
-    return {key: value for key, value in given.items() if value is not None}
-
-
 def _about_others(driven: "Driven", study: "StudyFolder") -> list[str]:
     """Return sentences on other drivers of a shared study, and on the folder that this one was copied from."""
     from vesalius.infra.tables import as_time
@@ -252,68 +201,6 @@ def _about_others(driven: "Driven", study: "StudyFolder") -> list[str]:
             f"not count as under way, and go on with `vesalius tune --resume {name}` where they were begun"
         )
     return said
-
-
-def _spaces(texts: list[str] | None) -> dict[str, Any] | None:
-    from vesalius.platform.errors import SettingError
-
-    if not texts:
-        return None
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, separator, value = text.partition("=")
-        if not key.strip() or (separator and not value.strip()):
-            raise SettingError(f"--space '{text}': expected KEY=SPACE, such as num_classes=4..16")
-        if key.strip() in found:
-            raise SettingError(f"--space gives '{key.strip()}' twice: give it once")
-        found[key.strip()] = value if separator else None
-    return found
-
-
-def _assigned(assignments: list[str] | None) -> dict[str, Any] | None:
-    from vesalius.platform.config import parse_assignments
-
-    return dict(parse_assignments(assignments)) if assignments else None
-
-
-def _request(given: dict[str, Any], file: Path | None) -> "StudyRequest":
-    """Return what is asked for: a file's keys, and over them the options; spaces and settings join the file's."""
-    from vesalius.infra import pipeline
-    from vesalius.platform.config import validate
-    from vesalius.platform.errors import SettingError
-    from vesalius.tuning import full_key, read_study_file
-
-    said: dict[str, Any] = {} if file is None else read_study_file(absolute(file))
-    for key in ("objective", "learn_from"):
-        if isinstance(said.get(key), str):
-            said[key] = (said[key],)
-    if isinstance(said.get("store"), str) and "store" not in given:
-        given["store"] = place(said["store"])
-    joined = {**said, **given}
-    for group in ("set", "space"):
-        if isinstance(said.get(group), dict) and group in given:
-            replaced = {full_key(key) for key in given[group]}
-            joined[group] = {key: one for key, one in said[group].items() if full_key(str(key)) not in replaced}
-            joined[group] |= given[group]
-    for key, shown in (("method", "METHOD"), ("store", "STORE")):
-        if key not in joined and "from" not in joined:
-            raise SettingError(
-                f"{shown} is missing: name a method and a store, as in `vesalius tune implicit_field STORE`, or "
-                "use --from RUN or --resume STUDY"
-            )
-    if "store" in joined:
-        joined["store"] = str(joined["store"])
-    return validate(pipeline.StudyRequest, joined, "the study" if file is None else str(file))
-
-
-def _at_services(request: "StudyRequest", home: Path) -> "StudyRequest":
-    """Return a request whose study is kept with the home's services, where there are some and it says nothing else."""
-    from vesalius.infra import services
-
-    # cmaes pickles its state into the storage and is refused where others can write to that.
-    if request.storage is not None or request.sampler == "cmaes":
-        return request
-    return request.model_copy(update={"storage": services.study_storage(home)})
 
 
 def _resumed(study: "StudyFolder", given: dict[str, Any], file: Path | None, home: Path) -> "StudyFolder":

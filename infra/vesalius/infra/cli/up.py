@@ -62,7 +62,7 @@ def up(
     """
     with Terminal(as_json, resume_hint="vesalius up") as terminal:
         from vesalius.infra import tables
-        from vesalius.infra.services import lifecycle
+        from vesalius.infra.services import inspection, lifecycle
         from vesalius.platform.errors import SettingError
 
         folder = home_folder(home, join=False)
@@ -96,7 +96,7 @@ def up(
                 {name: port for name, port in ports.items() if port is not None},
                 progress=progress,
             )
-        document = lifecycle.describe(folder)
+        document = inspection.describe(folder)
         terminal.result(document, tables.services(document), *tables.services_notes(document))
 
 

@@ -195,7 +195,7 @@ def _check(command: Command, home: Path) -> None:
     if command.verb == "train":
         _check_training(values, home)
     elif command.verb == "tune":
-        from vesalius.infra.cli.tune import check_given
+        from vesalius.infra.cli.asking import check_given
 
         check_given(values)
     elif command.verb == "ingest":

@@ -9,7 +9,8 @@
     credentials.py  secrets in files of mode 0600
     database.py     PostgreSQL and what is kept in it
     kinds.py        how each is started and asked
-    lifecycle.py    up, down, status
+    lifecycle.py    up, down
+    inspection.py   status
     joining.py      how the verbs come to use them
 """
 

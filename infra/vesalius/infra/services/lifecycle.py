@@ -1,4 +1,4 @@
-"""Start services, stop them, say how they are."""
+"""Start services and stop them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.services import credentials, database, ports, processes
-from vesalius.infra.services.addresses import clients_host, is_loopback
+from vesalius.infra.services.addresses import is_loopback
 from vesalius.infra.services.kinds import STOP_SECONDS, Services
-from vesalius.infra.services.state import NAMES, TITLES, ServicesFolder, ServicesState, this_boot
+from vesalius.infra.services.state import NAMES, TITLES, ServicesFolder, ServicesState, present, this_boot
 from vesalius.platform.errors import ServiceError, SettingError
 from vesalius.platform.progress import silent
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 STARTING_SECONDS = 240.0
 _BETWEEN_SECONDS = 0.2
 _ASKS, _BETWEEN_ASKS_SECONDS = 4, 3.0
-_BROKEN = ("dead", "not answering")
 
 
 def up(home: Path, asked: Mapping[str, Any], asked_ports: Mapping[str, int], *, progress: Progress = silent) -> None:
@@ -47,7 +46,7 @@ def up(home: Path, asked: Mapping[str, Any], asked_ports: Mapping[str, int], *, 
     folder = ServicesFolder(home)
     folder.make()
     with folder.alone():
-        state = _present(folder.read() or ServicesState())
+        state = present(folder.read() or ServicesState())
         before = state.settings
         changes = dict(asked)
         if "database" in changes:
@@ -93,7 +92,7 @@ def down(home: Path, *, progress: Progress = silent) -> list[Name]:
     if watching is not None:
         processes.stop(watching)  # first of all: it may be starting what is to be stopped, and holds the lock then
     with folder.alone():
-        state = _present(folder.read() or ServicesState())
+        state = present(folder.read() or ServicesState())
         stopped = [name for name in NAMES if name in state.running]
         for done, name in enumerate(reversed(stopped)):
             progress(done, len(stopped), f"stopping {TITLES[name]}")
@@ -104,59 +103,6 @@ def down(home: Path, *, progress: Progress = silent) -> list[Name]:
             folder.write(state)
         progress(len(stopped), len(stopped), "")
     return stopped
-
-
-def status(home: Path) -> list[dict[str, Any]]:
-    """Return each service's state, found out by a request to it.
-
-    ``state`` is ``up``, ``not answering`` (its process runs), ``dead`` (it does not and nobody stopped it) or ``down``.
-    """
-    folder = ServicesFolder(home)
-    state = folder.read()
-    if state is None:
-        return [_row(name, "down", None, None) for name in NAMES]
-    here = _present(state)
-    services = Services(folder, state.settings)
-
-    def look(name: Name) -> dict[str, Any]:
-        one = here.running.get(name)
-        if one is None and name in state.running:
-            return _row(name, "dead", state.running[name], "this machine was started anew since")
-        if one is None:
-            other = name == "postgres" and state.settings.database is not None
-            return _row(name, "down", None, "a database of somebody else's is used" if other else None)
-        if not processes.is_alive(one):
-            return _row(name, "dead", one, f"its process is gone; see {folder.log(name)}")
-        problem = services.problem(name)
-        return _row(name, "up" if problem is None else "not answering", one, problem)
-
-    with ThreadPoolExecutor(len(NAMES)) as threads:
-        return list(threads.map(look, NAMES))
-
-
-def describe(home: Path) -> dict[str, Any]:
-    """Return what ``vesalius status`` says; nothing in it is secret."""
-    folder = ServicesFolder(home)
-    rows = status(home)
-    state = folder.read()
-    settings = None if state is None else state.settings
-    document: dict[str, Any] = {
-        "home": str(home),
-        "running": any(row["state"] != "down" for row in rows),
-        "healthy": all(row["state"] not in _BROKEN for row in rows),
-        "services": rows,
-        "logs": str(folder.logs),
-        "host": None if settings is None else settings.host,
-        "login": None if settings is None else settings.auth,
-    }
-    if settings is not None and document["running"]:
-        document["cluster_address"] = f"{clients_host(settings.host)}:{settings.ports['ray']}"
-        document["metrics"] = f"http://127.0.0.1:{settings.ports['ray_metrics']}/metrics"
-        document["ray_token_file"] = str(folder.secrets / "ray_token")
-        if settings.auth:
-            document["mlflow_user"] = credentials.ADMINISTRATOR
-            document["mlflow_password_file"] = str(folder.secrets / "mlflow_password")
-    return document
 
 
 def _settings(
@@ -293,32 +239,6 @@ def _link_logs(services: Services) -> None:
                 shutil.rmtree(old, ignore_errors=True)
         link.unlink(missing_ok=True)
         link.symlink_to(sessions / session / "logs")
-
-
-def _present(state: ServicesState) -> ServicesState:
-    """Return a state without processes of another boot: their numbers mean nothing now.
-
-    Raises:
-        ServiceError: they were started on another machine that shares the home.
-    """
-    boot = this_boot()
-    if not state.running or state.boot == boot:
-        return state
-    machine, here = state.boot.partition("/")[0], boot.partition("/")[0]
-    if machine != here:
-        raise ServiceError(f"the services of this home were started on {machine}: call this there")
-    return state.model_copy(update={"running": {}})
-
-
-def _row(name: Name, state: str, running: Running | None, problem: str | None) -> dict[str, Any]:
-    return {
-        "service": name,
-        "state": state,
-        "pid": None if running is None else running.pid,
-        "url": None if running is None else running.url,
-        "since": None if running is None else running.since,
-        "problem": problem,
-    }
 
 
 def _last_line(log: Path) -> str:

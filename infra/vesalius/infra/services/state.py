@@ -182,3 +182,18 @@ def this_boot() -> str:
     except OSError:  # not Linux: start times alone tell processes apart
         boot = "unknown"
     return f"{platform.node()}/{boot}"
+
+
+def present(state: ServicesState) -> ServicesState:
+    """Return a state without processes of another boot: their numbers mean nothing now.
+
+    Raises:
+        ServiceError: they were started on another machine that shares the home.
+    """
+    boot = this_boot()
+    if not state.running or state.boot == boot:
+        return state
+    machine, here = state.boot.partition("/")[0], boot.partition("/")[0]
+    if machine != here:
+        raise ServiceError(f"the services of this home were started on {machine}: call this there")
+    return state.model_copy(update={"running": {}})
