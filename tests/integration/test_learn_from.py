@@ -203,6 +203,7 @@ def test_what_trials_took_over_is_known_of_an_earlier_study(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db" if is_tracked else "off")
     start = Start(run="first", stages=("one",), weights_sha256="a" * 64, trains=True, has_passes=True)
     study = toy_study(tmp_path, start=start)
+    method = study.spec.method
     if is_tracked:
         with tracked_study(study, tmp_path):
             pass
@@ -210,7 +211,7 @@ def test_what_trials_took_over_is_known_of_an_earlier_study(
     else:
         monkeypatch.setattr("vesalius.infra.pipeline.earlier_studies.base_of", lambda spec: BASE)
         Ledger(study.spec, BASE, study.spec.storage, Patience(study.spec.storage)).close()
-    assert earlier_study("toy", method=study.spec.method, home=tmp_path).start_sha256 == "a" * 64
+    assert earlier_study("toy", method=method, home=tmp_path).start_sha256 == "a" * 64
 
 
 @pytest.mark.parametrize("is_tracked", [False, True], ids=["home", "mlflow"])

@@ -22,6 +22,19 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(monkeypatch: pytest.Monkey
         pass
 
 
+def test_a_runtime_that_does_not_come_up_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        # Of Ray 2.60 on a machine that had no time for it.
+        raise Exception("The current node timed out during startup. This could happen because some raylet failed.")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    wanted = r"Ray did not start on this machine \(The current node timed out during startup\): nothing was begun"
+    with pytest.raises(RunError, match=wanted), cluster.session():
+        pass
+
+
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_cluster_that_runs_on_this_machine_is_not_joined_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray

@@ -47,7 +47,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         num_cpus: cores of a local runtime; all that this process may use where None.
 
     Raises:
-        RunError: nothing answers at ``RAY_ADDRESS``.
+        RunError: nothing answers at ``RAY_ADDRESS``, or a local runtime does not come up.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -70,14 +70,21 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
             # A runtime on loopback that ends with us needs no token; a cluster's own mode is left as it is.
             for name, value in {"RAY_AUTH_MODE": "disabled", **_UNWATCHED}.items():
                 os.environ.setdefault(name, value)
-            ray.init(
-                address="local",  # without a word Ray would join whatever cluster was started on this machine
-                num_cpus=num_cpus or available_cores(),
-                object_store_memory=512 * 2**20,
-                log_to_driver=False,
-                logging_level="ERROR",
-                dashboard_host="127.0.0.1",
-            )
+            try:
+                ray.init(
+                    address="local",  # without a word Ray would join whatever cluster was started on this machine
+                    num_cpus=num_cpus or available_cores(),
+                    object_store_memory=512 * 2**20,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    dashboard_host="127.0.0.1",
+                )
+            except Exception as error:  # of no class of its own where its processes take too long
+                said = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+                raise RunError(
+                    f"Ray did not start on this machine ({said}): nothing was begun; give the same command again when "
+                    "the machine has memory and time for it"
+                ) from error
     try:
         yield
     finally:
