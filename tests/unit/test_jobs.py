@@ -91,7 +91,7 @@ def test_a_usage_error_reads_as_the_verbs_own(words: list[str], tmp_path: Path) 
     ("words", "options", "said"),
     [
         (["train", "implicit_field", "S", "--workers", "1"], {"workers": 2}, "--workers is given to submit and"),
-        (["score", "r", "--split", "test"], {"workers": 2}, "score has no workers"),
+        (["evaluate", "r"], {"workers": 2}, "evaluate has no workers"),
         (["ingest", "bids", "R", "S"], {"gpus": 1}, "ingest computes on the CPU"),
         (["train", "implicit_field", "S"], {"gpus": 2}, "--workers 2 --gpus 1"),
         (["train", "implicit_field", "S", "--set", "training.device=cpu"], {"gpus": 1}, "--gpus and training.device"),

@@ -10,7 +10,7 @@ import pytest
 from vesalius.infra import supervisor
 from vesalius.infra.jobs import submission
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
-from vesalius.infra.services import lifecycle
+from vesalius.infra.services import inspection
 from vesalius.platform.errors import JobError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def test_lost_is_what_did_not_end_by_itself(record: JobRecord, lost: bool) -> No
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "services").mkdir()
-    monkeypatch.setattr(lifecycle, "status", lambda home: [])
+    monkeypatch.setattr(inspection, "status", lambda home: [])
     return tmp_path
 
 

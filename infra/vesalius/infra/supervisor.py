@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vesalius.infra.jobs.records import JobBook
-from vesalius.infra.services import join, lifecycle
+from vesalius.infra.services import inspection, join
 from vesalius.infra.services.state import TITLES, ServicesFolder
 from vesalius.platform.errors import VesaliusError
 
@@ -59,7 +59,7 @@ class Supervisor:
 
     def _mend(self) -> None:
         ended = []
-        for row in lifecycle.status(self._home):
+        for row in inspection.status(self._home):
             name = row["service"]
             self._silent[name] = self._silent.get(name, 0) + 1 if row["state"] == "not answering" else 0
             if name != "supervisor" and (row["state"] == "dead" or self._silent[name] > _PATIENCE):

@@ -33,7 +33,7 @@ def submit(
     gpus: Annotated[
         int | None, typer.Option(min=0, help="GPUs of each worker; of score and evaluate, of the verb itself.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Workers of train, tune or ingest.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Workers of train, tune, ingest or score.")] = None,
     follow: FollowOption = False,
     remote_home: Annotated[
         str | None,

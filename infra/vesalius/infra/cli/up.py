@@ -56,9 +56,9 @@ def up(
     """Start the services of a home: PostgreSQL, MLflow on it, a Ray head, and optuna-dashboard.
 
     From then on the other verbs track, compute and keep studies there by themselves, until `vesalius down`. Called
-    again it starts only what has ended meanwhile, with the settings of the last time; a supervisor does so by itself, and
-    submits jobs again that were lost. Everything listens on loopback
-    but for the ports that Ray itself opens on every interface, which is why its token is always on.
+    again it starts only what has ended meanwhile, with the settings of the last time. A supervisor does so by itself,
+    and submits jobs again that were lost. Everything listens on loopback but for the ports that Ray itself opens on
+    every interface, which is why its token is always on.
     """
     with Terminal(as_json, resume_hint="vesalius up") as terminal:
         from vesalius.infra import tables

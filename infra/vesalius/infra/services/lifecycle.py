@@ -88,7 +88,7 @@ def down(home: Path, *, progress: Progress = silent) -> list[Name]:
     known = folder.read()
     if known is None:
         return []
-    watching = _present(known).running.get("supervisor")
+    watching = present(known).running.get("supervisor")
     if watching is not None:
         processes.stop(watching)  # first of all: it may be starting what is to be stopped, and holds the lock then
     with folder.alone():
