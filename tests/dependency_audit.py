@@ -33,7 +33,7 @@ def pins(text: str) -> dict[str, Version]:
     Raises:
         ValueError: a line pins nothing.
     """
-    found = {}
+    found: dict[str, Version] = {}
     for line in (line.partition("#")[0].strip() for line in text.splitlines()):
         if line:
             name, sign, version = line.partition("==")
@@ -68,7 +68,7 @@ def closure(project: Mapping[str, Any]) -> dict[str, Distribution | None]:
 
 def licences(found: Distribution) -> set[str]:
     """Return a package's licences as its metadata state them: an expression's parts, or classifiers, or one line."""
-    metadata = found.metadata
+    metadata: Any = found.metadata  # an email's message, of which typeshed tells a part
     if expression := metadata.get("License-Expression"):
         return set(re.split(r" (?:AND|OR) ", re.sub(r"[()]", "", expression)))
     classified = [name for name in metadata.get_all("Classifier") or [] if name.startswith("License :: ")]

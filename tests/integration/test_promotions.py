@@ -364,7 +364,7 @@ def test_a_first_champion_that_was_not_the_first_is_compared(
     weak, strong = (_model(tmp_path / f"{share}", toy_store, share) for share in (0.2, 0.9))
     from vesalius.platform.registry import promotion
 
-    ours = promotion.register
+    ours: Any = vars(promotion)["register"]
 
     def after_another(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(promotion, "register", ours)

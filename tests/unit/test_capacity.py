@@ -30,6 +30,7 @@ def test_what_may_be_added_counts(
 
     config = autoscaler_pb2.ClusterConfig() if groups is not None else None
     for resources, most in groups or []:
+        assert config is not None
         group = config.node_group_configs.add(max_count=most)
         for name, number in resources.items():
             group.resources[name] = number

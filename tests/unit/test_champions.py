@@ -76,7 +76,7 @@ def test_a_line_is_cut_or_made_longer() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["promoted", "kept back", "rolled back"]), st.integers(0, 12)), max_size=12))
 def test_whoever_reads_a_part_of_the_log_reads_the_same_of_it(plan: list[tuple[str, int]]) -> None:
     """What is written later changes nothing of what stood: an entry that counted once, counts."""
-    entries = []
+    entries: list[Entry] = []
     for number, (kind, follows) in enumerate(plan, 1):
         _, _, line, _ = fold(entries)
         version = line[-2] if kind == "rolled back" and len(line) > 1 else str(number)

@@ -44,7 +44,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, _Instrument]:
     made = {metric.name: _Instrument() for metric in metrics.METRICS}
     monkeypatch.setattr(metrics, "_made", made)
     monkeypatch.setattr(metrics, "_values", {})
-    monkeypatch.setitem(sys.modules, "ray", _Runtime())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", _Runtime())
     return made
 
 
