@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
 from vesalius.infra.cards import CardSources, write_card
 from vesalius.infra.pages import CARD, page_path, write_card_page
 from vesalius.methods import METHODS
-from vesalius.platform.evaluation import Figures, Threshold
+from vesalius.platform.evaluation import Figures, Threshold, VoxelSet
 from vesalius.platform.models import ModelCard
 from vesalius.platform.registry import Promotion, Verdict
 from vesalius.platform.tables import lookup
@@ -34,7 +34,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, phantom_store: CohortStore) -
     kind = lookup(METHODS, "implicit_field", "method")
     settings = kind.presets()["tiny"]
     thresholds: Any = {
-        name: Threshold(value=0.5, policy="best_dice", split="validation", voxel_set=name) for name in ("all", "brain")
+        name: Threshold(value=0.5, policy="best_dice", split="validation", voxel_set=name) for name in get_args(VoxelSet)
     }
     model = ModelCard(
         method="implicit_field",
@@ -47,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, phantom_store: CohortStore) -
         vesalius_version="0.1.0",
         weights_sha256="0" * 64,
     )
-    figures = {
+    figures: dict[str, dict[VoxelSet, Figures]] = {
         split: {
             name: Figures(
                 method="implicit_field", split=split, voxel_set=name, num_subjects=3, num_lesions=2, num_images=3,
@@ -55,7 +55,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, phantom_store: CohortStore) -
                 image_auroc=1.0, seconds_per_volume=1.25,
                 intervals={"average_precision": (0.4, 0.8), "auroc": (0.9, 0.99), "best_dice": (0.3, 0.7)},
             )
-            for name in ("all", "brain")
+            for name in get_args(VoxelSet)
         }
         for split in ("validation", "gate", "test")
     }  # fmt: skip
