@@ -82,6 +82,8 @@ class ServedHome:
 def served_homes() -> Iterator[Callable[[], ServedHome]]:
     """Return a maker of homes for services; what runs in them at the end is stopped, and they are removed."""
     from vesalius.infra.services.database import program
+    from vesalius.infra.services.kinds import Services
+    from vesalius.infra.services.state import ServiceSettings, ServicesFolder
     from vesalius.platform.errors import ServiceError
 
     try:
@@ -109,4 +111,6 @@ def served_homes() -> Iterator[Callable[[], ServedHome]]:
     for one in made:
         with contextlib.suppress(subprocess.TimeoutExpired):
             one.call("down", code=None, seconds=200)
+        sessions = Services(ServicesFolder(one.home), ServiceSettings()).session_folder().parent
+        shutil.rmtree(sessions, ignore_errors=True)
         shutil.rmtree(one.home, ignore_errors=True)

@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -376,6 +378,31 @@ def test_without_a_cluster_there_is_a_way_to_one(tmp_path: Path, monkeypatch: py
         assert "hidden" not in str(error.value)
     with pytest.raises(JobError, match=r"no Ray cluster takes jobs at http://127\.0\.0\.1:9"):
         submission.reach("http://127.0.0.1:9", tmp_path)
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_cluster_with_a_token_is_a_sentence(code: int) -> None:
+    """A dashboard in token mode, as far as a client without one gets to see it."""
+    from vesalius.infra.jobs.cluster import Cluster
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"Unauthorized: Missing authentication token" if code == 401 else b"Forbidden: Invalid token"
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(JobError, match="lets nobody in without its token: set RAY_AUTH_MODE=token"):
+                Cluster(f"http://127.0.0.1:{server.server_address[1]}")
+        finally:
+            server.shutdown()
 
 
 def test_jobs_of_a_home_without_any(tmp_path: Path) -> None:

@@ -188,15 +188,19 @@ class Cluster:
                 "with --address"
             ) from None
         except RuntimeError as error:
-            said = " ".join(str(error).split())
-            if "401" in said or "403" in said or "uthentication" in said:
-                raise JobError(
-                    f"the cluster at {self.address} lets nobody in without its token: set RAY_AUTH_MODE=token and "
-                    "RAY_AUTH_TOKEN_PATH to the file that holds it"
-                ) from None
             if type(error) is not RuntimeError:
                 raise
-            raise JobError(f"the cluster at {self.address} answers that it will not: {said[:300]}") from None
+            said = " ".join(str(error).split())[:300]
+            raise JobError(f"the cluster at {self.address} answers that it will not: {said}") from None
+        except Exception as error:  # what is not Ray's word on tokens goes on
+            from ray.exceptions import AuthenticationError
+
+            if not isinstance(error, AuthenticationError):
+                raise
+            raise JobError(
+                f"the cluster at {self.address} lets nobody in without its token: set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH to the file that holds it"
+            ) from None
 
 
 def _tail(client: Any, submission: str) -> Iterator[str]:
