@@ -89,14 +89,14 @@ def _on_actors(
             pool.end()
 
 
-class _Held(Generic[Item, Result]):
+class _Held:
     """What one worker holds: made when it is first needed, so that a failure to make it is an outcome like others."""
 
-    def __init__(self, make: Callable[[], Callable[[Item], Result]]) -> None:
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
         self._make = make
-        self._work: Callable[[Item], Result] | None = None
+        self._work: Callable[[Any], Any] | None = None
 
-    def do(self, item: Item) -> Result:
+    def do(self, item: Any) -> Any:
         """Do one job."""
         if self._work is None:
             self._work = self._make()
