@@ -34,7 +34,8 @@ def page(tmp_path_factory: pytest.TempPathFactory, phantom_store: CohortStore) -
     kind = lookup(METHODS, "implicit_field", "method")
     settings = kind.presets()["tiny"]
     thresholds: Any = {
-        name: Threshold(value=0.5, policy="best_dice", split="validation", voxel_set=name) for name in get_args(VoxelSet)
+        name: Threshold(value=0.5, policy="best_dice", split="validation", voxel_set=name)
+        for name in get_args(VoxelSet)
     }
     model = ModelCard(
         method="implicit_field",
