@@ -110,9 +110,9 @@ def test_every_hostile_request_is_answered_in_words(server: Served) -> None:
     before, begun = answer_of(server), memory(server)
     cases: list[tuple[str, bytes]] = []
     host = f"127.0.0.1:{server.port}"
-    for name, body in (*hostile_volumes(head(0), AFFINE), *hostile_archives()):
-        length = f"Content-Length: {len(body)}"
-        cases.append((name, raw("POST /v1/score HTTP/1.1", length, body=body, host=host)))
+    for name, sent in (*hostile_volumes(head(0), AFFINE), *hostile_archives()):
+        length = f"Content-Length: {len(sent)}"
+        cases.append((name, raw("POST /v1/score HTTP/1.1", length, body=sent, host=host)))
     cases += hostile_requests(good(head(0), AFFINE), server.port)
     assert len({request for _, request in cases}) == len(cases) >= 200
     watch = Watch(server)

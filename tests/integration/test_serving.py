@@ -110,7 +110,8 @@ def test_answers_are_those_of_the_command_line_bit_for_bit(server: Served, regis
     assert float(headers["x-vesalius-image-score"]) == document["image_score"]
     maps.append(voxels(content))
     status, headers, content = server.ask("/v1/score", good(head(3), AFFINE), Accept="multipart/mixed")
-    message = BytesParser().parsebytes(b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n" + content)
+    head_of_it = b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n"
+    message: Any = BytesParser().parsebytes(head_of_it + content)
     parts = {part.get_filename(): part.get_payload(decode=True) for part in message.get_payload()}
     assert json.loads(parts["score.json"])["image_score"] == document["image_score"]
     maps.append(voxels(parts["map.nii.gz"]))
@@ -199,7 +200,7 @@ def test_the_champion_changes_without_a_lost_request(server: Served, registry: R
             time.sleep(2)
             moves.append(time.monotonic())
             registry.point(version)
-            _wait_for(lambda wanted=version: server.json("/v1/model")["version"] == wanted)
+            _wait_for(lambda wanted=version: server.json("/v1/model")["version"] == wanted)  # type: ignore[misc]
         time.sleep(2)
     finally:
         ended.set()

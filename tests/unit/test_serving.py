@@ -85,7 +85,7 @@ class FakeScorer:
 
 
 async def ask(
-    app: Any, path: str, body: bytes = b"", *, method: str = "POST", pieces: Sequence[Any] = (), **headers: str
+    app: Any, path: str, body: bytes = b"", /, *, method: str = "POST", pieces: Sequence[Any] = (), **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """Send a request to an ASGI application; ``pieces`` are messages, or seconds to wait, in the body's place."""
     named = {"host": "127.0.0.1:8000", "content-type": "application/octet-stream", **headers}

@@ -92,4 +92,5 @@ def _range(image: NDArray[Any]) -> tuple[float, float]:
 def _quantised(values: NDArray[Any], low: float, high: float, dtype: np.dtype[Any]) -> bytes:
     most = int(np.iinfo(dtype).max)
     scaled = (values.astype(np.float32) - low) * np.float32(most / (high - low))
-    return np.clip(np.rint(scaled), 0, most).astype(dtype).tobytes()
+    whole: NDArray[Any] = np.clip(np.rint(scaled), 0, most).astype(dtype)
+    return whole.tobytes()

@@ -29,7 +29,7 @@ _INGRESS_REQUESTS = 2048
 class Ingress:
     """The Serve deployment that requests reach."""
 
-    async def __init__(self, settings: dict[str, Any], scorer: Any) -> None:
+    async def __init__(self, settings: dict[str, Any], scorer: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         from vesalius.infra.serving.service import Service
         from vesalius.infra.serving.tokens import expected_digest
 

@@ -58,7 +58,8 @@ def _image(path: Path, name: str, names: dict[Path, str], recipe: Mapping[str, A
         unpack(path, folder, limits)
         path.unlink()
         headers = series_in(folder).headers
-        _check_voxels((len(headers), headers[0].rows, headers[0].columns), name, limits)
+        # One that does not say how large its images are holds none, and is refused when they are read.
+        _check_voxels((len(headers), headers[0].rows or 0, headers[0].columns or 0), name, limits)
         return folder
     shape, spacing_mm = _check_nifti(path, name, limits)
     _check_grid(shape, spacing_mm, recipe, name, limits)

@@ -40,8 +40,8 @@ class Scorer:
         self._models: OrderedDict[str, Method] = OrderedDict()
         self._names: dict[type[Method], str] = {}
         self._alone = asyncio.Lock()
-        self._together.set_max_batch_size(self._settings.batch)  # type: ignore[attr-defined]
-        self._together.set_batch_wait_timeout_s(self._settings.batch_seconds)  # type: ignore[attr-defined]
+        self._together.set_max_batch_size(self._settings.batch)
+        self._together.set_batch_wait_timeout_s(self._settings.batch_seconds)
 
     async def load(self, pinned: Pinned) -> VesaliusError | None:
         """Load a version beside what is loaded; return why it cannot be, None where it is."""
@@ -58,7 +58,7 @@ class Scorer:
         answer: Scored = await self._together(job)
         return answer
 
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.005)
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]  # Ray has no types
     async def _together(self, jobs: list[Job]) -> list[Scored]:
         answers: dict[int, Scored] = {}
         versions: dict[str, list[int]] = {}

@@ -106,7 +106,10 @@ def settings_of(args: Mapping[str, Any]) -> ServingSettings:
         SettingError: one of them is unknown (the message names the nearest known one) or cannot be.
     """
     limits = args.get("limits")
-    parts = [("", ServingSettings, args), ("limits.", Limits, limits if isinstance(limits, dict) else {})]
+    parts: list[tuple[str, type[Settings], Mapping[str, Any]]] = [
+        ("", ServingSettings, args),
+        ("limits.", Limits, limits if isinstance(limits, dict) else {}),
+    ]
     for prefix, kind, values in parts:
         for name in values:
             if name not in kind.model_fields:

@@ -78,7 +78,8 @@ def head(seed: int) -> NDArray[np.float32]:
     brain = (grid**2).sum(axis=0) < 0.8
     image = brain * (1.0 + 0.2 * grid[0] + random.normal(0, 0.03, SHAPE))
     image[8:11, 7:10, 6:9] += 0.8
-    return image.astype(np.float32)
+    written: NDArray[np.float32] = image.astype(np.float32)
+    return written
 
 
 def write_head(path: Path, seed: int = 0) -> Path:
@@ -111,7 +112,7 @@ class Served:
         return int(self.address.rpartition(":")[2])
 
     def ask(
-        self, path: str, body: bytes | None = None, *, method: str | None = None, **headers: str
+        self, path: str, body: bytes | None = None, /, *, method: str | None = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers (in lower case) and body of an answer, whatever its status."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -125,7 +126,7 @@ class Served:
             with error:
                 return error.code, _lower(error.headers), error.read()
 
-    def json(self, path: str, body: bytes | None = None, **headers: str) -> Any:
+    def json(self, path: str, body: bytes | None = None, /, **headers: str) -> Any:
         """Return an answer's JSON; the status must be 200."""
         status, _, content = self.ask(path, body, **headers)
         assert status == 200, content
