@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vesalius.platform.store import CohortStore
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
 
 
 def _wait(condition: Callable[[], object], home: ServedHome, what: str, seconds: float = 400.0) -> float:
@@ -50,7 +50,9 @@ def test_a_training_outlives_the_head_its_server_and_its_database(
     assert {row["service"] for row in home.services().values()} == set(NAMES)
     assert _all_up(home)
     words = ["train", "implicit_field", str(toy_store.path), "--preset", "tiny", "--name", "long"]
-    words += ["--set", "training.checkpoint_every=20", "--set", "method.epochs=1500"]
+    # A minute of one free core: long enough for three deaths.
+    slowly = ["method.epochs=500", "method.points=1000", "method.width=128", "training.checkpoint_every=10"]
+    words += [part for one in slowly for part in ("--set", one)]
     home.call("submit", "--workers", 1, "--", *words)
     run = RunFolder(home.home / "runs" / "long")
     checkpoints = Checkpoints(run.checkpoints)
@@ -63,7 +65,7 @@ def test_a_training_outlives_the_head_its_server_and_its_database(
         if victim == "ray":
             _wait(lambda: _job(home)["attempt"] == 2, home, "a second attempt")
         _wait(lambda stood=stood: checkpoints.last() != stood, home, "a later checkpoint")  # type: ignore[misc]
-    _wait(lambda: _job(home)["status"] not in ("PENDING", "RUNNING", "UNKNOWN"), home, "an end", 900)
+    _wait(lambda: _job(home)["status"] not in ("PENDING", "RUNNING", "UNKNOWN"), home, "an end", 1500)
     row = _job(home)
     assert (row["status"], row["exit_code"], row["attempt"]) == ("SUCCEEDED", 0, 2)
     assert run.state == "finished"
