@@ -1,7 +1,7 @@
 """Writes that are in each other's way.
 
 MLflow writes a tag or an alias by looking whether it is there and inserting it where not: of two who write the first
-one at the same moment, one is refused by the database's key. Nothing is wrong with either; the second try finds it there.
+one at the same moment, one is refused by the database's key. Nothing is wrong with either; a second try finds it there.
 """
 
 from __future__ import annotations
