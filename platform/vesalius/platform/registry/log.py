@@ -14,11 +14,13 @@ import json
 import random
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from vesalius.platform.errors import ModelError
+from vesalius.platform.registry.collisions import retried
 from vesalius.platform.registry.line import fold, moved_line
 from vesalius.platform.registry.records import FORMAT, Entry, PromotionRecord
 from vesalius.platform.registry.versions import CHALLENGER, CHAMPION, LOG_SUFFIX, PREFIX, all_versions
@@ -191,15 +193,15 @@ def append(mlflow: Any, uri: str, record: PromotionRecord) -> int:
 
 def begin_settling(mlflow: Any, name: str, token: str) -> None:
     """Mark that aliases are about to be moved: from here to the end they may lag behind the log."""
-    mlflow.set_registered_model_tag(log_name(name), f"{_SETTLING}{token}", "1")
+    retried(lambda: mlflow.set_registered_model_tag(log_name(name), f"{_SETTLING}{token}", "1"))
 
 
 def end_settling(mlflow: Any, name: str, latest: int, marks: tuple[str, ...]) -> None:
     """Say that aliases and tags are those of the log up to an entry."""
-    mlflow.set_registered_model_tag(log_name(name), _SETTLED, str(latest))
+    retried(lambda: mlflow.set_registered_model_tag(log_name(name), _SETTLED, str(latest)))
     for mark in marks:
         try:
-            mlflow.delete_registered_model_tag(log_name(name), mark)
+            retried(partial(mlflow.delete_registered_model_tag, log_name(name), mark))
         except Exception as cause:  # MlflowException, imported only where MLflow is used
             if not missing(cause):
                 raise

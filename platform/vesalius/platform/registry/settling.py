@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import json
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform.errors import ModelError
+from vesalius.platform.registry.collisions import retried
 from vesalius.platform.registry.line import moved_line
 from vesalius.platform.registry.log import (
     LINE,
@@ -143,7 +145,7 @@ def _tag(mlflow: Any, name: str, version: str, tags: Mapping[str, str | None]) -
     try:
         for key, value in tags.items():
             if value is None:
-                mlflow.delete_model_version_tag(name, version, f"{PREFIX}{key}")
+                retried(partial(mlflow.delete_model_version_tag, name, version, f"{PREFIX}{key}"))
         tag_version(mlflow, name, version, {key: value for key, value in tags.items() if value is not None})
     except Exception as cause:  # MlflowException, imported only where MLflow is used
         if not missing(cause):  # a version may be deleted at any time
@@ -154,10 +156,10 @@ def _point(mlflow: Any, name: str, alias: str, present: str, wanted: str) -> Non
     if present == wanted:
         return
     if wanted:
-        mlflow.set_registered_model_alias(name, alias, wanted)
+        retried(lambda: mlflow.set_registered_model_alias(name, alias, wanted))
         return
     try:
-        mlflow.delete_registered_model_alias(name, alias)
+        retried(lambda: mlflow.delete_registered_model_alias(name, alias))
     except Exception as cause:  # MlflowException, imported only where MLflow is used
         if not missing(cause):
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from pydantic import Field
 from vesalius.platform.config import Settings, digest
 from vesalius.platform.errors import ModelError
 from vesalius.platform.models import read_card
+from vesalius.platform.registry.collisions import retried
 from vesalius.platform.registry.packing import pack
 from vesalius.platform.store.space import space_errors
 from vesalius.platform.tracking import answering, client, end_run, start_run, tracking_uri
@@ -131,12 +133,14 @@ def register(
         with space_errors(Path(scratch)):
             mlflow.log_artifacts(run_id, str(packed), place)
         _ensure_registered(mlflow, name)
-        made = mlflow.create_model_version(
-            name,
-            source=f"{run.info.artifact_uri}/{place}",
-            run_id=run_id,
-            tags=_tags(card, content),
-            description=f"{card.method}, trained by run {card.run_id} on {', '.join(card.cohort.channels)}",
+        made = retried(
+            lambda: mlflow.create_model_version(
+                name,
+                source=f"{run.info.artifact_uri}/{place}",
+                run_id=run_id,
+                tags=_tags(card, content),
+                description=f"{card.method}, trained by run {card.run_id} on {', '.join(card.cohort.channels)}",
+            )
         )
         return _facts(made, {})
 
@@ -175,7 +179,7 @@ def tag_version(mlflow: Any, name: str, version: str, tags: Mapping[str, Any]) -
     """Set tags of a version: texts as they are, anything else as JSON."""
     for key, value in tags.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        mlflow.set_model_version_tag(name, version, f"{PREFIX}{key}", text)
+        retried(partial(mlflow.set_model_version_tag, name, version, f"{PREFIX}{key}", text))
 
 
 def all_versions(mlflow: Any, uri: str, name: str) -> list[Any]:
