@@ -93,6 +93,7 @@ def test_the_verbs_are_those_that_were_agreed() -> None:
         "promote",
         "registry",
         "card",
+        "serve",
         "reproduce",
         "up",
         "status",

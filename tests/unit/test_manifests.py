@@ -360,7 +360,7 @@ def test_the_server_of_the_service_can_be_built() -> None:
     from vesalius.infra.serving.settings import ServingSettings  # type: ignore[import-not-found,unused-ignore]
 
     text = _part("RayService", "scoring")(_render("cpu"))["spec"]["serveConfigV2"]
-    config = ServeDeploySchema.parse_obj(yaml.safe_load(text))
+    config = ServeDeploySchema.model_validate(yaml.safe_load(text))
     assert config.http_options.port == 8000
     (application,) = config.applications
     module, _, name = application.import_path.partition(":")
