@@ -315,11 +315,13 @@ def test_tune_and_study_on_a_method(toy_store: CohortStore, home: Path, ray_sess
     assert start["is_start"]
     assert 0 < start["figures"]["average_precision"] <= 1
     assert {"seconds_per_volume", "training_seconds", "peak_memory", "brain/auroc"} <= set(start["figures"])
-    # A trial is a run like any other: bit for bit the one of `vesalius train`.
+    # A trial is a run like any other: bit for bit the one of `vesalius train` that validates as often, since the best
+    # of more passes may be another.
+    chosen = find_study(home, "small").spec.training
     train = call(
         "train", "implicit_field", toy_store.path, "--preset", "tiny", "--set", "training.device=cpu", "--set",
-        f"training.threads={find_study(home, 'small').spec.training.threads}", "--workers", 0, "--name", "plain",
-        "--home", home, "--json",
+        f"training.threads={chosen.threads}", "--set", f"training.validations={chosen.validations}", "--workers", 0,
+        "--name", "plain", "--home", home, "--json",
     )  # fmt: skip
     assert train.exit_code == 0, train.stderr
     weights = [find_run(home, name).model / "weights.safetensors" for name in ("plain", "small-0000")]
