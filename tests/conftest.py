@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,13 @@ from hypothesis import settings
 from vesalius.platform.config import digest
 from vesalius.platform.geometry import as_matrix
 from vesalius.platform.store import CohortStore, SubjectArrays, SubjectRecord
+from vesalius.platform.testing import servers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vesalius.infra.pipeline.estimating import Estimate
+    from vesalius.platform.testing.servers import PostgreSQL
 
 torch.set_num_threads(1)
 # A terminal that says how wide it is (and pytest's workers do) would fold the tables that tests read.
@@ -166,3 +169,14 @@ def measured() -> Callable[..., Estimate]:
         return Estimate.model_validate({**plain, **changes})
 
     return made_up
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Hold a running PostgreSQL for the tests of a file, or skip."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(servers.postgresql())
+        except (FileNotFoundError, PermissionError) as error:
+            pytest.skip(str(error))
+        yield server

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import torch
 
-from vesalius.platform.testing.servers import free_loopback_port
 from vesalius.platform.testing.steady import SteadyRun
+from vesalius.platform.testing.training_runs import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +136,7 @@ class Partition:
         self._head, self._node = f"{net}.1", f"{net}.2"
         self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
-        self.address = f"{self._head}:{free_loopback_port()}"
+        self.address = f"{self._head}:{free_port()}"
 
     def lay(self) -> bool:
         """Lay the cable; say whether that is allowed here."""

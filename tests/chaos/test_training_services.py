@@ -26,23 +26,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def database() -> Iterator[PostgreSQL]:
-    try:
-        server = PostgreSQL()
-    except (FileNotFoundError, PermissionError) as error:
-        pytest.skip(str(error))
-    try:
-        server.start()
-        yield server
-        server.stop()
-    finally:
-        server.remove()
-
-
-@pytest.fixture
-def tracking(tmp_path: Path, database: PostgreSQL) -> Iterator[TrackingServer]:
+def tracking(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[TrackingServer]:
     (tmp_path / "mlflow").mkdir()
-    server = TrackingServer(tmp_path / "mlflow", database.address())
+    server = TrackingServer(tmp_path / "mlflow", postgresql.address())
     server.start()
     try:
         yield server
@@ -116,7 +102,7 @@ def _assert_nothing_is_missing(run: RunFolder) -> None:
 
 @pytest.mark.parametrize("victim", ["server", "database"])
 def test_a_tracking_server_that_dies_and_returns_has_missed_nothing(
-    toy_store: CohortStore, tmp_path: Path, tracking: TrackingServer, database: PostgreSQL, victim: str
+    toy_store: CohortStore, tmp_path: Path, tracking: TrackingServer, postgresql: PostgreSQL, victim: str
 ) -> None:
     driver = _new(toy_store, tmp_path, tracking, 4000)
     try:
@@ -124,14 +110,14 @@ def test_a_tracking_server_that_dies_and_returns_has_missed_nothing(
         if victim == "server":
             tracking.kill()
         else:
-            database.stop()
+            postgresql.stop()
         stood = _last(tmp_path)
         _wait(lambda: _last(tmp_path) > stood, driver, tmp_path)
         time.sleep(3)
         if victim == "server":
             tracking.start()
         else:
-            database.start()
+            postgresql.start()
         assert driver.wait(600) == 0, (tmp_path / "train.log").read_text()[-3000:]
     finally:
         driver.kill()

@@ -5,17 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import os
-import pwd
-import shutil
-import socket
 import sqlite3
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +34,13 @@ from vesalius.platform.registry import (
 from vesalius.platform.registry.gates import FalsePositivesGate, LineageGate, SecondsGate, SubgroupsGate
 from vesalius.platform.registry.log import log_name
 from vesalius.platform.store import CohortStore, SubjectArrays
+from vesalius.platform.testing.servers import TrackingServer
 from vesalius.platform.tracking import client, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vesalius.platform.testing.servers import PostgreSQL
 
 METHODS = "toy_methods:METHODS"
 HERE = Path(__file__).parent
@@ -489,67 +484,15 @@ def test_many_processes_of_which_some_are_killed(tmp_path: Path, toy_store: Coho
     _many(tmp_path, toy_store, tracking_server, num_killed=2)
 
 
-def _program(name: str) -> str | None:
-    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(installed[-1]) if installed else shutil.which(name)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.fixture
-def postgres_server(tmp_path: Path) -> Iterator[str]:
-    """Start an MLflow server of two workers on a PostgreSQL of its own and return its address."""
-    if _program("initdb") is None:
-        pytest.skip("no PostgreSQL is installed here")
-    driver = pytest.importorskip("psycopg").__name__
-    user = None
-    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-        try:
-            user = pwd.getpwnam("postgres").pw_name
-        except KeyError:
-            pytest.skip("root cannot run PostgreSQL and there is no user 'postgres'")
-    folder = Path(tempfile.mkdtemp(prefix="vesalius-postgres-"))
-    if user is not None:
-        shutil.chown(folder, user)
-    database, port = _free_port(), _free_port()
-
-    def call(program: str, *arguments: str) -> None:
-        command = [str(_program(program)), "-D", str(folder / "data"), *arguments]
-        done = subprocess.run(command, user=user, capture_output=True, text=True, timeout=120, cwd=folder)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    server = None
+def postgres_server(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[str]:
+    """Start an MLflow server of two workers on PostgreSQL and return its address."""
+    server = TrackingServer(tmp_path, postgresql.address(), num_workers=2)
+    server.start()
     try:
-        call("initdb", "-U", "postgres", "-A", "trust", "--no-sync")
-        options = f"-p {database} -c listen_addresses=127.0.0.1 -k {folder}"
-        call("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--workers", "2", "--artifacts-destination", str(tmp_path / "files")]
-        command += ["--backend-store-uri", f"postgresql+{driver}://postgres@127.0.0.1:{database}/postgres"]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (tmp_path / "server.log").open("w") as log:
-            server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
-                if answer.status == 200:
-                    break
-            assert server.poll() is None, (tmp_path / "server.log").read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield server.address
     finally:
-        if server is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, 15)
-            server.wait(30)
-        with contextlib.suppress(AssertionError):
-            call("pg_ctl", "-w", "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+        server.stop()
 
 
 @pytest.mark.long

@@ -14,14 +14,13 @@ import pytest
 
 from vesalius.platform import cluster
 from vesalius.platform.errors import StudyError
-from vesalius.platform.testing.servers import PostgreSQL
 from vesalius.tuning import analyse, drive, try_storage
 from vesalius.tuning.testing import BASE, ToyTrainer, toy_study
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from vesalius.platform.testing.servers import PostgreSQL
     from vesalius.tuning import StudyFolder
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # Ray's own
@@ -40,19 +39,10 @@ with cluster.session(1):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
+def server(postgresql: PostgreSQL) -> PostgreSQL:
     if _PACKAGE is None:
         pytest.skip("no package speaks to PostgreSQL here: pip install 'psycopg[binary]'")
-    try:
-        made = PostgreSQL()
-    except (FileNotFoundError, PermissionError) as error:
-        pytest.skip(str(error))
-    try:
-        made.start()
-        yield made
-        made.stop()
-    finally:
-        made.remove()
+    return postgresql
 
 
 def _study(home: Path, server: PostgreSQL, name: str, trials: int) -> StudyFolder:

@@ -81,4 +81,4 @@ def test_a_training_outlives_the_head_its_server_and_its_database(
     assert steps == sorted(set(steps)), "metrics arrived out of order or twice"
     assert steps[-1] == run.progress.total
     stopped = home.ask("down")["stopped"]
-    assert stopped == ["studies", "ray", "mlflow", "postgres"], "the supervisor was stopped before all others"
+    assert stopped == ["supervisor", "studies", "ray", "mlflow", "postgres"], "who would start them again goes first"

@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,32 +15,28 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vesalius.platform.testing.training_runs import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _UP_SECONDS = 120.0
 
 
-def free_loopback_port() -> int:
-    """Return a port of 127.0.0.1 on which nothing listens at the moment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 class TrackingServer:
     """An MLflow server that can be killed and started again. Not safe for several threads."""
 
-    def __init__(self, folder: Path, database: str | None = None) -> None:
+    def __init__(self, folder: Path, database: str | None = None, *, num_workers: int = 1) -> None:
         """Choose a port; nothing is started.
 
         Args:
             folder: of its log and its files.
             database: where it keeps its runs; an SQLite file in ``folder`` where None.
+            num_workers: processes that answer.
         """
+        self._num_workers = num_workers
         self.folder = folder
-        self.port = free_loopback_port()
+        self.port = free_port()
         self._database = database or f"sqlite:///{folder}/server.db"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -58,7 +53,7 @@ class TrackingServer:
         """
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", self._database]
+        command += ["--workers", str(self._num_workers), "--backend-store-uri", self._database]
         command += ["--artifacts-destination", str(self.folder / "files")]
         log = self.folder / "server.log"
         with log.open("a") as written:
@@ -114,7 +109,7 @@ class PostgreSQL:
                 self.user = pwd.getpwnam("postgres").pw_name
             except KeyError:
                 raise PermissionError("root cannot run PostgreSQL and there is no user 'postgres'") from None
-        self.port = free_loopback_port()
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="vesalius-postgres-"))
         if self.user is not None:
             shutil.chown(self.folder, self.user)
@@ -135,7 +130,10 @@ class PostgreSQL:
         self._call("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def remove(self) -> None:
-        """Remove its folder."""
+        """Remove its folder, after ending it where it still runs."""
+        if (self.folder / "data" / "postmaster.pid").exists():
+            with contextlib.suppress(RuntimeError):  # it ended by itself
+                self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _call(self, name: str, *arguments: str) -> None:
@@ -178,6 +176,5 @@ def postgresql() -> Iterator[PostgreSQL]:
     try:
         server.start()
         yield server
-        server.stop()
     finally:
         server.remove()
