@@ -6,10 +6,18 @@ import contextlib
 import logging
 import os
 import re
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential,
+    wait_fixed,
+)
 
 from vesalius.platform.errors import SettingError, StudyError
 from vesalius.platform.tracking import shown
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from optuna.storages import RDBStorage
+    from tenacity import RetryCallState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -132,30 +141,34 @@ class Patience:
         Raises:
             StudyError: it did not answer for all that time, or it answered that it will not do it.
         """
+        waits = Retrying(
+            retry=retry_if_exception(_is_down),
+            stop=stop_after_delay(self.seconds),
+            wait=wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
+            before_sleep=self._tell,
+            reraise=True,
+        )
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
 
-        begun, pause = time.monotonic(), _FIRST_WAIT
-        while True:
-            try:
-                return function(*arguments, **options)
-            except (StorageInternalError, SQLAlchemyError) as error:
-                left = self.seconds - (time.monotonic() - begun)
-                said = _gist(error)
-                if not _may_pass(error):
-                    raise StudyError(
-                        f"the study's storage at {self._address} answers that it will not ({said}): mend that, nothing "
-                        "is lost; then go on with `vesalius tune --resume`"
-                    ) from error
-                if left <= 0:
-                    raise StudyError(
-                        f"the study's storage at {self._address} has not answered for {self.seconds:.0f} s ({said}): "
-                        "nothing is lost; when it is back, go on with `vesalius tune --resume`"
-                    ) from error
-                if self.waiting is not None:
-                    self.waiting(f"storage does not answer, waiting ({said})")
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, _LONGEST_WAIT)
+        try:
+            return waits(function, *arguments, **options)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            said = _gist(error)
+            if not _may_pass(error):
+                raise StudyError(
+                    f"the study's storage at {self._address} answers that it will not ({said}): mend that, nothing "
+                    "is lost; then go on with `vesalius tune --resume`"
+                ) from error
+            raise StudyError(
+                f"the study's storage at {self._address} has not answered for {self.seconds:.0f} s ({said}): "
+                "nothing is lost; when it is back, go on with `vesalius tune --resume`"
+            ) from error
+
+    def _tell(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if self.waiting is not None and error is not None:
+            self.waiting(f"storage does not answer, waiting ({_gist(error)})")
 
 
 def try_storage(address: str) -> None:
@@ -187,16 +200,24 @@ def _make_tables(address: str) -> None:
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
-    for left in reversed(range(_MAKING_TRIES)):
-        try:
-            # Without a pool nothing stays open where this fails.
-            RDBStorage(address, engine_kwargs={"poolclass": NullPool, **_connecting(address)}).remove_session()
-        except DBAPIError as error:
-            if not left or "already exists" not in str(error):
-                raise
-            time.sleep(_FIRST_WAIT)
-        else:
-            return
+    def made() -> None:
+        # Without a pool nothing stays open where this fails.
+        RDBStorage(address, engine_kwargs={"poolclass": NullPool, **_connecting(address)}).remove_session()
+
+    Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, DBAPIError) and "already exists" in str(error)),
+        stop=stop_after_attempt(_MAKING_TRIES),
+        wait=wait_fixed(_FIRST_WAIT),
+        reraise=True,
+    )(made)
+
+
+def _is_down(error: BaseException) -> bool:
+    """Say whether an error of Optuna's or its database's may pass; one of anything else is not to be waited for."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, StorageInternalError | SQLAlchemyError) and _may_pass(error)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -215,7 +236,7 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, kinds)
 
 
-def _gist(error: Exception) -> str:
+def _gist(error: BaseException) -> str:
     return shown(" ".join(str(error.__cause__ or error).split("\n")[0].split()))[:200]
 
 

@@ -11,8 +11,6 @@ No clock is compared and nothing has to be released, so nothing can be left held
 from __future__ import annotations
 
 import json
-import random
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,7 +34,6 @@ _RECORD = f"{PREFIX}record"
 _SETTLED = f"{PREFIX}settled"
 _SETTLING = f"{PREFIX}settling."
 _LONGEST_RECORD = 90_000
-_TRIES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,28 +164,28 @@ def append(mlflow: Any, uri: str, record: PromotionRecord) -> int:
     """
     text = _bounded(record)
     place = log_name(record.name)
+
+    def written() -> int:
+        try:
+            made = mlflow.create_model_version(
+                place,
+                source=f"vesalius:/{place}",
+                run_id=record.run_id or None,
+                tags={_RECORD: text},
+                description=record.sentence[:1000],
+            )
+            return int(made.version)
+        except Exception:  # raised again where the entry is not there
+            # It may have been written all the same, its answer lost; and many at once are in each other's way.
+            known = [_entry(record.name, version) for version in all_versions(mlflow, uri, place)]
+            own = [one.number for one in known if one is not None and one.record.token == record.token]
+            if own:
+                return own[0]
+            raise
+
     with answering(uri, f"record the promotion of '{record.name}'", ModelError):
         _ensure_log(mlflow, record.name)
-        for attempt in range(_TRIES):
-            try:
-                made = mlflow.create_model_version(
-                    place,
-                    source=f"vesalius:/{place}",
-                    run_id=record.run_id or None,
-                    tags={_RECORD: text},
-                    description=record.sentence[:1000],
-                )
-                return int(made.version)
-            except Exception:  # raised again, after the last try
-                # It may have been written all the same, its answer lost; and many at once are in each other's way.
-                known = [_entry(record.name, version) for version in all_versions(mlflow, uri, place)]
-                own = [one.number for one in known if one is not None and one.record.token == record.token]
-                if own:
-                    return own[0]
-                if attempt == _TRIES - 1:
-                    raise
-                time.sleep(random.uniform(0.01, 0.05) * 2 ** min(attempt, 5))
-    raise AssertionError("the last try returns or raises")
+        return retried(written, when=lambda cause: isinstance(cause, Exception))
 
 
 def begin_settling(mlflow: Any, name: str, token: str) -> None:
