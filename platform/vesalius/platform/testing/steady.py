@@ -39,12 +39,13 @@ cluster.train(RunFolder(Path(sys.argv[1])), Steady)
 
 
 class SteadySettings(MethodSettings):
-    """How long, how slowly, and where a file that tells a worker to take memory may come to lie."""
+    """How long, how slowly, where a file may come to lie that tells a worker to take memory, where steps are told."""
 
     epochs: float = 100
     pause_seconds: float = 0.05
     glutton: str = ""
     glutton_mib: int = 0
+    beats: str = ""
 
 
 class Steady(Method):
@@ -78,7 +79,11 @@ class Steady(Method):
             Path(self.settings.glutton).unlink(missing_ok=True)  # one worker, once
             self.held = torch.ones(self.settings.glutton_mib * 2**18)
             time.sleep(60)
-        return {"loss": update("head", self._loss, batch)}
+        metrics = {"loss": update("head", self._loss, batch)}
+        if self.settings.beats:
+            with Path(self.settings.beats).open("a") as file:
+                file.write(f"{time.time()} {os.getpid()}\n")
+        return metrics
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         return ((batch.image - self.head) ** 2).flatten(1).sum(1).sum(), len(batch)

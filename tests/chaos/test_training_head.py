@@ -1,0 +1,95 @@
+"""A head that dies and comes back knowing what it knew, because Redis keeps it: training does not notice."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from vesalius.platform.testing.steady import SteadyRun
+from vesalius.platform.testing.training_runs import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ray.cluster_utils import Cluster
+
+    from vesalius.platform.store import CohortStore
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # Ray's own
+
+_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+_AWAY_SECONDS = 10.0
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """Run a Redis that keeps on disk what it is told; yields its address."""
+    program, client = shutil.which("redis-server"), shutil.which("redis-cli")
+    if program is None or client is None:
+        pytest.skip("no redis-server on this machine")
+    port = free_port()
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        asked = [client, "-p", str(port), "ping"]
+        deadline = time.monotonic() + 30
+        while subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() != "PONG":
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture
+def cluster(redis: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_REDIS_ADDRESS", redis)
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "120")
+    made = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", made.address)
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def test_a_head_that_redis_remembers_costs_no_worker(
+    toy_store: CohortStore, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = SteadyRun(tmp_path, "whole", toy_store, num_workers=0, settings={"pause_seconds": 0})
+    whole.start()
+    assert whole.ends() == 0
+    cluster.add_node(**_NODE)
+    run = SteadyRun(tmp_path, "run", toy_store)
+    run.start()
+    try:
+        run.wait(lambda: run.last)
+        cluster.head_node.kill_gcs_server()
+        stood, killed = run.last, time.monotonic()
+        run.wait(lambda: time.monotonic() > killed + _AWAY_SECONDS)
+        meanwhile = run.last
+        cluster.head_node.start_gcs_server()
+        run.wait(lambda: run.last != meanwhile or run.folder.state == "finished")
+        seconds = time.monotonic() - killed
+        assert run.ends() == 0, run.log[-3000:]
+    finally:
+        run.end()
+    assert [group.num_workers for group in run.folder.groups] == [2], "a worker was lost"
+    assert run.folder.state == "finished"
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(run.weights[name], value, rtol=1e-5, atol=1e-6)
+    with capsys.disabled():
+        went_on = "went on" if meanwhile != stood else "waited"
+        print(f"\nthe head away for {_AWAY_SECONDS:.0f} s: training {went_on}; next checkpoint after {seconds:.1f} s")
