@@ -160,6 +160,7 @@ def draw_kinds(panels: Sequence[tuple[str, Sequence[KindScores]]], path: Path, *
             axes.set_ylim(len(kinds) - 0.4, -0.6)
             axes.set_title(name, loc="left")
             axes.set_xlabel("image score, log10" if positive else "image score")
+            axes.locator_params(axis="x", nbins=5)  # numbers of four digits would run into each other
             _open(axes)
         _texts(figure, title, caption)
         return style.save(figure, path)
