@@ -29,7 +29,6 @@ def growing() -> Iterator[None]:
     from ray.cluster_utils import AutoscalingCluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.delenv("RAY_ADDRESS", raising=False)
         machine = AutoscalingCluster(
             head_resources={"CPU": 0},

@@ -38,6 +38,32 @@ def _square(value: int) -> int:
     return value * value
 
 
+_KNOCK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]); print('in')"
+
+
+@pytest.mark.long
+def test_nobody_else_is_let_into_a_runtime_of_our_own(ray_session: None) -> None:
+    """Ray's ports are open on every interface: who comes without the token, or with another, computes nothing here."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    ours = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+    assert ours["RAY_AUTH_MODE"] == "token"
+    strangers = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    answers = {}
+    for who, known in {
+        "ours": ours,
+        "nothing": {"RAY_AUTH_MODE": "disabled"},
+        "a guess": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64},
+    }.items():
+        command = [sys.executable, "-c", _KNOCK, address]
+        done = subprocess.run(
+            command, env={**strangers, **known}, capture_output=True, text=True, timeout=120, check=False
+        )
+        answers[who] = done.stdout.strip() or ("refused" if "InvalidAuthToken" in done.stderr else done.stderr[-500:])
+    assert answers == {"ours": "in", "nothing": "refused", "a guess": "refused"}
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_tasks_hand_over_results_and_errors(num_workers: int, ray_session: None) -> None:
     seen: list[tuple[int, int]] = []

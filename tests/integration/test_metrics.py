@@ -36,7 +36,6 @@ def export_port() -> Iterator[int]:
 
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         patch.delenv("RAY_enable_metrics_collection", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -39,6 +40,17 @@ def joins_another() -> bool:
     return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
 
 
+def _let_no_one_else_in() -> None:
+    """Give Ray a token that only this process and those it starts know, unless the environment says how it is guarded.
+
+    Ray's own ports are open on every interface, whatever address it is given, and whoever reaches them may run code. A
+    runtime of its own Ray guards by itself, with a token that it would write into the user's home and take for every
+    cluster from then on.
+    """
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 @contextlib.contextmanager
 def session(num_cpus: int | None = None) -> Iterator[None]:
     """Hold a Ray runtime: the one that runs already, the cluster at ``RAY_ADDRESS``, or a local one for the while.
@@ -67,8 +79,8 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
                     "unset RAY_ADDRESS to compute on this machine"
                 ) from None
         else:
-            # A runtime on loopback that ends with us needs no token; a cluster's own mode is left as it is.
-            for name, value in {"RAY_AUTH_MODE": "disabled", **_UNWATCHED}.items():
+            _let_no_one_else_in()
+            for name, value in _UNWATCHED.items():
                 os.environ.setdefault(name, value)
             try:
                 ray.init(
