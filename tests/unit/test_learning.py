@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from vesalius.platform.errors import StudyError
 from vesalius.tuning import PastStudy, PastTrial, analyse, create_study, learn, past_study
 from vesalius.tuning.learning import settings_as_text
+from vesalius.tuning.ledger import Ledger
 from vesalius.tuning.spaces import chosen
 from vesalius.tuning.spec import Record, Start
+from vesalius.tuning.storage import Patience
 from vesalius.tuning.testing import BASE, complete, drawn, ledger_of, toy_spec, toy_study, worth
 
 if TYPE_CHECKING:
@@ -73,6 +76,22 @@ def test_comparable_trials_teach_the_sampler_and_are_no_trials(tmp_path: Path) -
     assert found.counts == {"complete": 2}
     assert found.best in (0, 13), "what is best, this study has run"
     assert found.importance["average_precision"]["method.x"] > 0.5, "over what was learnt, too"
+
+
+def test_a_trial_whose_writing_was_not_answered_is_learnt_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = optuna.Study.add_trial
+    written: list[optuna.trial.FrozenTrial] = []
+
+    def unanswered(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        write(study, trial)
+        written.append(trial)
+        if len(written) == 3:  # after the start and one other
+            raise OperationalError("INSERT", {}, ConnectionError("server closed the connection unexpectedly"))
+
+    monkeypatch.setattr(optuna.Study, "add_trial", unanswered)
+    spec = taught(tmp_path, past(), space={"x": "0..1", "k": "1..8"}).spec
+    ledger = Ledger(spec, BASE, spec.storage, Patience(spec.storage, 30))
+    assert len(ledger.trials()) == len(written) == 1 + 12
 
 
 def test_a_draw_of_what_was_learnt_is_a_trial(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
     from vesalius.platform.runs import RunSettings
-    from vesalius.tuning.spec import StudySpec
+    from vesalius.tuning.spec import Learnt, StudySpec
     from vesalius.tuning.storage import Patience
 
 _TERMS = "vesalius_terms"
@@ -109,10 +109,15 @@ def _noted(study: Study, patience: Patience, *, wait: bool) -> Any:
 def _fill(study: Study, spec: StudySpec, base: RunSettings, patience: Patience) -> None:
     """Put into a study what it begins with: the start, then what it learns. What a kill left of that stays."""
     patience(put_start, study, spec, base)
-    known = {trial.user_attrs.get(FROM) for trial in patience(study.get_trials, deepcopy=False)}
     for one in spec.learnt:
-        if one.source not in known:
-            if one.is_known:
-                patience(study.add_trial, finished(one, spec))
-            else:
-                patience(study.enqueue_trial, one.values, user_attrs={FROM: one.source})
+        patience(_put_learnt, study, spec, one)
+
+
+def _put_learnt(study: Study, spec: StudySpec, one: Learnt) -> None:
+    """Put in a trial of an earlier study, once: a call whose answer was lost may have done so already."""
+    if any(trial.user_attrs.get(FROM) == one.source for trial in study.get_trials(deepcopy=False)):
+        return
+    if one.is_known:
+        study.add_trial(finished(one, spec))
+    else:
+        study.enqueue_trial(one.values, user_attrs={FROM: one.source})
