@@ -108,7 +108,9 @@ class Outbox:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        with self._path.with_name(f".{_OUTBOX}.lock").open("a") as held:
+        with contextlib.ExitStack() as stack:
+            with space_errors(self._folder):
+                held = stack.enter_context(self._path.with_name(f".{_OUTBOX}.lock").open("a"))
             fcntl.flock(held, fcntl.LOCK_EX)
             yield
 
