@@ -96,8 +96,8 @@ def _assert_nothing_is_missing(run: RunFolder) -> None:
     for key in losses:
         assert steps[key] == sorted(set(steps[key])), f"{key} arrived out of order or twice"
         assert steps[key] == _expected(run)
-    assert not (run.path / "unsent_metrics.json").read_text()
-    assert not (run.path / "untold.json").read_text()
+    assert not (run.path / "unsent_metrics.jsonl").read_text()
+    assert not (run.path / "untold.jsonl").read_text()
 
 
 @pytest.mark.parametrize("victim", ["server", "database"])
@@ -142,7 +142,7 @@ def test_a_run_that_ends_without_its_server_tells_it_later(
         driver.wait(30)
     run = find_run(tmp_path, "run")
     assert run.state == "finished"
-    assert (run.path / "untold.json").read_text(), "how it ended waits"
+    assert (run.path / "untold.jsonl").read_text(), "how it ended waits"
     assert "sent later" in (tmp_path / "train.log").read_text()
     ended = time.time()
     tracking.start()

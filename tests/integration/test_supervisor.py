@@ -71,7 +71,7 @@ def test_a_training_outlives_the_head_its_server_and_its_database(
     assert run.state == "finished"
     with capsys.disabled():
         print("\nkilled and up again: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
-    _wait(lambda: not (run.path / "untold.json").read_text(), home, "what it had to tell, told")
+    _wait(lambda: not (run.path / "untold.jsonl").read_text(), home, "what it had to tell, told")
     from mlflow import MlflowClient
 
     client = MlflowClient(f"http://127.0.0.1:{home.ports['mlflow']}")

@@ -132,7 +132,7 @@ def test_an_outbox_on_a_full_disk_is_a_sentence(tmp_path: Path, full: Callable[[
     outbox = Outbox(tmp_path, "sqlite:////nowhere/mlflow.db", "0")
     full()
     with pytest.raises(DiskSpaceError, match="the disk or quota is full"):
-        outbox.figures({f"test/{number}": 1.0 for number in range(LIMIT)})
+        outbox.log_metrics({f"test/{number}": 1.0 for number in range(LIMIT)})
     assert not outbox.waits
 
 
