@@ -98,7 +98,10 @@ def faults(
             yield f"{name} is under {' and '.join(sorted(stated))}, which nobody has allowed: {ADVICE}"
     yield from (f"{name} was reviewed and is needed no more: {ADVICE}" for name in set(reviewed) - set(needed))
     for bad in rules["known_bad"]:
-        version = pinned.get(canonicalize_name(bad["name"]))
+        name = canonicalize_name(bad["name"])
+        installed = needed.get(name)
+        # What is not pinned is what happens to be installed.
+        version = pinned.get(name) or (None if installed is None else Version(installed.version))
         if version is not None and SpecifierSet(bad["versions"], prereleases=True).contains(version):
             yield f"{bad['name']} {version} is known to be bad ({bad['id']}): {bad['why']}"
 

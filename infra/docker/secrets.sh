@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")"
 umask 077
 mkdir -p secrets
-for name in postgres_password mlflow_password mlflow_session_key ray_token; do
+for name in postgres_password mlflow_password mlflow_session_key ray_token studies_password; do
   if [ ! -e "secrets/$name" ]; then
     od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"secrets/$name.partial"
     chmod 0444 "secrets/$name.partial"

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from vesalius.platform.runs import RunFolder, RunSpec, create_run
 from vesalius.platform.testing.methods import training_settings
 from vesalius.platform.testing.steady import SteadyRun
+from vesalius.platform.tracking import client
 from vesalius.platform.training import Checkpoints
 
 if TYPE_CHECKING:
@@ -148,7 +149,10 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(toy_store: CohortStore, tmp_pa
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs root")
-    run = SteadyRun(disk, "run", toy_store, num_workers=num_workers)
+    # Tracked: what waits to be sent lies on the full disk too, and must not hide what has happened.
+    tracked_at = f"sqlite:///{tmp_path}/mlflow.db"
+    run = SteadyRun(disk, "run", toy_store, num_workers=num_workers, tracked_at=tracked_at)
+    (run.folder.path / "driver.log").symlink_to(tmp_path / "driver.log")
     try:
         run.start()
         run.wait(lambda: run.last)
@@ -157,7 +161,10 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(toy_store: CohortStore, tmp_pa
                 filler.write(bytes(4096))
         assert run.ends() != 0, "there is no room for another checkpoint"
         (disk / "filler").unlink()
-        # The log lies on the full disk too, and may have lost its end: what was kept is what counts.
+        said = run.log.splitlines()[-1]
+        assert "DiskSpaceError" in said, run.log[-3000:]
+        assert "the disk or quota is full" in said
+        assert len(run.folder.groups) <= 1, "a full disk is no lost worker: trying again is of no use"
         checkpoints = Checkpoints(run.folder.checkpoints)
         stood = checkpoints.last()
         assert stood is not None
@@ -168,6 +175,9 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(toy_store: CohortStore, tmp_pa
         assert run.last > stood
         for name, value in whole.weights.items():
             assert torch.equal(value, run.weights[name]), f"{name} differs after the disk was full"
+        spec, total = run.folder.spec, run.folder.progress.total
+        history = client(tracked_at).get_metric_history(spec.mlflow_run_id, "head/loss")
+        assert [one.step for one in history] == list(range(1, total + 1)), "a metric is missing, or was sent twice"
     finally:
         run.end()
         subprocess.run(["umount", "-l", str(disk)], check=True)

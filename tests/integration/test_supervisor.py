@@ -11,6 +11,7 @@ import pytest
 
 from vesalius.infra.services.state import NAMES
 from vesalius.platform.runs import RunFolder
+from vesalius.platform.testing.training_runs import logged_steps
 from vesalius.platform.training import Checkpoints
 
 if TYPE_CHECKING:
@@ -71,14 +72,13 @@ def test_a_training_outlives_the_head_its_server_and_its_database(
     assert run.state == "finished"
     with capsys.disabled():
         print("\nkilled and up again: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
-    _wait(lambda: not (run.path / "untold.json").read_text(), home, "what it had to tell, told")
+    _wait(lambda: not (run.path / "untold.jsonl").read_text(), home, "what it had to tell, told")
     from mlflow import MlflowClient
 
     client = MlflowClient(f"http://127.0.0.1:{home.ports['mlflow']}")
     tracked = str(run.spec.mlflow_run_id)
     assert client.get_run(tracked).info.status == "FINISHED"
     steps = [one.step for one in client.get_metric_history(tracked, "decoder/loss")]
-    assert steps == sorted(set(steps)), "metrics arrived out of order or twice"
-    assert steps[-1] == run.progress.total
+    assert steps == logged_steps(run), "metrics are missing, out of order or there twice"
     stopped = home.ask("down")["stopped"]
     assert stopped == ["supervisor", "studies", "ray", "mlflow", "postgres"], "who would start them again goes first"

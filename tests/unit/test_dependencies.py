@@ -81,6 +81,12 @@ def test_what_is_wrong_is_found(audit: ModuleType, package: Any, pinned: dict[st
         assert re.search(said, found[0]), found
 
 
+def test_what_is_not_pinned_must_not_be_bad_either(audit: ModuleType) -> None:
+    rules = {**RULES, "unpinned": ["one"]}
+    assert list(audit.faults({"one": _package("2.0")}, {}, rules)) == []
+    assert "one 1.9 is known to be bad" in next(audit.faults({"one": _package("1.9")}, {}, rules)).lower()
+
+
 def test_a_licence_that_was_reviewed_passes_until_it_changes(audit: ModuleType) -> None:
     rules = {**RULES, "licences": {"allowed": ["MIT"], "reviewed": {"one": "GPLv2"}}}
     pinned = {"one": Version("2.0")}

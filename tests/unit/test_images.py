@@ -192,6 +192,19 @@ def test_compose_is_sound() -> None:
     }
 
 
+def test_the_studies_that_are_shown_are_those_that_are_made() -> None:
+    services = _compose()["services"]
+    scripts = {name: "\n".join(service.get("entrypoint", [])) for name, service in services.items()}
+    for name in ("head", "worker"):
+        password = "$$(cat /run/secrets/studies_password)"
+        assert f'STORAGE="postgresql+psycopg://studies:{password}@postgres:5432/studies"' in scripts[name]
+        assert "studies_password" in services[name]["secrets"]
+    dashboard = services["optuna-dashboard"]
+    assert "postgresql+psycopg://studies@postgres:5432/studies" in dashboard["command"][0]
+    assert dashboard["secrets"] == ["studies_password"], "it has no login, and needs nothing else of the database"
+    assert "studies_password" in services["postgres"]["secrets"]
+
+
 @pytest.mark.parametrize(
     ("service", "key", "value", "said"),
     [

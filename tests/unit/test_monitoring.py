@@ -112,14 +112,15 @@ def test_a_worker_measures_its_run(heard: dict[str, _Instrument], tmp_path: Path
     assert said["vesalius_training_restarts"] == [(0, "vq_vae", "a")]
 
 
-def test_every_group_of_workers_but_the_first_is_a_restart(heard: dict[str, _Instrument], tmp_path: Path) -> None:
+def test_a_restart_is_a_loss_and_neither_a_return_nor_a_resume(heard: dict[str, _Instrument], tmp_path: Path) -> None:
     from vesalius.platform.cluster.measuring import RunMeter
+    from vesalius.platform.runs import NODES_ARE_BACK
 
     run = _run(tmp_path)
-    for lost in ("", "a node", "a worker"):
+    for lost in ("", "a node", NODES_ARE_BACK, "", "a worker"):
         run.note_group(2, lost)
         RunMeter(run, run.spec, 0).begin()
-    assert [value for value, _ in heard["vesalius_training_restarts"].heard] == [0, 1, 2]
+    assert [value for value, _ in heard["vesalius_training_restarts"].heard] == [0, 1, 1, 1, 2]
 
 
 def _names(expression: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from vesalius.infra import supervisor
 from vesalius.infra.jobs import submission
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
 from vesalius.infra.services import inspection
-from vesalius.platform.errors import JobError
+from vesalius.platform.errors import JobError, UnansweredError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +90,122 @@ def test_a_cluster_that_is_not_there_yet_is_said_once(home: Path, monkeypatch: p
     monkeypatch.setattr(submission, "retry", retry)
     watching.look()
     watching.look()
-    assert said.count("no cluster answers") == 1
+    assert said.count("job 'new': no cluster answers") == 1
+
+
+def test_one_refused_job_keeps_no_other_from_being_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    retried: list[str] = []
+
+    def retry(job: str, **_: Any) -> None:
+        retried.append(job)
+        if job == "a":
+            raise JobError("the cluster has another Ray")
+
+    said: list[str] = []
+    seconds = [0.0]
+    watching = supervisor.Supervisor(home, said.append, clock=lambda: seconds[-1])
+    monkeypatch.setattr(submission, "refresh", lambda home: ([_record("a", "LOST"), _record("b", "LOST")], []))
+    monkeypatch.setattr(submission, "retry", retry)
+    for _ in range(100):
+        watching.look()
+        seconds.append(seconds[-1] + 3)
+    assert retried[:2] == ["a", "b"]
+    assert retried.count("b") == 100, "which is still said to be lost here"
+    assert 5 <= retried.count("a") <= 10, "each time after a longer while"
+    assert len([sentence for sentence in said if "'a'" in sentence]) == 2, said
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), subprocess.TimeoutExpired(["up"], 600.0)])
+def test_no_error_ends_the_watching(home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(home: Path) -> list[Any]:
+        raise error
+
+    retried: list[str] = []
+    said: list[str] = []
+    monkeypatch.setattr(submission, "refresh", lambda home: ([_record("a", "LOST")], []))
+    monkeypatch.setattr(submission, "retry", lambda job, **_: retried.append(job))
+    watching = supervisor.Supervisor(home, said.append)
+    monkeypatch.setattr(inspection, "status", fail)
+    watching.look()
+    watching.look()
+    assert retried == ["a", "a"]
+    assert [sentence for sentence in said if type(error).__name__ in sentence] == [said[0]]
+
+
+def test_services_that_do_not_come_up_are_tried_again_later(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        tried.append(seconds[-1])
+        return subprocess.CompletedProcess(command, 2, "", "error port 5000 is taken")
+
+    said: list[str] = []
+    seconds = [0.0]
+    dead = {"service": "mlflow", "state": "dead", "problem": "its process is gone"}
+    monkeypatch.setattr(inspection, "status", lambda home: [dead])
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(submission, "refresh", lambda home: ([], []))
+    watching = supervisor.Supervisor(home, said.append, clock=lambda: seconds[-1])
+    for _ in range(40):
+        watching.look()
+        seconds.append(seconds[-1] + 3)
+    assert tried[:4] == [0, 6, 18, 42]
+    assert said.count("services: error port 5000 is taken") == 1
+
+
+def test_a_damaged_record_is_named_once_and_hides_no_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = JobBook(home)
+    book.make()
+    never = _record("none", "LOST").model_copy(update={"attempts": ()}).model_dump_json()
+    for name, text in (("half", '{"job": "ha'), ("empty", "{}"), ("none", never)):
+        (book.path / f"{name}.json").write_text(text)
+    (book.path / "folder.json").mkdir()
+    said: list[str] = []
+    watching = supervisor.Supervisor(home, said.append)
+    retried: list[str] = []
+    monkeypatch.setattr(submission, "retry", lambda job, **_: retried.append(job))
+    lost = _record("good", "FAILED", exit_code=-9)
+    book.write(lost)
+    watching.look()
+    watching.look()
+    assert retried == ["good", "good"]
+    damaged = sorted(sentence for sentence in said if "is damaged: remove it" in sentence)
+    assert [sentence.partition(" is")[0].rpartition("/")[2] for sentence in damaged] == [
+        "empty.json",
+        "folder.json",
+        "half.json",
+        "none.json",
+    ]
+
+
+def test_a_run_whose_messages_cannot_be_read_keeps_none_from_being_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Box:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def deliver(self) -> None:
+            if self._name == "a":
+                raise ValueError("not JSON")
+            if self._name == "b":
+                raise UnansweredError("its server is away")
+            told.append(self._name)
+
+    for name in ("a", "b", "c"):
+        (home / "runs" / name).mkdir(parents=True)
+        (home / "runs" / name / "untold.jsonl").write_text("something")
+    monkeypatch.setattr("vesalius.infra.pipeline.tracked.outbox_of", lambda run: Box(run.run_id))
+    monkeypatch.setattr(submission, "refresh", lambda home: ([], []))
+    said: list[str] = []
+    watching = supervisor.Supervisor(home, said.append)
+    watching.look()
+    watching.look()
+    assert told == ["c", "c"]
+    assert said.count("run 'a': ValueError: not JSON") == 1
+    assert not [sentence for sentence in said if "away" in sentence], "that is what it waits for"
 
 
 def test_what_a_run_had_to_tell_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +227,11 @@ def test_what_a_run_had_to_tell_is_told(home: Path, monkeypatch: pytest.MonkeyPa
     )
     run = create_run(home, spec)
     messages = [{"metrics": {"test/auroc": 0.75}, "timestamp": 1000}, {"status": "FINISHED", "timestamp": 2000}]
-    (run.path / "untold.json").write_text("".join(json.dumps(one) + "\n" for one in messages))
+    (run.path / "untold.jsonl").write_text("".join(json.dumps(one) + "\n" for one in messages))
     supervisor.Supervisor(home, print).look()
     from mlflow import MlflowClient
 
     found = MlflowClient(tracking_uri=uri).get_run(tracked)
     assert found.data.metrics["test/auroc"] == 0.75
     assert (found.info.status, found.info.end_time) == ("FINISHED", 2000)
-    assert not (run.path / "untold.json").read_text()
+    assert not (run.path / "untold.jsonl").read_text()

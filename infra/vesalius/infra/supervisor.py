@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 from vesalius.infra.jobs.records import JobBook
 from vesalius.infra.services import inspection, join
 from vesalius.infra.services.state import TITLES, ServicesFolder
-from vesalius.platform.errors import VesaliusError
+from vesalius.platform.errors import ServiceError, UnansweredError, VesaliusError
+from vesalius.platform.tracking import outboxes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _BETWEEN_SECONDS = 3.0
 _MENDING_SECONDS = 600.0
+_FIRST_WAIT_SECONDS = 6.0
+_LONGEST_WAIT_SECONDS = 60.0
 _PATIENCE = 20
 """Rounds in a row in which a service may not answer: to start one anew that is only busy would end what it does."""
 
@@ -32,30 +36,51 @@ _PATIENCE = 20
 class Supervisor:
     """Watches over one home. One process at a time, as services are."""
 
-    def __init__(self, home: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, home: Path, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
         """Store what to watch.
 
         Args:
             home: of services, jobs and runs.
             say: told what is found and done.
+            clock: gives seconds.
         """
         self._home = home
         self._say = say
         self._folder = ServicesFolder(home)
         self._silent: dict[str, int] = {}
-        self._said: set[str] = set()
+        self._backoff = Backoff(clock)
+        self._said: dict[str, str] = {}
         # What was lost while nobody watched, perhaps weeks ago, is its owner's to go on with.
-        book = JobBook(home)
-        self._left_alone = {name for name in book.names() if book.read(name).last.status in ("LOST", "FAILED")}
+        records, _ = JobBook(home).read_all()
+        self._left_alone = {record.job for record in records if record.last.status in ("LOST", "FAILED")}
 
     def look(self) -> None:
-        """Look once at services, jobs and runs, and do what is to be done. Raises nothing on purpose."""
-        self._folder.beat.touch()
-        for part in (self._mend, self._resubmit, self._tell):
-            try:
-                part()
-            except VesaliusError as error:
-                self._say_once(str(error))
+        """Look once at services, jobs and runs, and do what is to be done. Raises nothing: it has to go on."""
+        self._try("the sign of life", self._folder.beat.touch)
+        self._try("services", self._mend)
+        self._try("jobs", self._resubmit)
+        self._try("what runs have to tell", self._tell)
+
+    def _try(self, what: str, do: Callable[[], object], *, expected: tuple[type[Exception], ...] = ()) -> None:
+        """Do something whose failure is told once, and keeps neither the rest nor itself from being done later.
+
+        Args:
+            what: is done.
+            do: does it.
+            expected: errors that are not worth a line.
+        """
+        if not self._backoff.is_due(what):
+            return
+        try:
+            do()
+        except Exception as error:  # a full disk or a defect: none of them may end the watching
+            said = str(error) if isinstance(error, VesaliusError) else f"{type(error).__name__}: {error}"
+            if not isinstance(error, expected):
+                self._say_once(what, f"{what}: {said}")
+            self._backoff.has_failed(what)
+        else:
+            self._said.pop(what, None)
+            self._backoff.has_done(what)
 
     def _mend(self) -> None:
         ended = []
@@ -76,37 +101,74 @@ class Supervisor:
             timeout=_MENDING_SECONDS,
             check=False,
         )
-        self._say("services are up again" if done.returncode == 0 else done.stderr.strip()[-2000:])
+        if done.returncode:
+            raise ServiceError(done.stderr.strip()[-2000:])
+        self._say("services are up again")
 
     def _resubmit(self) -> None:
         from vesalius.infra.jobs import submission
 
-        records, _ = submission.refresh(self._home)
+        records, problems = submission.refresh(self._home)
+        for sentence in problems:
+            self._say_once(sentence, sentence)
         for record in records:
             if record.job not in self._left_alone and is_lost(record):
-                left = record.restarts - len(record.attempts)
-                self._say(f"job '{record.job}' was lost: submitting it again, {left} more such times are left")
-                submission.retry(record.job, home=self._home, address=None, rebuild=False, say=self._say)
+                self._try(f"job '{record.job}'", functools.partial(self._submit, record))
+
+    def _submit(self, record: JobRecord) -> None:
+        from vesalius.infra.jobs import submission
+
+        left = record.restarts - len(record.attempts)
+        self._say_once(
+            f"attempt of {record.job}",
+            f"job '{record.job}' was lost: submitting it again, {left} more such times are left",
+        )
+        submission.retry(record.job, home=self._home, address=None, rebuild=False, say=self._say)
 
     def _tell(self) -> None:
+        for path in outboxes(self._home):
+            # Where its server is still away, it goes on waiting.
+            self._try(f"run '{path.name}'", functools.partial(self._deliver, path), expected=(UnansweredError,))
+
+    def _deliver(self, path: Path) -> None:
         from vesalius.infra.pipeline.tracked import outbox_of
         from vesalius.platform.runs import RunFolder
         from vesalius.platform.store.lock import is_held
 
-        for path in sorted(self._home.glob("runs/*/untold.json")):
-            run = RunFolder(path.parent)
-            if not path.stat().st_size or is_held(run.lock):
-                continue
-            with contextlib.suppress(VesaliusError):  # its server is still away, and it goes on waiting
-                outbox = outbox_of(run)
-                if outbox is not None:
-                    outbox.deliver()
-                    self._say(f"told where it is tracked what run '{run.run_id}' had kept for it")
+        run = RunFolder(path)
+        if is_held(run.lock):
+            return
+        outbox = outbox_of(run)
+        if outbox is not None:
+            outbox.deliver()
+            self._say(f"told where it is tracked what run '{run.run_id}' had kept for it")
 
-    def _say_once(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
+    def _say_once(self, what: str, sentence: str) -> None:
+        """Say a sentence about something, unless it is what was said of it last."""
+        if self._said.get(what) != sentence:
+            self._said[what] = sentence
             self._say(sentence)
+
+
+class Backoff:
+    """When that which has failed may be tried again: each time after twice as long."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._waits: dict[str, tuple[float, float]] = {}
+
+    def is_due(self, what: str) -> bool:
+        """Return whether something may be tried now."""
+        return self._clock() >= self._waits.get(what, (0.0, 0.0))[0]
+
+    def has_failed(self, what: str) -> None:
+        """Note that something was tried and has failed."""
+        seconds = min(2 * self._waits.get(what, (0.0, _FIRST_WAIT_SECONDS / 2))[1], _LONGEST_WAIT_SECONDS)
+        self._waits[what] = (self._clock() + seconds, seconds)
+
+    def has_done(self, what: str) -> None:
+        """Note that something was tried and went well."""
+        self._waits.pop(what, None)
 
 
 def is_lost(record: JobRecord) -> bool:
@@ -129,7 +191,7 @@ def main() -> None:
     home = parser.parse_args().home
     supervisor = Supervisor(home, lambda sentence: print(sentence, flush=True))
     while True:
-        with contextlib.suppress(VesaliusError):  # a service that is gone is started again below
+        with contextlib.suppress(VesaliusError, OSError):  # a service that is gone is started again below
             join(home)
         supervisor.look()
         time.sleep(_BETWEEN_SECONDS)

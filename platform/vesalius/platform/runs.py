@@ -141,6 +141,10 @@ class Progressed(Settings):
     total: int = 0
 
 
+NODES_ARE_BACK = "nodes are back: more workers go on"
+"""What has ended a group that was asked to make room for a larger one."""
+
+
 class Group(Settings):
     """A group of workers that trained a run for a while.
 
@@ -148,13 +152,18 @@ class Group(Settings):
         num_workers: of it.
         began: UTC, ISO 8601.
         step: that it began at, over all stages.
-        lost: what ended the group before it; empty for a first one.
+        lost: what ended the group before it; empty for a driver's first one.
     """
 
     num_workers: int
     began: str
     step: int
     lost: str = ""
+
+    @property
+    def follows_loss(self) -> bool:
+        """Whether workers of the group before it were lost: it was neither stopped nor asked to make room."""
+        return self.lost not in ("", NODES_ARE_BACK)
 
 
 class RunFolder:

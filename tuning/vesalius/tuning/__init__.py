@@ -61,13 +61,14 @@ from vesalius.tuning.seeds import (
 )
 from vesalius.tuning.spaces import declared, dimensions, full_key
 from vesalius.tuning.spec import COUNTED, LOCAL, Learnt, Population, Record, Start, StudySpec
-from vesalius.tuning.storage import VARIABLE, check_address, try_storage, whole_address
+from vesalius.tuning.storage import PATIENCE_SECONDS, VARIABLE, check_address, try_storage, whole_address
 from vesalius.tuning.trial import Trainer
 
 __all__ = [
     "COUNTED",
     "LOCAL",
     "OBJECTIVES",
+    "PATIENCE_SECONDS",
     "PRUNERS",
     "SAMPLERS",
     "VALIDATIONS",

@@ -130,13 +130,27 @@ class JobBook:
         try:
             if not _JOB.fullmatch(job):
                 raise FileNotFoundError
-            return validate(JobRecord, json.loads(path.read_text()), str(path))
+            record = validate(JobRecord, json.loads(path.read_text()), str(path))
+            if not record.attempts:
+                raise ValueError("a job was submitted at least once")
         except FileNotFoundError:
             near = difflib.get_close_matches(job, self.names(), n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "see `vesalius jobs`"
             raise JobError(f"there is no job '{job}' in {self.path}: {hint}") from None
-        except (ValueError, SettingError):
+        except (OSError, ValueError, SettingError):
             raise JobError(f"{path} is damaged: remove it, and submit the job anew") from None
+        return record
+
+    def read_all(self) -> tuple[list[JobRecord], list[str]]:
+        """Return the records of all jobs, and a sentence for each that cannot be read."""
+        records: list[JobRecord] = []
+        damaged: list[str] = []
+        for name in self.names():
+            try:
+                records.append(self.read(name))
+            except JobError as error:
+                damaged.append(str(error))
+        return records, damaged
 
     def write(self, record: JobRecord) -> None:
         """Replace a job's record."""

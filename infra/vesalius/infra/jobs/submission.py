@@ -159,10 +159,13 @@ def stop(job: str, *, home: Path) -> JobRecord:
 
 
 def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
-    """Return all jobs with what their clusters say of them now, and a sentence for each that does not answer."""
+    """Return all jobs with what their clusters say of them now.
+
+    Returns:
+        Their records, and a sentence for each cluster that does not answer and each record that cannot be read.
+    """
     book = JobBook(home)
-    records = [book.read(name) for name in book.names()]
-    silent: list[str] = []
+    records, silent = book.read_all()
     known: dict[str, tuple[Mapping[str, Any] | None, str | None]] = {}
     settled = []
     for record in records:

@@ -279,7 +279,7 @@ def keep_figures(run: RunFolder, split: str, store: CohortStore, figures: dict[V
     os.replace(aside, folder / f"{name}.json")
     outbox = outbox_of(run)
     if outbox is not None:
-        outbox.figures(_numbers(name, figures))
+        outbox.log_metrics(_numbers(name, figures))
 
 
 def _numbers(name: str, figures: dict[VoxelSet, Figures]) -> dict[str, float]:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
 from vesalius.platform import tracking
 from vesalius.platform.errors import UnansweredError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from tenacity import RetryCallState
+
     from vesalius.platform.runs import RunFolder, RunSpec
 
+    T = TypeVar("T")
+
 _LOG = logging.getLogger(__name__)
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 
 
 def tracked_as(spec: RunSpec) -> tuple[str, str] | None:
@@ -35,12 +45,45 @@ def outbox_of(run: RunFolder) -> tracking.Outbox | None:
     return None if tracked is None else tracking.Outbox(run.path, *tracked)
 
 
-def resume_tracked(run: RunFolder) -> None:
-    """Go on with the tracked run of a run, if it has one.
+def await_server(begin: Callable[[], T], seconds: float, advice: str) -> T:
+    """Return what ``begin`` returns, called again while its tracking server is away.
+
+    Args:
+        begin: may have to be called several times.
+        seconds: how long in all.
+        advice: what to do when they are over.
 
     Raises:
-        RunError: the tracked run is gone, or its server is away and the run has no checkpoint yet: one that has goes on
-            without its server, which is told later.
+        UnansweredError: the server did not answer for all that time.
+    """
+    tries = Retrying(
+        retry=retry_if_exception_type(UnansweredError),
+        stop=stop_after_delay(seconds),
+        wait=wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
+        before_sleep=_say_that_it_waits,
+        reraise=True,
+    )
+    try:
+        return tries(begin)
+    except UnansweredError as error:
+        raise UnansweredError(f"{error} (waited {seconds:.0f} s for it; nothing is lost: {advice})") from error
+
+
+def _say_that_it_waits(state: RetryCallState) -> None:
+    if state.attempt_number == 1 and state.outcome is not None:
+        _LOG.warning("%s; waiting for it", state.outcome.exception())
+
+
+def resume_tracked(run: RunFolder, *, is_trial: bool = False) -> None:
+    """Go on with the tracked run of a run, if it has one.
+
+    Args:
+        run: to be trained.
+        is_trial: of a study, which does not end for a server that is away.
+
+    Raises:
+        RunError: the tracked run is gone, or its server is away and the run, no trial, has no checkpoint yet: one that
+            has goes on without its server, which is told later.
     """
     tracked = tracked_as(run.spec)
     if tracked is None:
@@ -48,6 +91,6 @@ def resume_tracked(run: RunFolder) -> None:
     try:
         tracking.resume_run(*tracked)
     except UnansweredError as error:
-        if not run.has_checkpointed:
+        if not (is_trial or run.has_checkpointed):
             raise
         _LOG.warning("%s; training goes on, and it is told later", error)

@@ -92,7 +92,7 @@ def track_trial(run: RunFolder, figures: Mapping[str, float]) -> None:
     """
     outbox = outbox_of(run)
     if outbox is not None:
-        outbox.figures({f"{FIGURES}{name}": value for name, value in figures.items()})
+        outbox.log_metrics({f"{FIGURES}{name}": value for name, value in figures.items()})
 
 
 def track_stop(run: RunFolder, record: Record) -> None:
@@ -103,7 +103,7 @@ def track_stop(run: RunFolder, record: Record) -> None:
     """
     outbox = outbox_of(run)
     if outbox is not None:
-        outbox.figures({PERCENT: record.percent, PASSED: record.passed})
+        outbox.log_metrics({PERCENT: record.percent, PASSED: record.passed})
 
 
 def _begin(uri: str, spec: StudySpec) -> str:

@@ -261,7 +261,7 @@ def advance(run: RunFolder, *, progress: Progress = silent, tuned: bool = False)
     if run.state == "paused" and run.paused is not None:
         return None
     if outbox is not None:
-        resume_tracked(run)
+        resume_tracked(run, is_trial=tuned)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         cluster.train(run, method_type(spec.method), progress=progress, tuned=tuned)

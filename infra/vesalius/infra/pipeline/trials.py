@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vesalius.infra.pipeline.judging import VALIDATION, fit_thresholds, score_run
-from vesalius.infra.pipeline.tracked import outbox_of
+from vesalius.infra.pipeline.tracked import await_server, outbox_of
 from vesalius.infra.pipeline.tracked_study import track_stop, track_trial, trial_tags
 from vesalius.infra.pipeline.training import advance, method_type, start_run
 from vesalius.platform.cluster import free_reserved
@@ -23,7 +23,7 @@ from vesalius.platform.runs import RunSettings, find_run
 from vesalius.platform.store import place_of
 from vesalius.platform.training import Checkpoints, Forerunner, choose_device
 from vesalius.platform.training.memory import PeakMemory
-from vesalius.tuning import LOCAL
+from vesalius.tuning import LOCAL, PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,7 @@ class TrialTrainer:
         seed: int | None = None,
         parent: Record | None = None,
     ) -> RunFolder:
-        """Return the run of a trial, which is begun where there is none."""
+        """Return the run of a trial, which is begun where there is none, once the tracking server is there."""
         _memory(choose_device(spec.training.device).type)
         run_id = spec.run_id(number, seed)
         chosen = override(base_of(spec), values if seed is None else {**values, "training.seed": seed})
@@ -81,7 +81,8 @@ class TrialTrainer:
                 run.rewrite(run.spec.model_copy(update={"training": chosen.training}))
             return run
         _remove_unbegun(self.home / "runs" / run_id)
-        return start_run(
+        begin = functools.partial(
+            start_run,
             spec.method,
             place_of(spec.store),
             home=self.home,
@@ -99,6 +100,7 @@ class TrialTrainer:
             experiment=spec.experiment,
             tags=trial_tags(spec, number, seed, self.parent, parent),
         )
+        return await_server(begin, PATIENCE_SECONDS, f"go on with `vesalius tune --resume {spec.name}` once it is back")
 
     def train(self, run: RunFolder) -> None:
         """Train a run to its end or its pause, and keep how much memory that took."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.serving.refusals import Refusal
 from vesalius.infra.serving.versions import ServedVersion, find_version
 from vesalius.platform import registry
 from vesalius.platform.cluster.metrics import SERVING_SWAPS, SERVING_VERSION, count, gauge
-from vesalius.platform.errors import VesaliusError
+from vesalius.platform.errors import UnansweredError, VesaliusError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
 _log = logging.getLogger("ray.serve")
 
@@ -61,6 +61,11 @@ class Follower:
         """The name that is followed; of a folder, where it lies is not told."""
         return self._reference if self._reference.startswith("models:") else self.present.name
 
+    @property
+    def label(self) -> str:
+        """What metrics call that which is followed; of a folder, where it lies is not told."""
+        return self._reference if self._reference.startswith("models:") else Path(self._reference).name
+
     def begin(self) -> None:
         """Look at the name from now on; a run or a folder stays what it is, and is looked at until it is loaded."""
         self._watch = asyncio.get_running_loop().create_task(self._keep_looking())
@@ -88,6 +93,8 @@ class Follower:
                         raise problem
                     self._take(found)
                 self.problem = ""
+            except UnansweredError as error:  # says nothing of a version: there may be no other one at all
+                self._note(" ".join(str(error).split()), failed=False)
             except VesaliusError as error:
                 self._note(" ".join(str(error).split()))
             except Exception as error:  # a scorer that died while it loaded, say: the next look tries again
@@ -103,16 +110,17 @@ class Follower:
     def _take(self, found: ServedVersion) -> None:
         if self._present is not None:
             self.switched += 1
-            count(SERVING_SWAPS, model=found.name, outcome="switched")
+            count(SERVING_SWAPS, model=self.label, outcome="switched")
         _log.info("version %s of %s answers from now on", found.label, found.name)
         self._present = found
         if found.version:
-            gauge(SERVING_VERSION, float(found.version), model=found.name)
+            gauge(SERVING_VERSION, float(found.version), model=self.label)
 
-    def _note(self, problem: str) -> None:
+    def _note(self, problem: str, *, failed: bool = True) -> None:
         if problem != self.problem:
             _log.warning("%s: %s", self._reference, problem)
-            count(SERVING_SWAPS, model=self._reference, outcome="failed")
+            if failed:
+                count(SERVING_SWAPS, model=self.label, outcome="failed")
         self.problem = problem
 
     async def _keep_looking(self) -> None:

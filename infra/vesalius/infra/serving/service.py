@@ -194,7 +194,7 @@ class Service:
 
     def _count_waiting(self, step: int) -> None:
         self._waiting += step
-        gauge(SERVING_QUEUE, self._waiting, model=self.settings.model)
+        gauge(SERVING_QUEUE, self._waiting, model=self.follower.label)
 
 
 def _pinned(version: ServedVersion) -> Pinned:

@@ -32,9 +32,10 @@ class RunMeter:
         self._is_first = rank == 0
 
     def begin(self) -> None:
-        """Note that this rank's workers begin, and how often workers of this run had begun before."""
+        """Note that this rank's workers begin, and how often workers of this run have been lost."""
         if self._is_first:
-            gauge(TRAINING_RESTARTS, max(0, len(self._run.groups) - 1), method=self._method, run=self._run.run_id)
+            losses = sum(group.follows_loss for group in self._run.groups)
+            gauge(TRAINING_RESTARTS, losses, method=self._method, run=self._run.run_id)
             gauge(CHECKPOINT_TIME, time.time(), method=self._method, run=self._run.run_id)
 
     def trained(self, stage: str, num_items: int) -> None:

@@ -71,7 +71,7 @@ TRAINING_PROGRESS = Metric(
 TRAINING_RESTARTS = Metric(
     name="vesalius_training_restarts",
     kind="gauge",
-    about="Times the workers of a run under way have begun again: one was lost, its node, or the driver",
+    about="Times that workers of a run under way were lost, or their node, and others went on from the last checkpoint",
     labels=("method", "run"),
 )
 TRAINING_FAILURES = Metric(

@@ -18,6 +18,7 @@ from vesalius.platform.cluster.session import session
 from vesalius.platform.cluster.worker import check_store, work
 from vesalius.platform.errors import RunError, VesaliusError
 from vesalius.platform.progress import silent
+from vesalius.platform.runs import NODES_ARE_BACK
 from vesalius.platform.store.lock import exclusive
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
                 if error is None:
                     return
                 if regrouping.is_asked_for:
-                    lost = "nodes are back: more workers go on"
+                    lost = NODES_ARE_BACK
                 else:
                     last = checkpoints.last()
                     failures = failures + 1 if last == stood else 1

@@ -100,7 +100,7 @@ def _parsed(reference: str) -> re.Match[str]:
 def _version(mlflow: Any, uri: str, reference: str) -> Any:
     match = _parsed(reference)
     name = match["name"]
-    with answering(uri, f"find {reference}", ModelError):
+    with answering(uri, f"find {reference}"):
         try:
             if match["alias"]:
                 return mlflow.get_model_version_by_alias(name, match["alias"])

@@ -18,6 +18,7 @@ from torch import nn
 from vesalius.platform.contracts import Method, MethodSettings, Score, Stage, WholeVolumes
 from vesalius.platform.runs import RunSpec, create_run
 from vesalius.platform.testing.training_runs import training_settings
+from vesalius.platform.tracking import start_run
 from vesalius.platform.training import Checkpoints
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class SteadyRun:
         *,
         num_workers: int = 2,
         settings: Mapping[str, Any] | None = None,
+        tracked_at: str | None = None,
         **training: Any,
     ) -> None:
         """Create the run, of 600 steps on six training subjects with a checkpoint every 20; nothing is started.
@@ -115,8 +117,10 @@ class SteadyRun:
             store: to train on.
             num_workers: Ray Train workers; 0 trains in the driver.
             settings: changes to the method's.
+            tracked_at: where a tracked run is begun for it; None tracks nothing.
             training: changes to the loop's settings.
         """
+        tracked = None if tracked_at is None else start_run(tracked_at, "steady", name, {})
         spec = RunSpec(
             run_id=name,
             method="steady",
@@ -125,6 +129,8 @@ class SteadyRun:
             store=str(store.path),
             cohort_digest=store.digest,
             num_workers=num_workers,
+            mlflow_tracking_uri=tracked_at,
+            mlflow_run_id=tracked,
             created="2026-01-01T00:00:00Z",
         )
         self.folder = create_run(home, spec)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vesalius.platform.contracts import Method, MethodSettings
+    from vesalius.platform.runs import RunFolder
 
 CPU = torch.device("cpu")
 
@@ -26,6 +27,13 @@ def training_settings(**changes: Any) -> TrainingSettings:
     values: dict[str, Any] = {"checkpoint_every": 2, "validate_every": 5, "validate_subjects": 2, "log_every": 1}
     values |= {"device": "cpu", "precision": "fp32"}
     return TrainingSettings.model_validate({**values, **changes})
+
+
+def logged_steps(run: RunFolder) -> list[int]:
+    """Return the steps, over all stages, at which each metric of a finished run's last stage must have been logged."""
+    every, total = run.spec.training.log_every, run.progress.num_steps
+    before = run.progress.total - total
+    return [before + step for step in range(1, total + 1) if step % every == 0 or step == total]
 
 
 def build(method_type: type[Method], settings: MethodSettings, store: CohortStore, seed: int = 0) -> Method:

@@ -2,7 +2,7 @@
 
 from vesalius.platform.tracking.connection import answering, client, is_tracking_off, shown, tracking_uri, with_password
 from vesalius.platform.tracking.logger import RunLogger, artifact_name, metric_key
-from vesalius.platform.tracking.outbox import Outbox, training_journal
+from vesalius.platform.tracking.outbox import Outbox, outboxes, training_journal
 from vesalius.platform.tracking.runs import (
     TrackedRun,
     as_param,
@@ -32,6 +32,7 @@ __all__ = [
     "is_tracking_off",
     "log_metrics",
     "metric_key",
+    "outboxes",
     "resume_run",
     "shown",
     "start_run",

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from vesalius.platform.store.files import write_file
+from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,28 +40,46 @@ class Journal:
         """Read what an earlier process left and open the file for more.
 
         Raises:
+            DiskSpaceError: there is no room.
             OSError: it cannot be read or written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.left: Sequence[Point] = read(path)
-        aside = path.with_name(f".{path.name}.partial")
-        # Written anew: behind half a line, which a killed process leaves, the next one could not be read either.
-        aside.write_text("".join(map(_line, self.left)))
-        aside.replace(path)
-        self._file: IO[str] = path.open("a")
+        with space_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.left: Sequence[Point] = read(path)
+            # Written anew: behind half a line, which a killed process leaves, the next one could not be read either.
+            write_file(path, "".join(map(_line, self.left)).encode(), path.parent)
+            # Without a buffer: what a full disk has refused would wait in it, and be refused once more at the end.
+            self._file = path.open("ab", buffering=0)
 
     def add(self, points: Iterable[Point]) -> None:
-        """Append points; they are the system's to write once this returns, and a killed process loses none."""
-        self._file.writelines(map(_line, points))
-        self._file.flush()
+        """Append points; they are the system's to write once this returns, and a killed process loses none.
+
+        Raises:
+            DiskSpaceError: there is no room; none of them is kept.
+        """
+        left = "".join(map(_line, points)).encode()
+        end = os.fstat(self._file.fileno()).st_size
+        with space_errors(self.path):
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                with suppress(OSError):  # a part of a line, which the next one would be written behind
+                    self._file.truncate(end)
+                raise
 
     def clear(self) -> None:
-        """Forget all: they have been sent."""
-        self._file.truncate(0)
+        """Forget all: they have been sent.
+
+        Raises:
+            DiskSpaceError: some file systems need room for that too; what is kept is sent once more, to no harm.
+        """
+        with space_errors(self.path):
+            self._file.truncate(0)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; nothing is left to write."""
         self._file.close()
 
 

@@ -83,6 +83,7 @@ class RunLogger:
         Raises:
             RunError: there is no such run.
             UnansweredError: nothing answers at ``uri``, and there is no ``unsent`` file to write to meanwhile.
+            DiskSpaceError: there is no room for the ``unsent`` file.
         """
         self._uri = uri
         self._run_id = run_id
@@ -129,6 +130,7 @@ class RunLogger:
 
         Raises:
             RunError: the logger has been closed.
+            DiskSpaceError: there is no room for them in the ``unsent`` file.
         """
         now = int(time.time() * 1000) if timestamp is None else timestamp
         points = [Point(metric_key(key), float(value), now, int(step)) for key, value in metrics.items()]
@@ -146,6 +148,7 @@ class RunLogger:
 
         Raises:
             RunError: it cannot be sent; it is kept and tried again later.
+            DiskSpaceError: it has been sent, and the ``unsent`` file cannot be emptied: it is sent once more later.
         """
         with self._sending, answering(self._uri, f"log metrics of tracked run {self._run_id}"):
             from mlflow.entities import Metric
@@ -213,11 +216,11 @@ class RunLogger:
             _stop_monitor(self._monitor)
         try:
             self.flush()
-        except RunError as error:
+        except VesaliusError as error:
             left = len(self._pending)
             if self._journal is None:
                 raise RunError(f"{left} metrics of tracked run {self._run_id} are lost: {error}") from None
-            _LOG.warning("%d metrics wait in %s for the next start of the run: %s", left, self._journal.path, error)
+            _LOG.warning("metrics wait in %s for the next start of the run: %s", self._journal.path, error)
         finally:
             if self._journal is not None:
                 self._journal.close()
@@ -226,12 +229,12 @@ class RunLogger:
         while not self._stop.wait(every_seconds):
             try:
                 self.flush()
-            except RunError as error:
+            except VesaliusError as error:
                 self._warn(error)
             else:
                 self._warned = False
 
-    def _warn(self, error: RunError) -> None:
+    def _warn(self, error: VesaliusError) -> None:
         if not self._warned:
             _LOG.warning("%s (metrics are kept and sent later)", error)
         self._warned = True

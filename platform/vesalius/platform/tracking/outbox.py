@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
-_BEING_TRAINED = "unsent_metrics.json"
-_OUTBOX = "untold.json"
+_BEING_TRAINED = "unsent_metrics.jsonl"
+_OUTBOX = "untold.jsonl"
 
 
 def training_journal(folder: Path) -> Path:
     """Return the file in a run's folder in which its training's metrics wait (see :class:`RunLogger`)."""
     return folder / _BEING_TRAINED
+
+
+def outboxes(home: Path) -> list[Path]:
+    """Return the folders of the runs of a home that have something to tell, by name."""
+    return sorted(path.parent for path in home.glob(f"runs/*/{_OUTBOX}") if path.stat().st_size)
 
 
 class Outbox:
@@ -49,11 +54,12 @@ class Outbox:
         self._uri = uri
         self._run_id = run_id
 
-    def figures(self, metrics: Mapping[str, float | None]) -> None:
-        """Tell a handful of figures at once; what is None (undefined) is left out.
+    def log_metrics(self, metrics: Mapping[str, float | None]) -> None:
+        """Tell a handful of figures at once, as :func:`log_metrics` does where its server is not away.
 
         Raises:
             RunError: there is no such run.
+            DiskSpaceError: there is no room to keep them.
         """
         self._tell({"metrics": {key: float(value) for key, value in metrics.items() if value is not None}})
 
@@ -62,6 +68,7 @@ class Outbox:
 
         Raises:
             RunError: there is no such run.
+            DiskSpaceError: there is no room to keep it.
         """
         self._tell({"status": status})
 
@@ -108,7 +115,9 @@ class Outbox:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        with self._path.with_name(f".{_OUTBOX}.lock").open("a") as held:
+        with contextlib.ExitStack() as stack:
+            with space_errors(self._folder):
+                held = stack.enter_context(self._path.with_name(f".{_OUTBOX}.lock").open("a"))
             fcntl.flock(held, fcntl.LOCK_EX)
             yield
 

@@ -1,0 +1,115 @@
+"""A tracking server that is away while a study goes on: its trials wait to begin, and what has begun goes on."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vesalius.infra.pipeline import tracked, trials
+from vesalius.infra.pipeline.tracked import resume_tracked
+from vesalius.infra.pipeline.trials import TrialTrainer
+from vesalius.platform import tracking
+from vesalius.platform.errors import RunError, UnansweredError
+from vesalius.platform.runs import RunSpec, create_run
+from vesalius.platform.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class _Server:
+    """Begins runs once it has been asked in vain for some times."""
+
+    def __init__(self, away: int, error: type[RunError] = UnansweredError) -> None:
+        self.away = away
+        self.asked = 0
+        self._error = error
+
+    def start_run(self, *_: Any, **options: Any) -> str:
+        self.asked += 1
+        if self.asked <= self.away:
+            raise self._error("no tracking server answers")
+        return str(options["name"])
+
+
+def _start(home: Path, server: _Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+    settings = SimpleNamespace(
+        method=SimpleNamespace(model_dump=lambda mode: {}), training=TrainingSettings(device="cpu")
+    )
+    spec = SimpleNamespace(
+        name="study",
+        method="vq_vae",
+        store="/store",
+        preset="tiny",
+        training=settings.training,
+        num_workers=1,
+        start=None,
+        source_digest="",
+        population=None,
+        experiment="vesalius",
+        run_id=lambda number, seed: f"study-{number:04d}",
+    )
+    monkeypatch.setattr(trials, "base_of", lambda spec: settings)
+    monkeypatch.setattr(trials, "override", lambda base, values: base)
+    monkeypatch.setattr(trials, "start_run", server.start_run)
+    told: Any = spec
+    return TrialTrainer(home).start(told, 3, {})
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracked, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(trials, "PATIENCE_SECONDS", 1.0)
+
+
+def test_a_trial_begins_once_its_server_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = _Server(away=3)
+    with caplog.at_level(logging.WARNING):
+        assert _start(tmp_path, server, monkeypatch) == "study-0003"
+    assert server.asked == 4
+    assert [record.getMessage() for record in caplog.records] == ["no tracking server answers; waiting for it"]
+
+
+def test_a_server_that_stays_away_ends_the_study_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UnansweredError, match=r"waited 1 s for it; nothing is lost: go on with `vesalius tune --resume"
+    ):
+        _start(tmp_path, _Server(away=10_000), monkeypatch)
+
+
+def test_what_is_wrong_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = _Server(away=10_000, error=RunError)
+    with pytest.raises(RunError):
+        _start(tmp_path, server, monkeypatch)
+    assert server.asked == 1
+
+
+def test_a_trial_that_has_begun_goes_on_without_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> None:
+        raise UnansweredError("no tracking server answers")
+
+    monkeypatch.setattr(tracking, "resume_run", away)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    spec = RunSpec(
+        run_id="run",
+        method="vq_vae",
+        settings={},
+        store="/store",
+        cohort_digest="0",
+        created="2026-01-01T00:00:00Z",
+        mlflow_tracking_uri="http://127.0.0.1:1",
+        mlflow_run_id="0",
+    )
+    run = create_run(tmp_path, spec)
+    with pytest.raises(UnansweredError):
+        resume_tracked(run)
+    resume_tracked(run, is_trial=True)
+    run.note_checkpoint()
+    resume_tracked(run)
