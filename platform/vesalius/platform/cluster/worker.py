@@ -26,6 +26,7 @@ def work(config: Mapping[str, Any]) -> None:
     import torch
 
     from vesalius.platform.training import Checkpoints, choose_device, collective, train
+    from vesalius.platform.training.devices import workers_here
 
     run = RunFolder(Path(config["run"]))
     if (run.path / "failure.json").is_file():
@@ -41,7 +42,7 @@ def work(config: Mapping[str, Any]) -> None:
         device = ray.train.torch.get_device()
     else:
         device = torch.device("cpu")
-    threads = spec.training.threads or max(1, available_cores() // max(1, spec.num_workers))
+    threads = spec.training.threads or max(1, available_cores() // workers_here(ranks, device))
     torch.set_num_threads(threads)
     if on_ray and ranks.rank == 0:
         note_reserved(run)
