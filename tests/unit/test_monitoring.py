@@ -117,7 +117,7 @@ def test_every_group_of_workers_but_the_first_is_a_restart(heard: dict[str, _Ins
 
     run = _run(tmp_path)
     for lost in ("", "a node", "a worker"):
-        run.note_group(2, lost)
+        run.note_group(2, 0, lost)
         RunMeter(run, run.spec, 0).begin()
     assert [value for value, _ in heard["vesalius_training_restarts"].heard] == [0, 1, 2]
 

@@ -33,7 +33,7 @@ def _run(home: Path, store: CohortStore, num_workers: int, **training: Any) -> R
 
 
 def _work(run: RunFolder) -> None:
-    worker.work({"run": str(run.path), "method": Steady, "attempt": run.begin_attempt(), "tuned": False})
+    worker.work({"run": str(run.path), "method": Steady, "attempt": run.begin_attempt(), "tuned": False, "lost": ""})
 
 
 @pytest.mark.parametrize(("threads", "taken"), [(None, 8), (3, 3)])
