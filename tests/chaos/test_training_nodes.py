@@ -130,24 +130,29 @@ def test_a_worker_out_of_memory_costs_one_group(
 def test_a_busy_cluster_is_waited_for(
     toy_store: CohortStore, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from vesalius.platform.cluster import session
+
     # Ray Train gives up waiting for its workers after a minute: here after three seconds, to see it happen often.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
-    first = SteadyRun(tmp_path, "first", toy_store, num_workers=1)
-    second = SteadyRun(tmp_path, "second", toy_store, num_workers=1, max_failures=0)
-    try:
-        first.start()
-        first.wait(lambda: first.last)
-        second.start()
-        second.wait(lambda: "waiting for 1 cores that others use" in second.log)
-        assert first.folder.state == "training"
-        assert first.ends() == 0, first.log[-3000:]
-        assert second.ends() == 0, second.log[-3000:]
-    finally:
-        first.end()
-        second.end()
-    assert second.folder.state == "finished"
-    assert [group.num_workers for group in second.folder.groups] == [1], "a group that did not begin is none"
-    assert second.log.count("that others use") == 1
+    run = SteadyRun(tmp_path, "run", toy_store, num_workers=1, max_failures=0, settings={"epochs": 40})
+    with session():
+        others = placement_group([{"CPU": 1}])
+        assert others.wait(60)
+        try:
+            run.start()
+            run.wait(lambda: "waiting for 1 cores that others use" in run.log)
+            tries = len(list((run.folder.path / "ray").iterdir()))
+            run.wait(lambda: len(list((run.folder.path / "ray").iterdir())) >= tries + 2)
+            assert run.folder.groups == [], "a group that did not begin is none"
+            remove_placement_group(others)
+            assert run.ends() == 0, run.log[-3000:]
+        finally:
+            run.end()
+    assert run.folder.state == "finished"
+    assert [group.num_workers for group in run.folder.groups] == [1]
+    assert run.log.count("that others use") == 1, "it is said once"
 
 
 class Partition:

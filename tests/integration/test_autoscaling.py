@@ -42,7 +42,7 @@ def growing() -> Iterator[None]:
                     "max_workers": 2,
                 }
             },
-            idle_timeout_minutes=0.1,
+            idle_timeout_minutes=0.5,
             autoscaler_v2=True,
         )
         machine.start()
@@ -71,7 +71,7 @@ def _run(home: Path, name: str, store: CohortStore, num_workers: int) -> tuple[R
 def _wait_for_cores(number: int) -> None:
     import ray
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while (there := ray.cluster_resources().get("CPU", 0)) != number:
         assert time.monotonic() < deadline, f"the cluster has {there} cores, not {number}"
         time.sleep(1)

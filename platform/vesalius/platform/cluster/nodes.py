@@ -121,7 +121,7 @@ def _place_in_queue(bundle: dict[str, float], num_workers: int) -> Iterator[Any]
 def _is_made(place: Any) -> bool:
     from ray.util.placement_group import placement_group_table
 
-    return bool(placement_group_table(place)["state"] == "CREATED")
+    return bool(placement_group_table(place).get("state") == "CREATED")
 
 
 class RoomWatch:
