@@ -137,6 +137,10 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy_store: CohortStore,
     kept = _weights(broken)
     for name, value in _weights(whole).items():
         assert torch.equal(value, kept[name]), f"{name} differs after a worker was lost"
+    groups = broken.groups
+    assert [group.num_workers for group in groups] == [2, 2], "the worker was killed when there was nothing left to do"
+    assert groups[1].lost
+    assert groups[1].step > 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

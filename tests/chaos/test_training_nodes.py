@@ -127,6 +127,34 @@ def test_a_worker_out_of_memory_costs_one_group(
     assert groups[1].step > 0
 
 
+def test_a_busy_cluster_is_waited_for(
+    toy_store: CohortStore, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from vesalius.platform.cluster import session
+
+    # Ray Train gives up waiting for its workers after a minute: here after three seconds, to see it happen often.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
+    run = SteadyRun(tmp_path, "run", toy_store, num_workers=1, max_failures=0, settings={"epochs": 40})
+    with session():
+        others = placement_group([{"CPU": 1}])
+        assert others.wait(60)
+        try:
+            run.start()
+            run.wait(lambda: "waiting for 1 cores that others use" in run.log)
+            tries = len(list((run.folder.path / "ray").iterdir()))
+            run.wait(lambda: len(list((run.folder.path / "ray").iterdir())) >= tries + 2)
+            assert run.folder.groups == [], "a group that did not begin is none"
+            remove_placement_group(others)
+            assert run.ends() == 0, run.log[-3000:]
+        finally:
+            run.end()
+    assert run.folder.state == "finished"
+    assert [group.num_workers for group in run.folder.groups] == [1]
+    assert run.log.count("that others use") == 1, "it is said once"
+
+
 class Partition:
     """A second node in a network of its own, and the cable between them."""
 
@@ -240,18 +268,26 @@ def test_thirty_seconds_without_a_network(
     whole.start()
     assert whole.ends() == 0
     partition.start(**patience, RAY_health_check_timeout_ms="3000") if patience else partition.start()
-    run = SteadyRun(tmp_path, "run", toy_store, wait_for_nodes_seconds=60)
+    beats = tmp_path / "beats"
+    run = SteadyRun(tmp_path, "run", toy_store, wait_for_nodes_seconds=60, settings={"beats": str(beats)})
     try:
         run.start(GLOO_SOCKET_IFNAME="lo")
         run.wait(lambda: run.last)
         partition.cut()
+        cut = time.time()
         time.sleep(30)
         partition.mend()
+        mended = time.time()
         assert run.ends() == 0, run.log[-3000:]
     finally:
         run.end()
     assert run.folder.state == "finished"
-    if groups is not None:
+    taken = [float(line.split()[0]) for line in beats.read_text().splitlines()]
+    assert [at for at in taken if at > mended], "the network was away while there were steps to take"
+    if groups is None:
+        during = [at for at in taken if cut + 5 < at < mended]
+        assert not during, f"{len(during)} steps were taken by workers that cannot have known of each other"
+    else:
         assert len(run.folder.groups) >= groups, "a node that was given up is gone on without"
     kept = run.weights
     for name, value in whole.weights.items():

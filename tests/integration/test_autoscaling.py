@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,7 +41,7 @@ def growing() -> Iterator[None]:
                     "max_workers": 2,
                 }
             },
-            idle_timeout_minutes=10,
+            idle_timeout_minutes=0.5,
             autoscaler_v2=True,
         )
         machine.start()
@@ -66,9 +67,41 @@ def _run(home: Path, name: str, store: CohortStore, num_workers: int) -> tuple[R
     return create_run(home, spec), kind
 
 
-def test_training_waits_for_the_node_that_it_asks_for(toy_store: CohortStore, tmp_path: Path, growing: None) -> None:
+def _wait_for_cores(number: int) -> None:
+    import ray
+
+    deadline = time.monotonic() + 180
+    while (there := ray.cluster_resources().get("CPU", 0)) != number:
+        assert time.monotonic() < deadline, f"the cluster has {there} cores, not {number}"
+        time.sleep(1)
+
+
+def test_training_waits_for_the_node_that_it_asks_for_and_lets_it_go(
+    toy_store: CohortStore, tmp_path: Path, growing: None
+) -> None:
     run, kind = _run(tmp_path, "grown", toy_store, 1)
-    assert cluster.train(run, kind).state == "finished"
+    with cluster.session():
+        assert cluster.train(run, kind).state == "finished"
+        _wait_for_cores(0)
+
+
+def test_a_wish_for_nodes_ends_with_the_wait(toy_store: CohortStore, tmp_path: Path, growing: None) -> None:
+    from vesalius.platform.cluster.nodes import await_nodes
+
+    run, _ = _run(tmp_path, "waiting", toy_store, 2)
+    with cluster.session():
+        assert await_nodes(run, {"CPU": 1.0, "GPU": 0.0}, again=False) == 2
+        _wait_for_cores(0)
+
+
+def _square(value: int) -> int:
+    return value * value
+
+
+def test_tasks_wait_for_the_nodes_that_they_need(growing: None) -> None:
+    with cluster.session():
+        _wait_for_cores(0)
+        assert dict(cluster.map_tasks(_square, range(4), num_workers=1)) == {value: value**2 for value in range(4)}
 
 
 def test_more_than_may_be_added_is_refused(toy_store: CohortStore, tmp_path: Path, growing: None) -> None:

@@ -241,7 +241,7 @@ def test_out_of_memory_is_said_and_not_rays_advice(
 
 
 def test_more_workers_than_cores_is_one_sentence(toy_store: CohortStore, tmp_path: Path, ray_session: None) -> None:
-    run = _run(tmp_path, "many", "healthy_atlas", toy_store, 64, wait_for_nodes_seconds=1)
+    run = _run(tmp_path, "many", "healthy_atlas", toy_store, 64)
     with pytest.raises(RunError, match="64 workers need 64 cores"):
         cluster.train(run, lookup(METHODS, "healthy_atlas", "method"))
 

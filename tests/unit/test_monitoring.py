@@ -118,7 +118,7 @@ def test_a_restart_is_a_loss_and_neither_a_return_nor_a_resume(heard: dict[str, 
 
     run = _run(tmp_path)
     for lost in ("", "a node", NODES_ARE_BACK, "", "a worker"):
-        run.note_group(2, lost)
+        run.note_group(2, 0, lost)
         RunMeter(run, run.spec, 0).begin()
     assert [value for value, _ in heard["vesalius_training_restarts"].heard] == [0, 1, 1, 1, 2]
 

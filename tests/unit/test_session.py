@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import pytest
 
 from vesalius.platform import cluster
 from vesalius.platform.errors import RunError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_cluster_that_does_not_answer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +39,85 @@ def test_a_runtime_that_does_not_come_up_is_a_sentence(monkeypatch: pytest.Monke
     wanted = r"Ray did not start on this machine \(The current node timed out during startup\): nothing was begun"
     with pytest.raises(RunError, match=wanted), cluster.session():
         pass
+
+
+_OF_OTHER_VERSIONS = RuntimeError(
+    "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.9.1\n"
+    "This process on node 10.0.0.1:6379 was started with:\n    Ray: 2.60.0\n    Python: 3.11.2\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            _OF_OTHER_VERSIONS,
+            "has Ray 2.9.0 on Python 3.9.1, and this process has Ray 2.60.0 on Python 3.11.2: install",
+        ),
+        ("token", "lets nobody in without its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"),
+        (
+            RuntimeError("Python minor versions differ: 3.9\nand more"),
+            r"cannot be joined \(Python minor .* 3.9\): check",
+        ),
+    ],
+)
+def test_a_cluster_that_refuses_is_a_sentence(
+    error: Exception | str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import AuthenticationError
+
+    def init(**options: object) -> None:
+        raise AuthenticationError("Token authentication is enabled") if isinstance(error, str) else error
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(RunError, match=f"the Ray cluster at RAY_ADDRESS=10.0.0.1:6379 {words}"), cluster.session():
+        pass
+
+
+def test_a_runtime_of_our_own_is_none_that_others_may_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: bool(held))
+    monkeypatch.setattr("ray.init", lambda **_: held.append(True))
+    monkeypatch.setattr("ray.shutdown", held.clear)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with cluster.session():
+        assert not cluster.joins_another()
+        with cluster.session():
+            assert not cluster.joins_another()
+        assert not cluster.joins_another()
+    held.append(True)
+    with cluster.session():
+        assert cluster.joins_another(), "a runtime that somebody else began in this process"
+    held.clear()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with cluster.session():
+        assert cluster.joins_another()
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({}, 64),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu.max": "400000 100000\n"}, 4),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "300000\n"}, 64),
+    ],
+)
+def test_a_containers_share_of_time_bounds_its_cores(
+    files: dict[str, str], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cluster.available_cores(tmp_path) == most
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own

@@ -151,7 +151,7 @@ class Group(Settings):
     Attributes:
         num_workers: of it.
         began: UTC, ISO 8601.
-        step: that it began at, over all stages.
+        step: that it went on from, over all stages.
         lost: what ended the group before it; empty for a driver's first one.
     """
 
@@ -260,9 +260,9 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
-    def regrouping(self) -> Path:
+    def end_request(self) -> Path:
         """File whose presence asks the workers to end at their next checkpoint, for more of them to go on."""
-        return self.path / "regrouping"
+        return self.path / "end-request"
 
     def begin_attempt(self) -> str:
         """Write who trains the run from now on and return it; workers that an earlier driver left behind then stop."""
@@ -287,10 +287,10 @@ class RunFolder:
             return []
         return [Group.model_validate_json(line) for line in lines]
 
-    def note_group(self, num_workers: int, lost: str) -> None:
-        """Note that a group begins to train, and what ended the one before it."""
+    def note_group(self, num_workers: int, step: int, lost: str) -> None:
+        """Note that a group begins to train, from what step on, and what ended the one before it."""
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        group = Group(num_workers=num_workers, began=began, step=self.progress.overall, lost=lost)
+        group = Group(num_workers=num_workers, began=began, step=step, lost=lost)
         lines = [one.model_dump_json() for one in [*self.groups, group]]
         self._write("groups.jsonl", "\n".join(lines) + "\n")
 

@@ -6,16 +6,15 @@ third time with the cluster to itself, as in :mod:`vesalius.platform.cluster.tas
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from vesalius.platform.cluster.queueing import Queue, Starvation, is_lost, named, outcome_of
 from vesalius.platform.cluster.session import session
-from vesalius.platform.cluster.tasks import _check_starved, _is_lost, _named, _outcome, _Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
-    from vesalius.platform.cluster.tasks import _Trial
+    from vesalius.platform.cluster.queueing import Trial
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +39,8 @@ def map_held(
         num_gpus: of each actor.
 
     Raises:
-        WorkerLostError: the cluster has had no core left for a minute. As an outcome: an item's worker died each time.
+        WorkerLostError: the cluster has had no core for a minute and adds none. As an outcome: an item's worker died
+            each time.
     """
     if num_workers == 0:
         yield from _in_turn(make, items)
@@ -67,9 +67,9 @@ def _on_actors(
         import ray
 
         # As wide as the actors, whatever the cluster has: further jobs could only wait in their queues.
-        queue = _Queue(items, num_workers, num_workers)
+        queue = Queue(items, num_workers, num_workers)
         pool = _Pool(make, num_workers, num_gpus)
-        moved = time.monotonic()
+        starvation = Starvation()
         try:
             while True:
                 while (trial := queue.take(len(pool.flying))) is not None:
@@ -77,14 +77,14 @@ def _on_actors(
                 if not pool.flying:
                     return
                 ready, _ = ray.wait(list(pool.flying), num_returns=1, timeout=5)
-                if not ready and ray.cluster_resources().get("CPU", 0) < 1:
-                    _check_starved(moved)
+                if not ready:
+                    starvation.check()
                     continue
-                moved = time.monotonic()
+                starvation.over()
                 for reference in ready:
                     trial, outcome = pool.take_back(reference)
                     if not queue.takes_back(trial, outcome):
-                        yield trial.item, _named(trial, outcome)
+                        yield trial.item, named(trial, outcome)
         finally:
             pool.end()
 
@@ -109,24 +109,24 @@ class _Pool(Generic[Item]):
     def __init__(self, make: Callable[[], Callable[[Item], Any]], num_workers: int, num_gpus: float) -> None:
         import ray
 
-        self.flying: dict[Any, tuple[_Trial[Item], Any]] = {}
+        self.flying: dict[Any, tuple[Trial[Item], Any]] = {}
         held = ray.put(make)
         kind: Any = ray.remote(_Held)
         options = {"num_cpus": 1, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
         self._begin: Callable[[], Any] = lambda: kind.options(scheduling_strategy="SPREAD", **options).remote(held)
         self._actors: list[Any] = [self._begin() for _ in range(num_workers)]
 
-    def give(self, trial: _Trial[Item]) -> None:
+    def give(self, trial: Trial[Item]) -> None:
         """Hand a job to the actor that has least to do."""
         busy = [holder for _, holder in self.flying.values()]
         actor = min(self._actors, key=lambda one: sum(one is holder for holder in busy))
         self.flying[actor.do.remote(trial.item)] = (trial, actor)
 
-    def take_back(self, reference: Any) -> tuple[_Trial[Item], Any]:
+    def take_back(self, reference: Any) -> tuple[Trial[Item], Any]:
         """Return a job that is done, or whose actor is; another takes a dead one's place."""
         trial, actor = self.flying.pop(reference)
-        outcome = _outcome(reference)
-        if _is_lost(outcome) and not isinstance(outcome, MemoryError):
+        outcome = outcome_of(reference)
+        if is_lost(outcome) and not isinstance(outcome, MemoryError):
             # All that it had been handed is lost with it, and it is replaced once.
             self._actors = [self._begin() if one is actor else one for one in self._actors]
         return trial, outcome

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import sys
+import threading
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import RunError
@@ -28,14 +31,42 @@ _UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_event_stats": "0"}
 """Nothing reads the metrics of a runtime that ends with us; collecting them takes a hundredth of a core all along."""
 
 
-def available_cores() -> int:
-    """Return how many cores this process may use: fewer than the machine has where a scheduler or taskset says so."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+_own = threading.Event()
+"""Set while a runtime lives that :func:`session` began on this machine: there is one a process."""
+
+
+def available_cores(cgroup: Path = _CGROUP) -> int:
+    """Return how many cores this process may use.
+
+    They are fewer than the machine has where a scheduler or taskset says so, or where its container's share of time is
+    less. A part of a core counts only where there is no whole one.
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    for quota in (
+        _quota(cgroup / "cpu.max"),
+        _quota(cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us"),
+    ):
+        if quota is not None:
+            cores = min(cores, max(1, int(quota)))
+    return cores
+
+
+def _quota(*files: Path) -> float | None:
+    """Return the cores whose time a control group may take, which one file or two say, or None without a limit."""
+    try:
+        share, period = " ".join(path.read_text() for path in files).split()
+        return int(share) / int(period) if int(share) > 0 else None
+    except (OSError, ValueError):  # no such file, or the word "max"
+        return None
 
 
 def joins_another() -> bool:
-    """Return whether :func:`session` holds a runtime that was there before: one of this process, or a cluster."""
+    """Return whether :func:`session` holds a runtime that it did not begin: one of this process, or a cluster."""
+    if _own.is_set():
+        return False
     ray = sys.modules.get("ray")  # who has not imported it has not begun one
     return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
 
@@ -59,7 +90,8 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         num_cpus: cores of a local runtime; all that this process may use where None.
 
     Raises:
-        RunError: nothing answers at ``RAY_ADDRESS``, or a local runtime does not come up.
+        RunError: nothing answers at ``RAY_ADDRESS``, or what does lets this process not in, or a local runtime does not
+            come up.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -78,6 +110,8 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
                     f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, or "
                     "unset RAY_ADDRESS to compute on this machine"
                 ) from None
+            except Exception as error:  # of other versions, without its token, and whatever else Ray says no to
+                raise RunError(_refusal(os.environ["RAY_ADDRESS"], error)) from error
         else:
             _let_no_one_else_in()
             for name, value in _UNWATCHED.items():
@@ -92,12 +126,40 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
                     dashboard_host="127.0.0.1",
                 )
             except Exception as error:  # of no class of its own where its processes take too long
-                said = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
                 raise RunError(
-                    f"Ray did not start on this machine ({said}): nothing was begun; give the same command again when "
-                    "the machine has memory and time for it"
+                    f"Ray did not start on this machine ({_first_sentence(error)}): nothing was begun; give the same "
+                    "command again when the machine has memory and time for it"
                 ) from error
+            _own.set()
     try:
         yield
     finally:
+        _own.clear()
         ray.shutdown()
+
+
+def _refusal(address: str, error: Exception) -> str:
+    """Return what is wrong where a cluster answers and is not joined."""
+    from ray.exceptions import AuthenticationError
+
+    cluster = f"the Ray cluster at RAY_ADDRESS={address}"
+    if isinstance(error, AuthenticationError):
+        return (
+            f"{cluster} lets nobody in without its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file "
+            "that holds it"
+        )
+    versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))  # the cluster's, and then this process's
+    if len(versions) == 2:
+        (ray_there, python_there), (ray_here, python_here) = versions
+        return (
+            f"{cluster} has Ray {ray_there} on Python {python_there}, and this process has Ray {ray_here} on Python "
+            f"{python_here}: install the cluster's versions here, or unset RAY_ADDRESS to compute on this machine"
+        )
+    return (
+        f"{cluster} cannot be joined ({_first_sentence(error)}): check that it runs as it should, or unset RAY_ADDRESS "
+        "to compute on this machine"
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")

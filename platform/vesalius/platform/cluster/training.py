@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
+import logging
 import signal
 import threading
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vesalius.platform import errors
 from vesalius.platform.cluster.capacity import capacity
-from vesalius.platform.cluster.nodes import Regrouping, await_nodes
+from vesalius.platform.cluster.nodes import RoomWatch, await_nodes, resource_of
 from vesalius.platform.cluster.reserved import free_reserved
 from vesalius.platform.cluster.session import session
 from vesalius.platform.cluster.worker import check_store, work
-from vesalius.platform.errors import RunError, VesaliusError
+from vesalius.platform.errors import RunError, UnreachableError, VesaliusError
 from vesalius.platform.progress import silent
 from vesalius.platform.runs import NODES_ARE_BACK
 from vesalius.platform.store.lock import exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vesalius.platform.contracts import Method
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunFolder
+
+_LOG = logging.getLogger(__name__)
 
 
 def train(
@@ -60,19 +62,18 @@ def train(
 def _train(
     run: RunFolder, method_type: type[Method], progress: Progress, watch_every_seconds: float, *, tuned: bool
 ) -> RunFolder:
-    failure = run.path / "failure.json"
     check_store(run.spec)
     attempt = run.begin_attempt()
-    failure.unlink(missing_ok=True)  # after the attempt has begun: a worker left behind writes none from now on
+    _failure(run).unlink(missing_ok=True)  # after the attempt has begun: a worker left behind writes none from now on
     run.set_state("training")
     try:
         with _watching(run, progress, watch_every_seconds):
             if run.spec.num_workers == 0:
-                work({"run": str(run.path), "method": method_type, "attempt": attempt, "tuned": tuned})
+                work({"run": str(run.path), "method": method_type, "attempt": attempt, "tuned": tuned, "lost": ""})
             else:
                 _train_on_ray(run, method_type, attempt, tuned=tuned)
-        if failure.is_file():
-            raise _failure(failure)
+        if (word := _word(run)) is not None:
+            raise word
     except BaseException as error:  # an interrupt too is written into the run's state
         with contextlib.suppress(VesaliusError, OSError):  # the error on its way says more than a disk that is full
             run.set_state("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -85,7 +86,8 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
     """Train on Ray Train workers, in as many groups one after the other as it takes.
 
     A group that loses a worker ends, and the next one goes on from the last checkpoint. Ray Train could do that itself,
-    but for as many workers as before only: it would wait for ever for a node that is gone for good.
+    but for as many workers as before only: it would wait for ever for a node that is gone for good. A group that did
+    not get its workers in time has lost nothing: others are at work there, and it tries again until it has them.
     """
     spec = run.spec
     with session():
@@ -99,25 +101,33 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
         bundle: dict[str, float] = {"CPU": 1, "GPU": int(use_gpu)}
         checkpoints = Checkpoints(run.checkpoints)
         failures, lost, stood = 0, "", checkpoints.last()
-        for group in itertools.count():
-            num_workers = await_nodes(run, bundle, after_loss=failures > 0)
-            run.note_group(num_workers, lost)
-            if group:
-                attempt = run.begin_attempt()  # a worker of the last group that was out of reach may still be at work
+        has_begun = has_said = False
+        while True:
+            num_workers = await_nodes(run, bundle, again=has_begun)
             name = f"{run.run_id}-{attempt}"
-            with Regrouping(run, bundle, num_workers) as regrouping:
-                error = _fit(run, method_type, attempt, name, bundle, num_workers, tuned=tuned)
-                if error is None:
-                    return
-                if regrouping.is_asked_for:
-                    lost = NODES_ARE_BACK
-                else:
-                    last = checkpoints.last()
-                    failures = failures + 1 if last == stood else 1
-                    lost, stood = _said(error), last
+            config = {"run": str(run.path), "method": method_type, "attempt": attempt, "tuned": False, "lost": lost}
+            with RoomWatch(run, bundle, num_workers) as watch:
+                error = _fit(config, name, bundle, num_workers, tuned=tuned)
+            if error is None:
+                return
             # A worker's own word, where it left one, says more than the controller's.
-            if (run.path / "failure.json").is_file():
-                raise _failure(run.path / "failure.json") from None
+            word = _word(run)
+            if word is not None and not isinstance(word, UnreachableError):
+                raise word from None
+            attempt = run.begin_attempt()  # a worker of this group that was out of reach may still be at work
+            _failure(run).unlink(missing_ok=True)
+            if _waits_for_others(error):
+                if not has_said:
+                    has_said = True
+                    _LOG.warning("waiting for %d %s that others use", num_workers, resource_of(bundle))
+                continue
+            has_begun, has_said = True, False
+            if watch.has_asked:
+                lost = NODES_ARE_BACK
+            else:
+                last = checkpoints.last()
+                failures = failures + 1 if last == stood else 1
+                lost, stood = str(word) if word is not None else _said(error), last
             if failures > spec.training.max_failures:
                 raise RunError(
                     f"training of '{run.run_id}' failed on the cluster: {lost}; "
@@ -127,14 +137,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
 
 
 def _fit(
-    run: RunFolder,
-    method_type: type[Method],
-    attempt: str,
-    name: str,
-    bundle: dict[str, float],
-    num_workers: int,
-    *,
-    tuned: bool,
+    config: dict[str, Any], name: str, bundle: dict[str, float], num_workers: int, *, tuned: bool
 ) -> Exception | None:
     """Train with one group of workers; return what ended it before its time, or None."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -145,12 +148,12 @@ def _fit(
     use_gpu = bundle["GPU"] > 0
     trainer = TorchTrainer(
         work,
-        train_loop_config={"run": str(run.path), "method": method_type, "attempt": attempt, "tuned": False},
+        train_loop_config=config,
         torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=bundle),
         run_config=RunConfig(
             name=name,
-            storage_path=str(run.path / "ray"),
+            storage_path=str(Path(config["run"]) / "ray"),
             # One try to get its workers: where a node has died meanwhile, how many there are is asked again.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             callbacks=_callbacks(tuned=tuned),
@@ -188,6 +191,13 @@ def _own_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+def _waits_for_others(error: Exception) -> bool:
+    """Say whether a group ended because it did not get its workers in time."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # it has no public name
+
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+
+
 def _said(error: Exception) -> str:
     """Return one line of what Ray says of a failure: the last, but of memory the last is advice on Ray's settings."""
     text = str(error).strip() or type(error).__name__
@@ -199,8 +209,16 @@ def _said(error: Exception) -> str:
     return text.splitlines()[-1][:300]
 
 
-def _failure(path: Path) -> VesaliusError:
-    value = json.loads(path.read_text())
+def _failure(run: RunFolder) -> Path:
+    return run.path / "failure.json"
+
+
+def _word(run: RunFolder) -> VesaliusError | None:
+    """Return why a worker of a run says it failed, or None where none has said so."""
+    try:
+        value = json.loads(_failure(run).read_text())
+    except FileNotFoundError:
+        return None
     kind = getattr(errors, value["kind"], VesaliusError)
     error: VesaliusError = kind(value["message"])
     return error

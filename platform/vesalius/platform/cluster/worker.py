@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from vesalius.platform.cluster.measuring import RunMeter
 from vesalius.platform.cluster.reserved import note_reserved
 from vesalius.platform.cluster.session import available_cores
-from vesalius.platform.errors import RunError, VesaliusError
+from vesalius.platform.errors import RunError, UnreachableError, VesaliusError
 from vesalius.platform.runs import Progressed, RunFolder, RunSpec, find_run
 from vesalius.platform.tracking import is_tracking_off
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vesalius.platform.contracts import Collective
     from vesalius.platform.store import CohortStore
 
 
@@ -26,6 +27,7 @@ def work(config: Mapping[str, Any]) -> None:
     import torch
 
     from vesalius.platform.training import Checkpoints, choose_device, collective, train
+    from vesalius.platform.training.devices import workers_here
 
     run = RunFolder(Path(config["run"]))
     if (run.path / "failure.json").is_file():
@@ -41,15 +43,14 @@ def work(config: Mapping[str, Any]) -> None:
         device = ray.train.torch.get_device()
     else:
         device = torch.device("cpu")
-    threads = spec.training.threads or max(1, available_cores() // max(1, spec.num_workers))
+    threads = spec.training.threads or max(1, available_cores() // workers_here(ranks, device))
     torch.set_num_threads(threads)
     if on_ray and ranks.rank == 0:
         note_reserved(run)
     meter = RunMeter(run, spec, ranks.rank)
     watcher: _Recorder | None = None
     try:
-        meter.begin()
-        watcher = _Recorder(run, spec, ranks.rank, config["attempt"], meter, on_ray=on_ray, tuned=config["tuned"])
+        watcher = _Recorder(run, spec, ranks, meter, config, on_ray=on_ray)
         store = check_store(spec)
         if run.has_checkpointed and Checkpoints(run.checkpoints).last() is None:
             raise RunError(
@@ -86,9 +87,11 @@ def work(config: Mapping[str, Any]) -> None:
         if result.paused is not None and ranks.rank == 0:
             run.set_paused(result.paused)
     except VesaliusError as error:
-        meter.failed(error)
         if not on_ray:
+            meter.failed(error)
             raise
+        if not isinstance(error, UnreachableError):  # which is no end yet: the driver tries again
+            meter.failed(error)
         # A worker that an earlier driver left behind has no word in what another one does now.
         if run.attempt == config["attempt"]:
             _leave_word(run, ranks.rank, error)
@@ -124,7 +127,7 @@ def check_store(spec: RunSpec) -> CohortStore:
     return store
 
 
-class RegroupingError(Exception):
+class EndRequestedError(Exception):
     """Raised by a worker to end its group at a checkpoint: there is room for more of them again."""
 
 
@@ -135,23 +138,24 @@ class _Recorder:
         self,
         run: RunFolder,
         spec: RunSpec,
-        rank: int,
-        attempt: str,
+        ranks: Collective,
         meter: RunMeter,
+        config: Mapping[str, Any],
         *,
         on_ray: bool,
-        tuned: bool,
     ) -> None:
         self._run = run
         self._meter = meter
-        self._attempt = attempt
-        self._rank = rank
+        self._attempt = config["attempt"]
+        self._lost = config["lost"]
+        self._rank = ranks.rank
+        self._num_workers = ranks.world_size
         self._on_ray = on_ray
-        self._tuned = tuned
+        self._tuned = config["tuned"]
         self._total = 0
         self._written = 0.0
         self._logger: Any = None
-        if rank == 0 and spec.mlflow_run_id and spec.mlflow_tracking_uri and not is_tracking_off():
+        if self._rank == 0 and spec.mlflow_run_id and spec.mlflow_tracking_uri and not is_tracking_off():
             from vesalius.platform.tracking import RunLogger, training_journal, with_password
 
             self._logger = RunLogger(
@@ -160,6 +164,12 @@ class _Recorder:
                 system_metrics=True,
                 unsent=training_journal(run.path),
             )
+
+    def begun(self, overall: int, total: int) -> None:
+        if self._on_ray and self._rank == 0:
+            self._stop_if_taken_over()
+            self._run.note_group(self._num_workers, overall, self._lost)
+        self._meter.begin()
 
     def trained(self, stage: str, num_items: int) -> None:
         self._meter.trained(stage, num_items)
@@ -170,8 +180,7 @@ class _Recorder:
         self._total = total
         if self._rank == 0 and (now - self._written > 0.3 or overall == total):
             self._written = now
-            if self._run.attempt != self._attempt:
-                raise RunError(f"run '{self._run.run_id}' was taken over by another driver; this worker stops")
+            self._stop_if_taken_over()
             self._run.set_progress(
                 Progressed(stage=stage, step=step, num_steps=num_steps, overall=overall, total=total)
             )
@@ -197,8 +206,12 @@ class _Recorder:
     def saved(self, name: str, seconds: float) -> None:
         self._meter.saved(seconds)
         self._run.note_checkpoint()
-        if self._on_ray and self._run.regrouping.exists():
-            raise RegroupingError(f"run '{self._run.run_id}' goes on with more workers from checkpoint {name}")
+        if self._on_ray and self._run.end_request.exists():
+            raise EndRequestedError(f"run '{self._run.run_id}' goes on with more workers from checkpoint {name}")
+
+    def _stop_if_taken_over(self) -> None:
+        if self._run.attempt != self._attempt:
+            raise RunError(f"run '{self._run.run_id}' was taken over by another driver; this worker stops")
 
     def close(self) -> None:
         if self._logger is not None:

@@ -138,6 +138,7 @@ class _Run:
             is_shared = shared_from is not None and self._share(*shared_from)
             if start_from is not None and not is_shared:
                 self._take_over(*self._read(*start_from))
+        self.watcher.begun(self.plan.before(self.state.stage_index) + self.state.step, self.plan.total)
         while self._now < self.pause:
             self._train_stage(self.plan.stages[self.state.stage_index], last)
             last = None
@@ -314,15 +315,16 @@ class _Run:
                 "learnt": tuple(name for name, value in weights.items() if _fingerprint(value) != self._built[name]),
             }
         )
+        overall = before + num_steps
+        figures = {f"{stage.name}/seconds": seconds}
+        # Told before it is saved: a run that is broken off in between tells it again, and never comes back later.
+        self.watcher.metrics(overall, figures)
         self._save({})
         # What the stage's optimisers remember and its last gradients would lie on the device until the run ends.
         for optimizer in stage.optimizers.values():
             optimizer.state.clear()
         for parameter in self.method.parameters():
             parameter.grad = None
-        overall = before + num_steps
-        figures = {f"{stage.name}/seconds": seconds}
-        self.watcher.metrics(overall, figures)
         self.watcher.milestone(overall, figures)
 
     def _save(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:

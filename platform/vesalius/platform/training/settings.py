@@ -54,7 +54,7 @@ class TrainingSettings(Settings):
     prefetch: int = Field(2, ge=0, description="batches loaded ahead of the step that needs them")
     readers: int = Field(2, ge=0, description="threads that read volumes ahead of their use")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of one worker; none: the machine's cores shared out evenly"
+        None, ge=1, description="CPU threads of one worker; none: its machine's cores, shared by the workers there"
     )
     deterministic: bool = Field(
         False, description="refuse operations that are not deterministic (on CUDA; the CPU ones all are)"

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 class Watcher(Protocol):
     """Who is told how training goes. Called on every rank; rank 0's is the one that writes."""
 
+    def begun(self, overall: int, total: int) -> None:
+        """Training begins, or goes on, after ``overall`` of ``total`` steps over all stages."""
+        ...
+
     def trained(self, stage: str, num_items: int) -> None:
         """A step has used this rank's share of the global batch, so many items of the stage's view."""
         ...
@@ -34,6 +38,9 @@ class Watcher(Protocol):
 
 class Unwatched:
     """A watcher that looks away."""
+
+    def begun(self, overall: int, total: int) -> None:
+        """Do nothing."""
 
     def trained(self, stage: str, num_items: int) -> None:
         """Do nothing."""
