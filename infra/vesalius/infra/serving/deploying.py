@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from vesalius.platform.cluster.capacity import capacity, cores_by_node
 from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vesalius.infra.serving.settings import ServingSettings
 
@@ -75,6 +76,17 @@ def check_room(settings: ServingSettings) -> None:
         raise RunError(f"there is no room for {_asked(settings)} on {_amount(most)}: {_ADVICE}")
 
 
+def start(host: str, port: int) -> None:
+    """Start Ray Serve.
+
+    Raises:
+        RunError: its processes do not run in time.
+    """
+    options = {"host": host, "port": port, "keep_alive_timeout_s": 30}
+    with _in_time():
+        serve.start(http_options=options, logging_config={"log_level": "WARNING", "enable_access_log": False})
+
+
 def deploy(settings: ServingSettings, seconds: float) -> None:
     """Start the application and wait until its processes run.
 
@@ -83,7 +95,9 @@ def deploy(settings: ServingSettings, seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     target = serve.RunTarget(build(settings.model_dump(mode="json")), name=NAME, route_prefix="/")
-    serve.run_many([target], wait_for_applications_running=False)
+    with _in_time():
+        # Its own waiting for what there is no room for has no end.
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     while True:
         found = serve.status().applications.get(NAME)
         if found is not None and found.status == "RUNNING":
@@ -121,6 +135,18 @@ def take_down() -> None:
         serve.delete(NAME)
     else:
         serve.shutdown()
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        said = str(error).rstrip(".")
+        raise RunError(
+            f"the server did not come up: Ray Serve did not start in time ({said}): give the same command again when "
+            "the machine has time for it"
+        ) from None
 
 
 _ADVICE = "ask for less with --cpus, --gpus or --replicas"

@@ -95,8 +95,6 @@ def serving(
     own = cpus or max(1.0, cores // settings.replicas)
     # Ours is a runtime of one application: a core more is for what asks for a share of one.
     with _metrics_collected(), session(max(cores, math.ceil(settings.replicas * own)) + 1):
-        from ray import serve
-
         from vesalius.infra.serving import deploying
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -107,9 +105,8 @@ def serving(
         settings = settings.model_copy(update={"cpus": own})
         deploying.check_room(settings)
         progress(0, 3, "starting Ray Serve")
-        options = {"host": host, "port": port, "keep_alive_timeout_s": 30}
         try:
-            serve.start(http_options=options, logging_config={"log_level": "WARNING", "enable_access_log": False})
+            deploying.start(host, port)
             progress(1, 3, "starting the model's processes")
             deploying.deploy(settings, _START_SECONDS)
             progress(2, 3, "loading the model")
