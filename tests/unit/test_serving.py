@@ -15,111 +15,20 @@ import pytest
 from vesalius.infra.serving.archives import unpack
 from vesalius.infra.serving.jobs import Job, Pinned, Scored
 from vesalius.infra.serving.refusals import Refusal
-from vesalius.infra.serving.running import is_loopback, with_hosts
+from vesalius.infra.serving.running import with_hosts
 from vesalius.infra.serving.scratch import Scratch
-from vesalius.infra.serving.service import Service
 from vesalius.infra.serving.settings import TOKEN_VARIABLE, Limits, ServingSettings
 from vesalius.infra.serving.testing.hostile_archives import packed
 from vesalius.infra.serving.testing.hostile_volumes import good
+from vesalius.infra.serving.testing.in_process import BODY, ask, sentence, serve
 from vesalius.infra.serving.testing.server import AFFINE, head, make_model
 from vesalius.infra.serving.tokens import bears, expected_digest, token_digest
-from vesalius.infra.serving.web import create_app
-from vesalius.methods import METHODS
-from vesalius.platform.errors import DivergenceError, SettingError, VesaliusError
-from vesalius.platform.models import load_model
-from vesalius.platform.scoring import score_volumes
+from vesalius.platform.errors import DivergenceError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
-BODY = good(head(0), AFFINE)
-
-
-class Reply:
-    """What a Serve handle returns: it is awaited, or cancelled."""
-
-    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
-        self._task = asyncio.ensure_future(work)
-        self.cancelled = False
-
-    def __await__(self) -> Any:
-        return self._task.__await__()
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        self._task.cancel()
-
-
-class Call:
-    def __init__(self, work: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        self._work = work
-
-    def remote(self, *arguments: Any) -> Reply:
-        return Reply(self._work(*arguments))
-
-
-class FakeScorer:
-    """Scores by the model itself; ``acts`` say what happens instead, one a call."""
-
-    def __init__(self, model: Path, acts: Sequence[Any] = ()) -> None:
-        self._method, _ = load_model(model, METHODS)
-        self._acts = list(acts)
-        self.calls: list[bool] = []
-        self.load, self.score = Call(self._load), Call(self._score)
-
-    async def _load(self, pinned: Any) -> VesaliusError | None:
-        return None
-
-    async def _score(self, job: Job, alone: bool) -> Scored:
-        self.calls.append(alone)
-        act = self._acts.pop(0) if self._acts else None
-        if isinstance(act, float):
-            await asyncio.sleep(act)
-        elif isinstance(act, Scored):
-            return act
-        elif act is not None:
-            raise act
-        scores, seconds = score_volumes(self._method, [job.volume()])
-        return Scored(map=scores[0].map.numpy(), image_score=scores[0].image_score, seconds=seconds)
-
-
-async def ask(
-    app: Any, path: str, body: bytes = b"", /, *, method: str = "POST", pieces: Sequence[Any] = (), **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    """Send a request to an ASGI application; ``pieces`` are messages, or seconds to wait, in the body's place."""
-    named = {"host": "127.0.0.1:8000", "content-type": "application/octet-stream", **headers}
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": path.partition("?")[0],
-        "raw_path": path.encode(),
-        "query_string": path.partition("?")[2].encode(),
-        "headers": [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in named.items()],
-        "http_version": "1.1",
-        "scheme": "http",
-        "server": ("127.0.0.1", 8000),
-        "client": ("127.0.0.1", 1),
-    }
-    left = list(pieces) or [{"type": "http.request", "body": body, "more_body": False}]
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        while left:
-            piece = left.pop(0)
-            if not isinstance(piece, float):
-                return piece
-            await asyncio.sleep(piece)
-        await asyncio.sleep(3600)
-        raise AssertionError("nothing more comes")
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    start = sent[0]
-    content = b"".join(message.get("body", b"") for message in sent[1:])
-    return start["status"], {name.decode(): value.decode() for name, value in start["headers"]}, content
+    from vesalius.infra.serving.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -132,40 +41,6 @@ def _own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-
-def serve(
-    model: Path,
-    talk: Callable[[Any, Service], Coroutine[Any, Any, Any]],
-    *acts: Any,
-    token: str | None = None,
-    limits: Limits | None = None,
-    **settings: Any,
-) -> FakeScorer:
-    """Run a talk with a server in an event loop of its own; afterwards nothing of it is left on the disk."""
-
-    async def run() -> FakeScorer:
-        scorer = FakeScorer(model, acts)
-        told = ServingSettings(
-            model=str(model), without_token=token is None, token_sha256=token, limits=limits or Limits(), **settings
-        )
-        service = Service(told, scorer)
-        try:
-            await service.follower.look()
-            await talk(create_app(service, token), service)
-            assert list((service.scratch.path / "uploads").iterdir()) == []
-        finally:
-            await service.close()
-        assert not service.scratch.path.exists()
-        return scorer
-
-    return asyncio.run(run())
-
-
-def sentence(content: bytes) -> str:
-    document = json.loads(content)
-    assert set(document) == {"error"}
-    return str(document["error"])
 
 
 def test_a_volume_is_scored(model: Path) -> None:
@@ -271,6 +146,9 @@ def test_tokens_names_and_origins_are_checked(model: Path) -> None:
         assert (await ask(app, "/v1/score", BODY, origin="http://127.0.0.1:8000", **bearing))[0] == 200
         assert (await ask(app, "/v1/model", method="GET", host="evil.example", **bearing))[0] == 421
         assert (await ask(app, "/v1/model", method="GET", host="LocalHost:1", **bearing))[0] == 200
+        assert (await ask(app, "/", method="GET", host="evil.example"))[0] == 421
+        for path in ("/healthz", "/readyz"):  # a load balancer asks by an address
+            assert (await ask(app, path, method="GET", host="10.0.0.7:8000"))[0] == 200
 
     serve(model, talk, token=hashlib.sha256(token.encode()).hexdigest(), hosts=("localhost", "127.0.0.1"))
 
@@ -340,7 +218,6 @@ def test_what_others_can_reach_asks_for_a_token(tmp_path: Path, monkeypatch: pyt
     settings = ServingSettings(model="m", without_token=True)
     assert "localhost" in with_hosts(settings, "127.0.0.1", allowed=()).hosts
     for host in ("0.0.0.0", "192.168.1.7", "::", "machine.example"):
-        assert not is_loopback(host)
         with pytest.raises(SettingError, match="there is no token"):
             with_hosts(settings, host, allowed=())
     with pytest.raises(SettingError, match="the server has no token"):

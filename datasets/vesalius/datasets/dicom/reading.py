@@ -9,6 +9,7 @@ import numpy as np
 
 from vesalius.datasets.dicom.checking import check_series
 from vesalius.datasets.dicom.decoding import Decoder
+from vesalius.datasets.dicom.geometry import stack_of
 from vesalius.datasets.dicom.headers import read_header
 from vesalius.datasets.dicom.pixels import fill_of, read_slice
 from vesalius.datasets.dicom.resampling import grid_of, resample_stack
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vesalius.datasets.dicom.geometry import Stack
     from vesalius.datasets.dicom.headers import SliceHeader
     from vesalius.datasets.dicom.resampling import Grid
+    from vesalius.datasets.dicom.series import Series
 
 _AIR_BELOW_HU = -500.0
 
@@ -34,6 +36,11 @@ def series_sha256(files: Sequence[Path]) -> str:
         VolumeError: a file is missing or cannot be read.
     """
     return _together(file_sha256(path) for path in files)
+
+
+def promised_grid(series: Series) -> Grid:
+    """Return the grid that a series without a problem will be brought onto: from its tags, before a pixel is read."""
+    return grid_of(stack_of(series.headers))
 
 
 def read_series(files: Sequence[Path]) -> RawVolume:

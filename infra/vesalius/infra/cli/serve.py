@@ -23,6 +23,9 @@ def serve(
         list[str] | None, typer.Option(help="A further name the server may be called by; may be given several times.")
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, max=256, help="Processes that score.")] = 1,
+    cpus: Annotated[
+        float | None, typer.Option(min=0.1, help="Cores of each of them [default: what is free, shared out].")
+    ] = None,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs, or a share of one, of each of them.")] = 0.0,
     batch: Annotated[int, typer.Option(min=1, max=256, help="Volumes scored in one call, at most.")] = 4,
     queue: Annotated[int, typer.Option(min=1, max=1024, help="Requests at once; more are sent away with 503.")] = 32,
@@ -44,11 +47,11 @@ def serve(
     with Terminal(as_json) as terminal:
         from vesalius.infra import tables
         from vesalius.infra.pipeline import device_name
-        from vesalius.infra.serving.running import is_loopback, serving, until_told, with_hosts
-        from vesalius.infra.serving.settings import Limits, ServingSettings
+        from vesalius.infra.services.addresses import is_loopback
+        from vesalius.infra.serving.running import serving, until_told, with_hosts
+        from vesalius.infra.serving.settings import TOKEN_VARIABLE, Limits, ServingSettings
         from vesalius.infra.serving.tokens import token_digest
         from vesalius.infra.serving.versions import find_version
-        from vesalius.platform.cluster import available_cores
         from vesalius.platform.config import validate
 
         where = home_folder(home)
@@ -60,7 +63,6 @@ def serve(
                 "home": str(where),
                 "device": device,
                 "replicas": replicas,
-                "cpus": max(1, available_cores() // replicas),
                 "gpus": gpus or (1.0 if device_name(device) == "cuda" else 0.0),
                 "batch": batch,
                 "poll_seconds": poll,
@@ -80,9 +82,10 @@ def serve(
         )
         settings = with_hosts(settings, host, allowed=tuple(allowed_host or ()))
         find_version(settings.model, where)  # what is not there is said before a runtime is started
+        os.environ.pop(TOKEN_VARIABLE, None)  # Ray's processes take over what stands here, and need the digest alone
         with contextlib.ExitStack() as stack:
             with terminal.progress("starting") as progress:
-                server = stack.enter_context(serving(settings, host, port, progress=progress))
+                server = stack.enter_context(serving(settings, host, port, cpus=cpus, progress=progress))
             document = {
                 "address": server.address,
                 "model": server.model,
@@ -98,7 +101,7 @@ def serve(
             ]
             terminal.result(document, tables.key_values(rows))
             terminal.say("Ctrl-C ends the server")
-            until_told()
+            until_told(server)
             terminal.say("ending: what is under way is answered first")
 
 

@@ -6,6 +6,7 @@
     processes.py    processes that outlive their starter, found again by more than a number
     ports.py        ports that are liked, free or taken
     addresses.py    loopback or not
+    asking.py       over HTTP, past any proxy
     credentials.py  secrets in files of mode 0600
     database.py     PostgreSQL and what is kept in it
     kinds.py        how each is started and asked

@@ -9,8 +9,6 @@ import socket
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +17,7 @@ import psutil
 
 from vesalius.infra.services import credentials, database
 from vesalius.infra.services.addresses import clients_host, is_loopback
+from vesalius.infra.services.asking import asked, told
 from vesalius.platform.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -228,12 +227,8 @@ def _cores() -> int:
 
 
 def _ask(url: str) -> str | None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=_ASKING_SECONDS) as answer:
-            answer.read(1)
-    except urllib.error.HTTPError as error:
-        return f"it answers {error.code}"
+        asked(url, _ASKING_SECONDS)
     except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))[:200] or type(error).__name__
+        return told(error)
     return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.services import credentials, database, ports, processes
 from vesalius.infra.services.addresses import is_loopback
+from vesalius.infra.services.asking import asked
 from vesalius.infra.services.kinds import STOP_SECONDS, Services
 from vesalius.infra.services.state import NAMES, TITLES, ServicesFolder, ServicesState, present, this_boot
 from vesalius.platform.errors import ServiceError, SettingError
@@ -229,10 +230,8 @@ def _link_logs(services: Services) -> None:
     link = services.folder.logs / "ray"
     token = credentials.kept_or_made(services.folder.secrets / "ray_token")
     request = urllib.request.Request(f"{services.url('ray')}/api/version", headers={"Authorization": f"Bearer {token}"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with contextlib.suppress(OSError, ValueError, KeyError):
-        with opener.open(request, timeout=10) as answer:
-            session = json.load(answer)["session_name"]
+        session = json.loads(asked(request, 10))["session_name"]
         sessions = services.session_folder()
         for old in sessions.glob("session_*"):
             if old.is_dir() and not old.is_symlink() and old.name != session:

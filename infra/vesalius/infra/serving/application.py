@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from vesalius.infra.serving.scorer import Scorer
-from vesalius.infra.serving.settings import ServingSettings, settings_of
+from vesalius.infra.serving.settings import INGRESS_CPUS, ServingSettings, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,12 +36,16 @@ class Ingress:
         known = ServingSettings.model_validate(settings)
         self._token_sha256 = expected_digest(known)
         self._service = Service(known, scorer)
-        self._service.follower.begin()
+        self._service.begin()
 
     def __serve_build_asgi_app__(self) -> Any:
         from vesalius.infra.serving.web import create_app
 
         return create_app(self._service, self._token_sha256)
+
+    async def end(self, seconds: float) -> int:
+        """Take no more requests in; return how many are still under way when none is, or after so many seconds."""
+        return await self._service.requests.end(seconds)
 
     async def __del__(self) -> None:
         await self._service.close()
@@ -73,7 +77,7 @@ def build(args: Mapping[str, Any]) -> Application:
         # One: it keeps the answers, and a switch of versions is one moment for all requests.
         num_replicas=1,
         max_ongoing_requests=_INGRESS_REQUESTS,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
         graceful_shutdown_timeout_s=settings.limits.score_seconds,
     )
     application: Application = ingress.bind(dumped, scorer)

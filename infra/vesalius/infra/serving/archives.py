@@ -7,12 +7,13 @@ is unpacked.
 
 from __future__ import annotations
 
+import errno
 import stat
 import zipfile
 import zlib
 from typing import TYPE_CHECKING
 
-from vesalius.infra.serving.refusals import Refusal
+from vesalius.infra.serving.refusals import FULL, Refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,8 +49,8 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> None:
             for number, entry in enumerate(entries, 1):
                 left -= _write(opened, entry, folder / f"file-{number:04d}", number, left)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # a disk that is full is not the archive's fault
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in {*FULL, errno.EIO}):
+            raise  # a disk that is full or fails is not the archive's fault
         said = " ".join(str(error).split())[:120] or type(error).__name__
         raise Refusal(400, f"the zip archive is damaged ({said}): pack the series again") from None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from vesalius.datasets.dicom import series_in
+from vesalius.datasets.dicom import promised_grid, series_in
 from vesalius.datasets.nifti import promise_of
 from vesalius.datasets.recipes import recipe_of
 from vesalius.infra.serving.archives import unpack
 from vesalius.infra.serving.refusals import Refusal
+from vesalius.platform.geometry import spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,11 +58,10 @@ def _image(path: Path, name: str, names: dict[Path, str], recipe: Mapping[str, A
         names[folder] = f"the archive of {name}" if name != "the image" else "the archive"
         unpack(path, folder, limits)
         path.unlink()
-        headers = series_in(folder).headers
-        # One that does not say how large its images are holds none, and is refused when they are read.
-        _check_voxels((len(headers), headers[0].rows or 0, headers[0].columns or 0), name, limits)
-        return folder
-    shape, spacing_mm = _check_nifti(path, name, limits)
+        shape, spacing_mm = _check_series(folder, name, limits)
+        path = folder
+    else:
+        shape, spacing_mm = _check_nifti(path, name, limits)
     _check_grid(shape, spacing_mm, recipe, name, limits)
     return path
 
@@ -77,6 +77,15 @@ def _check_kind(path: Path, name: str, *, is_mask: bool = False) -> str:
         raise Refusal(415, f"{name} is a single DICOM file: send a .zip of all files of its series")
     expected = "a .nii or .nii.gz file" if is_mask else "a .nii, a .nii.gz, or a .zip of a DICOM series"
     raise Refusal(415, f"{name} is of no type that is read here: expected {expected}")
+
+
+def _check_series(folder: Path, name: str, limits: Limits) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    series = series_in(folder)
+    first = series.headers[0]
+    _check_voxels((len(series.headers), first.rows or 0, first.columns or 0), name, limits)
+    grid = promised_grid(series)  # uneven gaps are filled, and a tilted stack reaches further
+    _check_voxels(grid.shape, name, limits)
+    return grid.shape, spacing_of(grid.affine)
 
 
 def _check_nifti(path: Path, name: str, limits: Limits) -> tuple[tuple[int, int, int], tuple[float, float, float]]:

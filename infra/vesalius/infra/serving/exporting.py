@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 
+from vesalius.infra.services.asking import asked
 from vesalius.infra.serving.refusals import Refusal
 
 _SECONDS = 10.0
@@ -27,11 +27,7 @@ def _read() -> bytes:
         port = node.get("MetricsExportPort")
         if node.get("NodeID") == own and port:
             try:
-                with urllib.request.urlopen(
-                    f"http://{node['NodeManagerAddress']}:{port}/metrics", timeout=_SECONDS
-                ) as it:
-                    body: bytes = it.read()
-                    return body
+                return asked(f"http://{node['NodeManagerAddress']}:{port}/metrics", _SECONDS)
             except (OSError, ValueError):
                 break
     raise Refusal(503, "Ray's metrics agent on this node does not answer: try again later", retry_seconds=10)

@@ -81,7 +81,7 @@ class Follower:
         """See what the name means now and switch to it; what serves goes on serving where that fails.
 
         Returns:
-            ``switched``, ``version`` and ``problem``.
+            ``switched``, ``model`` and ``problem``.
         """
         async with self._one_at_a_time:
             before = self._present

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from vesalius.infra.serving.draining import Requests
+
 OPEN = frozenset({"/", "/healthz", "/readyz"})
 """What says nothing of anybody: answered without a token."""
+_PROBES = frozenset({"/healthz", "/readyz"})
+"""Asked by whatever name: a load balancer, and the verb that has started the server, know its address alone."""
 _ROUTES = ("/v1/results/{name}/map.nii.gz", "/v1/results/{name}/view", "/v1/results/{name}")
 _KNOWN = OPEN | {"/metrics", "/v1/score", "/v1/model", "/v1/reload"}
 _HEADERS = {
@@ -35,9 +39,9 @@ _log = logging.getLogger("ray.serve")
 
 
 class Guard:
-    """An ASGI application around another."""
+    """An ASGI application around another; within Starlette's own answer to a defect, which is no JSON."""
 
-    def __init__(self, app: ASGIApp, *, token_sha256: str | None, hosts: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, *, token_sha256: str | None, hosts: Sequence[str], requests: Requests) -> None:
         """Guard an application.
 
         Args:
@@ -45,10 +49,12 @@ class Guard:
             token_sha256: of the token; None asks for none.
             hosts: names the server may be called by; any where empty. Without a token they are what keeps a page from
                 elsewhere, whose name was made to point here, from asking in its reader's place.
+            requests: those under way.
         """
         self._app = app
         self._token_sha256 = token_sha256
         self._hosts = frozenset(name.lower() for name in hosts)
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -72,7 +78,8 @@ class Guard:
         try:
             problem = self._problem(Headers(scope=scope), str(scope["path"]))
             if problem is None:
-                await self._app(scope, receive, dressed)
+                with self._requests.under_way():
+                    await self._app(scope, receive, dressed)
             else:
                 if scope["method"] in ("POST", "PUT", "PATCH"):
                     await swallow(Body(receive))
@@ -94,13 +101,15 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) > 1:
             return 400, "the request names two hosts: send one host header"
-        if self._hosts and _name(hosts[0] if hosts else "") not in self._hosts:
+        if self._hosts and path not in _PROBES and _name(hosts[0] if hosts else "") not in self._hosts:
             return 421, "the server is not called by this name: allow it with --allowed-host"
         origin = headers.get("origin")
         if origin is not None and (not hosts or _place(origin) != hosts[0].lower()):
             return 403, "the request comes from a page of another server: only this server's own page may ask"
         if path not in OPEN and not bears(headers.get("authorization"), self._token_sha256):
             return 401, "the request bears no valid token: send `Authorization: Bearer TOKEN`"
+        if self._requests.ending and path != "/healthz":
+            return 503, "the server is ending: ask another one, or this one when it is back"
         return None
 
 
@@ -137,7 +146,9 @@ async def _say(send: Send, status: int, sentence: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status in (400, 401, 403, 421):
+    if status == 503:
+        headers.append((b"retry-after", b"60"))
+    if status in (400, 401, 403, 421, 503):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 from vesalius.platform.errors import DivergenceError, InputError, ModelError, RunError, VesaliusError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the operating system calls a disk that takes no more."""
 
 
 class Refusal(Exception):
@@ -33,3 +38,11 @@ def refusal_of(error: VesaliusError) -> Refusal:
     if isinstance(error, InputError | DivergenceError):
         return Refusal(422, sentence)
     return Refusal(503, sentence, retry_seconds=30)
+
+
+def refusal_of_disk(error: OSError) -> Refusal:
+    """Return how a failure of the server's disk is answered."""
+    if error.errno in FULL:
+        return Refusal(503, "the server's disk is full: try again later", retry_seconds=60)
+    said = error.strerror or type(error).__name__
+    return Refusal(503, f"the server's disk failed ({said}): try again later", retry_seconds=60)

@@ -73,13 +73,21 @@ class Results:
         self._lock = threading.Lock()
 
     def add(self, answer: Answer, document: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        """Keep an answer; return its id and its document, which now says where it is."""
+        """Keep an answer; return its id and its document, which now says where it is.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
         name = secrets.token_urlsafe(16)
         folder = self._root / name
         folder.mkdir(mode=0o700)
         score_map = answer.score.map.numpy()
-        np.save(folder / "image.npy", answer.arrays.image[:1], allow_pickle=False)
-        np.save(folder / "map.npy", score_map, allow_pickle=False)
+        try:
+            np.save(folder / "image.npy", answer.arrays.image[:1], allow_pickle=False)
+            np.save(folder / "map.npy", score_map, allow_pickle=False)
+        except BaseException:  # nobody would know of half an answer, and so nobody would remove it
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         place = f"/v1/results/{name}"
         links = {"id": name, "map": f"{place}/map.nii.gz", "view": f"{place}/view", "seconds": self._keep_seconds}
         whole = {**document, "result": links}

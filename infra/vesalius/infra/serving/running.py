@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vesalius.infra.services.addresses import is_loopback
+from vesalius.infra.services.asking import asked, told
 from vesalius.platform.cluster import available_cores, joins_another, session
 from vesalius.platform.errors import RunError, SettingError
 from vesalius.platform.progress import silent
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from vesalius.infra.serving.settings import ServingSettings
     from vesalius.platform.progress import Progress
 
-NAME = "vesalius"
+_START_SECONDS = 300.0
 _READY_SECONDS = 300.0
+_ASKING_SECONDS = 10.0
+_LOOK_SECONDS = 5.0
+_LOST_SECONDS = 120.0
+"""A process of the server's that died is started again; that takes less."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -36,22 +40,14 @@ class Running:
     """A server that answers.
 
     Attributes:
-        address: ``http://HOST:PORT``.
+        address: ``http://HOST:PORT``, as it is bound.
+        nearby: its address for this machine.
         model: what ``/readyz`` said of the version.
     """
 
     address: str
+    nearby: str
     model: dict[str, Any]
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def with_hosts(settings: ServingSettings, host: str, *, allowed: tuple[str, ...]) -> ServingSettings:
@@ -76,57 +72,73 @@ def with_hosts(settings: ServingSettings, host: str, *, allowed: tuple[str, ...]
 
 
 @contextlib.contextmanager
-def serving(settings: ServingSettings, host: str, port: int, *, progress: Progress = silent) -> Iterator[Running]:
-    """Serve for the while.
+def serving(
+    settings: ServingSettings, host: str, port: int, *, cpus: float | None = None, progress: Progress = silent
+) -> Iterator[Running]:
+    """Serve for the while; at its end what is under way is answered first.
 
     Args:
         settings: see :func:`with_hosts`.
         host: address to bind.
         port: to bind; 0 takes a free one.
+        cpus: for each scorer, in place of the settings'; None takes what there is and shares it out.
         progress: called while it starts.
 
     Raises:
         SettingError: the port is in use.
-        RunError: it did not come up.
+        RunError: it did not come up, or the cluster serves something already.
     """
-    port = _usable(host, port)
+    joined = joins_another()
+    if not joined:  # before a runtime is begun for nothing
+        port = _usable(host, port)
     cores = available_cores()
-    # Ours is a runtime of one application: its cores are counted, and Serve's own actors ask for none.
-    with _metrics_collected(), session(max(cores, int(settings.replicas * max(1.0, settings.cpus)) + 1)):
-        from ray import serve
-
-        from vesalius.infra.serving.application import build
+    own = cpus or max(1.0, cores // settings.replicas)
+    # Ours is a runtime of one application: a core more is for what asks for a share of one.
+    with _metrics_collected(), session(max(cores, math.ceil(settings.replicas * own)) + 1):
+        from vesalius.infra.serving import deploying
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        if joined:
+            deploying.refuse_second()
+            port = _usable(host, port)
+            own = cpus or deploying.scorer_cpus(settings.replicas)
+        settings = settings.model_copy(update={"cpus": own})
+        deploying.check_room(settings)
         progress(0, 3, "starting Ray Serve")
-        options = {"host": host, "port": port, "keep_alive_timeout_s": 30}
-        serve.start(http_options=options, logging_config={"log_level": "WARNING", "enable_access_log": False})
         try:
+            deploying.start(host, port)
             progress(1, 3, "starting the model's processes")
-            serve.run(
-                build(settings.model_dump(mode="json")),
-                name=NAME,
-                route_prefix="/",
-                blocking=False,
-            )
+            deploying.deploy(settings, _START_SECONDS)
             progress(2, 3, "loading the model")
-            shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-            address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
-            model = _when_ready(address)
+            nearby = _url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port)
+            model = _when_ready(nearby)
             progress(3, 3, "ready")
-            bound = f"[{host}]" if ":" in host else host
-            yield Running(address=f"http://{bound}:{port}", model=model)
+            yield Running(address=_url(host, port), nearby=nearby, model=model)
+            deploying.drain(settings.limits.score_seconds)
         finally:
-            serve.shutdown()
+            deploying.take_down()
 
 
-def until_told() -> None:
-    """Wait for Ctrl-C or SIGTERM."""
-    told = threading.Event()
-    earlier = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+def until_told(server: Running) -> None:
+    """Wait for Ctrl-C or SIGTERM.
+
+    Raises:
+        RunError: the server has not answered for minutes.
+    """
+    ended = threading.Event()
+    earlier = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    answered = time.monotonic()
     try:
-        while not told.wait(1.0):
-            pass
+        while not ended.wait(_LOOK_SECONDS):
+            try:
+                asked(f"{server.nearby}/healthz", _ASKING_SECONDS)
+                answered = time.monotonic()
+            except (OSError, ValueError) as error:
+                if time.monotonic() - answered > _LOST_SECONDS:
+                    raise RunError(
+                        f"the server at {server.address} is gone ({told(error)}): its application was taken from Ray "
+                        "Serve, or the cluster is away; serve the model again"
+                    ) from None
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
@@ -139,6 +151,10 @@ def _metrics_collected() -> Iterator[None]:
         for name in ("RAY_enable_metrics_collection", "RAY_event_stats"):
             os.environ.setdefault(name, "1")
     yield
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _usable(host: str, port: int) -> int:
@@ -163,21 +179,11 @@ def _when_ready(address: str) -> dict[str, Any]:
     said = "it does not answer"
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=10) as answer:
-                model: dict[str, Any] = json.load(answer)["model"]
-                return model
-        except urllib.error.HTTPError as error:
-            said = _sentence(error)
+            model: dict[str, Any] = json.loads(asked(f"{address}/readyz", _ASKING_SECONDS))["model"]
+            return model
         except (OSError, ValueError) as error:
-            said = str(error)
+            said = told(error)
         if "(it is being loaded)" not in said and "no model is loaded yet (" in said:
             break
         time.sleep(0.2)
     raise RunError(f"the server did not come up: {said}")
-
-
-def _sentence(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(error)["error"])
-    except (ValueError, KeyError, TypeError):
-        return f"it answers {error.code}"

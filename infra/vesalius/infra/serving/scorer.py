@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -39,7 +41,10 @@ class Scorer:
         self._device = device_name(self._settings.device)
         self._models: OrderedDict[str, Method] = OrderedDict()
         self._names: dict[type[Method], str] = {}
-        self._alone = asyncio.Lock()
+        # One thread, and not a lock: a call that is cancelled cannot be stopped, and the next one waits for its end.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._held = threading.Lock()
+        self._loading = threading.Lock()
         self._together.set_max_batch_size(self._settings.batch)
         self._together.set_batch_wait_timeout_s(self._settings.batch_seconds)
 
@@ -70,8 +75,7 @@ class Scorer:
         return [answers[place] for place in range(len(jobs))]
 
     async def _score(self, jobs: Sequence[Job]) -> list[Scored]:
-        async with self._alone:
-            return await asyncio.to_thread(self._score_now, jobs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score_now, jobs)
 
     def _score_now(self, jobs: Sequence[Job]) -> list[Scored]:
         """Score volumes for one version; where that fails, each by itself, so that none pays for another."""
@@ -109,19 +113,31 @@ class Scorer:
         return [_scored(score, seconds, len(jobs)) for score in scores]
 
     def _model(self, pinned: Pinned) -> Method:
-        found = self._models.get(pinned.digest)
+        """Return a version's method; it is loaded beside the others where it is not held, and scoring goes on."""
+        found = self._kept(pinned.digest)
         if found is not None:
-            self._models.move_to_end(pinned.digest)
             return found
-        folder = folder_of(pinned.reference, pinned.folder, self._settings.home_folder)
-        method, card = load_model(folder, METHODS, self._device)
-        if card.digest != pinned.digest:
-            raise ModelError(f"{pinned.reference} is another model now than when it was named: ask for a reload")
-        self._models[pinned.digest] = method
-        self._names[type(method)] = card.method
-        while len(self._models) > _MODELS:
-            self._models.popitem(last=False)
-        return method
+        with self._loading:  # by one thread; another that wants the same takes what it finds then
+            found = self._kept(pinned.digest)
+            if found is not None:
+                return found
+            folder = folder_of(pinned.reference, pinned.folder, self._settings.home_folder)
+            method, card = load_model(folder, METHODS, self._device)
+            if card.digest != pinned.digest:
+                raise ModelError(f"{pinned.reference} is another model now than when it was named: ask for a reload")
+            with self._held:
+                self._models[pinned.digest] = method
+                self._names[type(method)] = card.method
+                while len(self._models) > _MODELS:
+                    self._models.popitem(last=False)
+            return method
+
+    def _kept(self, digest: str) -> Method | None:
+        with self._held:
+            found = self._models.get(digest)
+            if found is not None:
+                self._models.move_to_end(digest)
+            return found
 
 
 def _scored(score: Score, seconds: float, together: int) -> Scored:

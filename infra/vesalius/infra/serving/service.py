@@ -17,9 +17,10 @@ import torch
 
 from vesalius.infra.application import Answer, describe_answer, prepare_files
 from vesalius.infra.serving.checking import checked
+from vesalius.infra.serving.draining import Requests
 from vesalius.infra.serving.following import Follower
 from vesalius.infra.serving.jobs import Job, Pinned
-from vesalius.infra.serving.refusals import Refusal, refusal_of
+from vesalius.infra.serving.refusals import Gone, Refusal, refusal_of, refusal_of_disk
 from vesalius.infra.serving.results import Results
 from vesalius.infra.serving.scratch import Scratch
 from vesalius.infra.serving.uploads import own_folder, receive_upload
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _SCORER_TRIES = 3
 _LOAD_SECONDS = 900.0
+_SWEEP_SECONDS = 10.0
 _log = logging.getLogger("ray.serve")
 
 
@@ -70,18 +72,29 @@ class Service:
         self.settings = settings
         self.scratch = Scratch()
         self.results = Results(self.scratch.path / "results", keep_seconds=settings.keep_seconds, keep=settings.keep)
+        self.requests = Requests()
         self.follower = Follower(settings.model, settings.home_folder, self._load, settings.poll_seconds)
         self._uploads = self.scratch.path / "uploads"
         self._uploads.mkdir(mode=0o700)
         self._scorer = scorer
         # A thread cannot be stopped: one that outlives its request keeps its place here, and no more pile up than so.
         self._threads = ThreadPoolExecutor(settings.preparations, thread_name_prefix="prepare")
+        self._sweeping: asyncio.Task[None] | None = None
         self._waiting = 0
         self._seconds = 1.0
+
+    def begin(self) -> None:
+        """Follow the alias and give up answers in time, from now on."""
+        self.follower.begin()
+        self._sweeping = asyncio.get_running_loop().create_task(self._keep_sweeping())
 
     async def close(self) -> None:
         """Stop following the alias and remove everything written."""
         await self.follower.end()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeping
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.scratch.close()
 
@@ -133,12 +146,13 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _answer(self, upload: Upload, version: ServedVersion, folder: Path) -> Answered:
-        future = asyncio.get_running_loop().run_in_executor(self._threads, _prepare, upload, version, self.settings)
+        work = self._threads.submit(_prepare, upload, version, self.settings)
         try:
-            record, arrays = await asyncio.shield(future)
+            record, arrays = await asyncio.shield(asyncio.wrap_future(work))
         finally:
-            if not future.done():  # its thread may still write: what it leaves is removed when it ends
-                future.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+            if not work.done() and not work.cancel():
+                # Its thread may still write: what it leaves is removed when it ends.
+                work.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
         job = Job(
             pinned=_pinned(version),
             image=np.ascontiguousarray(arrays.image, dtype=np.float32),
@@ -189,8 +203,20 @@ class Service:
         raise Refusal(503, f"the scorer ended each of {_SCORER_TRIES} times it was given this volume", retry_seconds=30)
 
     async def _load(self, version: ServedVersion) -> VesaliusError | None:
-        error: VesaliusError | None = await asyncio.wait_for(self._scorer.load.remote(_pinned(version)), _LOAD_SECONDS)
-        return error
+        """Have a version loaded by every scorer: by one first, so that what cannot be loaded is tried once."""
+        pinned = _pinned(version)
+        first: VesaliusError | None = await asyncio.wait_for(self._scorer.load.remote(pinned), _LOAD_SECONDS)
+        if first is not None:
+            return first
+        errors: list[VesaliusError | None] = await self._scorer.broadcast("load", pinned).results_async(
+            timeout_s=_LOAD_SECONDS
+        )
+        return next((error for error in errors if error is not None), None)
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(min(_SWEEP_SECONDS, self.settings.keep_seconds / 2))
+            await asyncio.to_thread(self.results.sweep)
 
     def _count_waiting(self, step: int) -> None:
         self._waiting += step
@@ -215,5 +241,7 @@ def _prepare(upload: Upload, version: ServedVersion, settings: ServingSettings) 
     except MemoryError:
         raise Refusal(413, "there is no memory for this volume: crop or resample it first") from None
     except OSError as error:
+        if not upload.images[0].parent.exists():  # its request was not answered in time, and took its folder along
+            raise Gone from None
         _log.exception("an upload could not be read or written")
-        raise Refusal(503, f"the server's disk failed ({error.strerror}): try later", retry_seconds=60) from None
+        raise refusal_of_disk(error) from None

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TOKEN_VARIABLE = "VESALIUS_SERVE_TOKEN"
+INGRESS_CPUS = 0.1
+"""Next to nothing, and yet more than a head has that is told to compute nothing."""
 
 
 class Limits(Settings):

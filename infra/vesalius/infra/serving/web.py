@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,17 @@ from starlette.exceptions import HTTPException
 
 from vesalius.infra.serving import answering
 from vesalius.infra.serving.guarding import Guard
-from vesalius.infra.serving.refusals import Gone, Refusal
+from vesalius.infra.serving.refusals import Gone, Refusal, refusal_of_disk
 from vesalius.infra.serving.uploads import Body, swallow
 
 if TYPE_CHECKING:
     from vesalius.infra.serving.service import Answered, Service
 
 _HIDDEN = {"subjects"}
+_log = logging.getLogger("ray.serve")
 
 
-def create_app(service: Service, token_sha256: str | None) -> Guard:
+def create_app(service: Service, token_sha256: str | None) -> FastAPI:
     """Return the ASGI application.
 
     Args:
@@ -36,6 +38,13 @@ def create_app(service: Service, token_sha256: str | None) -> Guard:
     async def refused(_: Request, refusal: Refusal) -> Response:
         return refusal_answer(refusal)
 
+    @app.exception_handler(OSError)
+    async def disk_failed(_: Request, error: OSError) -> Response:
+        if error.errno is None:  # no word of the operating system's: a defect
+            raise error
+        _log.error("the disk failed: %s", error)
+        return refusal_answer(refusal_of_disk(error))
+
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         sentences = {
@@ -46,7 +55,8 @@ def create_app(service: Service, token_sha256: str | None) -> Guard:
         answer.headers.update(error.headers or {})
         return answer
 
-    return Guard(app, token_sha256=token_sha256, hosts=service.settings.hosts)
+    app.add_middleware(Guard, token_sha256=token_sha256, hosts=service.settings.hosts, requests=service.requests)
+    return app
 
 
 def error_answer(status: int, sentence: str) -> JSONResponse:
@@ -128,7 +138,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
             return await _sent(service, answered, kind)
         except Gone:
             return Response(status_code=499)
-        except Refusal:
+        except Exception:
             await swallow(body)
             raise
 

@@ -15,3 +15,11 @@ def capacity() -> dict[str, float]:
     there: dict[str, float] = ray.cluster_resources()
     most = state.get_max_resources_from_cluster_config() or {}
     return {name: max(there.get(name, 0.0), float(most.get(name, 0))) for name in {*there, *most}}
+
+
+def cores_by_node(*, free: bool) -> list[float]:
+    """Return the cores of each node that stands: those that nothing has reserved at this moment, or all."""
+    from ray._private import state  # Ray's public sums do not say what one node has
+
+    nodes = state.available_resources_per_node() if free else state.total_resources_per_node()
+    return [float(resources.get("CPU", 0.0)) for resources in nodes.values()]

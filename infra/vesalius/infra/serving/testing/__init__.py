@@ -1,1 +1,1 @@
-"""What the tests of a server share: a small model, the verb in a process of its own, and requests that mean harm."""
+"""What the tests of a server share: a model, the verb in a process of its own, one without Ray, hostile requests."""

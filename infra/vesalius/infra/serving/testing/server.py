@@ -132,6 +132,14 @@ class Served:
         assert status == 200, content
         return json.loads(content)
 
+    def tried(self, path: str, body: bytes | None = None, /, **headers: str) -> tuple[int, Any]:
+        """Return an answer's status and JSON; 0 and what happened where there is none, which a thread would hide."""
+        try:
+            status, _, content = self.ask(path, body, **headers)
+            return status, json.loads(content)
+        except Exception as error:  # a broken line, half an answer, one that is no JSON: none is an answer
+            return 0, repr(error)
+
     def processes(self) -> list[int]:
         """Return the ids of all processes below the server's, its own first."""
         import psutil
@@ -150,7 +158,7 @@ def served(
         folder: for home and log.
         model: as the verb takes it.
         *options: further ones of the verb.
-        environment: further variables.
+        environment: of its process, in place of this one's; with ``RAY_ADDRESS`` it serves on that cluster.
         poll: seconds between looks at an alias.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,8 +167,8 @@ def served(
     log = folder / "serve.log"
     command = [sys.executable, "-c", "from vesalius.infra.cli import main; main()", "serve", model, "--port", "0"]
     command += ["--json", "--home", str(folder / "home"), "--device", "cpu", "--poll", str(poll), *options]
-    told = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch), **(environment or {})}
-    told.pop("RAY_ADDRESS", None)
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    told = {**(own if environment is None else environment), "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=told, start_new_session=True)
     try:
