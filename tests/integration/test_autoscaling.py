@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import subprocess
+import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from vesalius.methods import METHODS
@@ -12,7 +18,7 @@ from vesalius.platform import cluster
 from vesalius.platform.errors import RunError
 from vesalius.platform.runs import RunFolder, RunSpec, create_run
 from vesalius.platform.tables import lookup
-from vesalius.platform.testing.methods import training_settings
+from vesalius.platform.testing.training_runs import free_port, training_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,32 +30,83 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 
 
-@pytest.fixture(scope="module")
-def growing() -> Iterator[None]:
-    """Hold a cluster of a head that computes nothing and up to two nodes of one core."""
-    from ray.cluster_utils import AutoscalingCluster
+_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+"""By which Ray's provider of nodes that are processes knows the head."""
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        machine = AutoscalingCluster(
-            head_resources={"CPU": 0},
-            worker_node_types={
-                "cpu": {
-                    "resources": {"CPU": 1, "object_store_memory": 128 * 2**20},
-                    "node_config": {},
-                    "min_workers": 0,
-                    "max_workers": 2,
-                }
-            },
-            idle_timeout_minutes=0.5,
-            autoscaler_v2=True,
+_NODES: dict[str, Any] = {
+    "cluster_name": "growing",
+    "max_workers": 2,
+    "provider": {
+        "type": "external",  # named, Ray would look for a file of defaults that its wheel lacks
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+        "launch_multiple": True,
+        "head_node_id": _HEAD,
+    },
+    "available_node_types": {
+        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "cpu": {
+            "resources": {"CPU": 1, "object_store_memory": 128 * 2**20},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
+    },
+    "head_node_type": "head",
+    "idle_timeout_minutes": 0.5,
+    "upscaling_speed": 1.0,
+    **{
+        f"{whose}_commands": []
+        for whose in ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    },
+    **{name: {} for name in ("auth", "docker", "file_mounts")},
+    **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+}
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hold a cluster of a head that computes nothing and up to two nodes of one core.
+
+    Ray's own AutoscalingCluster would end every other Ray on this machine first, and its wheel lacks a file of it.
+    """
+    folder = tmp_path_factory.mktemp("growing")
+    port = free_port()
+    nodes = {**_NODES, "provider": {**_NODES["provider"], "gcs_address": f"127.0.0.1:{port}"}}
+    (folder / "nodes.json").write_text(json.dumps(nodes))
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"]
+    command += [f"--autoscaling-config={folder / 'nodes.json'}", f"--port={port}", "--include-dashboard=false"]
+    command += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000", "--disable-usage-stats"]
+    environment = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": _HEAD,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD,
+    }
+    with (folder / "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
         )
-        machine.start()
-        patch.setenv("RAY_ADDRESS", "auto")
-        try:
+    try:
+        deadline = time.monotonic() + 120
+        while "--block" not in (folder / "head.log").read_text():
+            assert head.poll() is None, (folder / "head.log").read_text()
+            assert time.monotonic() < deadline, "the head did not come up"
+            time.sleep(0.5)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_AUTH_MODE", "disabled")
+            patch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
             yield
-        finally:
-            machine.shutdown()
+    finally:
+        for process in psutil.process_iter():  # its nodes share its session, which is nobody else's
+            with contextlib.suppress(ProcessLookupError, psutil.Error):
+                if os.getsid(process.pid) == head.pid:
+                    process.kill()
+        head.wait(30)
 
 
 def _run(home: Path, name: str, store: CohortStore, num_workers: int) -> tuple[RunFolder, type[Method]]:
