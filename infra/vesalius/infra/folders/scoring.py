@@ -52,7 +52,7 @@ class FolderWork:
 
         def score(case: Case) -> dict[str, Any]:
             key = key_of(case, card)
-            row = kept_result(self.out, case.name, key)
+            row = kept_result(self.out, case, key)
             if row is not None:
                 return {**row, "state": "kept"}
             try:
