@@ -143,7 +143,7 @@ def test_a_cluster_that_others_use_or_that_grows_is_waited_for(
     monkeypatch.setattr(holding, "capacity", capacity)
     assert len(list(map_held(squares, range(10), num_workers=2))) == 10
     assert [record.getMessage() for record in caplog.records] == [
-        "0 of 2 workers have started: the others wait for 1 core each"
+        "0 of 2 workers have started so far: each needs 1 core"
     ]
 
 
@@ -151,7 +151,9 @@ def test_those_that_die_as_they_start_are_replaced_and_not_for_ever(cluster: Clu
     cluster.fail_starts = 5
     assert len(list(map_held(squares, range(10), num_workers=2))) == 10
     cluster.fail_starts = 10**6
-    with pytest.raises(WorkerLostError, match="6 workers in a row died as they started, the last one so: ActorDied"):
+    with pytest.raises(
+        WorkerLostError, match="6 workers in a row died as they started, the last one so: The actor died"
+    ):
         list(map_held(squares, range(10), num_workers=2))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from vesalius.platform.cluster.capacity import capacity
 from vesalius.platform.cluster.session import session
 from vesalius.platform.cluster.tasks import ATTEMPTS, STARVED_SECONDS, _is_lost, _named, _outcome, _Queue
-from vesalius.platform.errors import WorkerLostError, told
+from vesalius.platform.errors import WorkerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -202,9 +202,8 @@ class _Pool(Generic[Item]):
         if not self._has_warned and now - oldest > STARVED_SECONDS:
             self._has_warned = True
             each = " and ".join(f"{amount:g} {_name(resource)}" for resource, amount in self._bundle.items())
-            _LOG.warning(
-                "%d of %d workers have started: the others wait for %s each", len(self._ready), self._wanted, each
-            )
+            started = len(self._ready)
+            _LOG.warning("%d of %d workers have started so far: each needs %s", started, self._wanted, each)
 
     def end(self) -> None:
         """End the actors and what they do."""
@@ -218,8 +217,9 @@ class _Pool(Generic[Item]):
         self._end(actor)
         self._failed_starts += 1
         if self._failed_starts >= ATTEMPTS * self._wanted and not self._ready and not self._starting:
+            lines = (str(error).strip() or type(error).__name__).splitlines()  # the worker's traceback before its end
             raise WorkerLostError(
-                f"{self._failed_starts} workers in a row died as they started, the last one so: {told(error)}"
+                f"{self._failed_starts} workers in a row died as they started, the last one so: {lines[-1]}"
             )
 
     def _end(self, actor: Any) -> None:
