@@ -193,6 +193,34 @@ def test_an_actor_that_dies_is_replaced_and_its_work_tried_again(tmp_path: Path)
     assert outcomes == {number: number * number for number in range(8)}
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_more_workers_than_there_is_room_for_hold_nothing_up(tmp_path: Path) -> None:
+    from functools import partial
+
+    outcomes = dict(map_held(partial(die_at, 3, tmp_path / "marks"), range(12), num_workers=5))
+    assert outcomes == {number: number * number for number in range(12)}
+
+
+class OnlyHere:
+    """Cannot be taken up on a worker."""
+
+    def __reduce__(self) -> Any:
+        return vanished, ()
+
+    def __call__(self) -> Callable[[int], int]:
+        raise AssertionError("it is never called")
+
+
+def vanished() -> OnlyHere:
+    raise ModuleNotFoundError("No module named 'elsewhere'")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_no_worker_can_take_up_is_one_sentence() -> None:
+    with pytest.raises(WorkerLostError, match=r"workers in a row died as they started.*No module named 'elsewhere'"):
+        list(map_held(OnlyHere(), range(4), num_workers=2))
+
+
 def always_dying(number: int) -> Callable[[int], int]:
     def work(item: int) -> int:
         if item == number:

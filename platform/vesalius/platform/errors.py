@@ -125,3 +125,9 @@ class RowsFailedError(VesaliusError):
 
 class NotPromotedError(VesaliusError):
     """The candidate did not beat the champion. The message says by how much it fell short."""
+
+
+def told(error: Exception) -> str:
+    """Return an error as one line: its sentence, and before it its kind where it was not raised on purpose."""
+    said = str(error) if isinstance(error, VesaliusError) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())

@@ -47,8 +47,9 @@ def cases_in(folder: Path, channels: Sequence[str], *, without: Path | None = No
     """Return a folder's volumes, sorted by name.
 
     Every NIfTI file is a volume where the model takes one channel. Where it takes several, a file's name ends in its
-    channel (``anna_T1w.nii.gz``, ``anna/T1w.nii.gz``), and what is left of the path is the volume's name. Folders of
-    the first level without a NIfTI file that hold DICOM files are one study each (of a model with one channel).
+    channel (``anna_T1w.nii.gz``, ``anna/T1w.nii.gz``), and what is left of the path is the volume's name; files of one
+    name that are not one of each channel, side by side, are a case with a problem. Folders of the first level without a
+    NIfTI file that hold DICOM files are one study each (of a model with one channel).
 
     Args:
         folder: what to look through; links to folders are not followed.
@@ -84,22 +85,35 @@ def _single(folder: Path, files: Sequence[Path]) -> list[Case]:
 
 
 def _grouped(folder: Path, files: Sequence[Path], channels: Sequence[str]) -> list[Case]:
-    groups: dict[str, dict[str, Path]] = defaultdict(dict)
+    groups: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     strangers = []
+    longest_first = sorted(channels, key=len, reverse=True)  # a_T1_ce is T1_ce, where there is also ce
     for path in files:
         stem = _stem(str(path.relative_to(folder)))
-        channel = next((name for name in channels if _ends_in(stem, name)), None)
+        channel = next((name for name in longest_first if _ends_in(stem, name)), None)
         if channel is None:
             strangers.append(Case(name=_name(stem), files=(path,), problem=_stranger(path, channels)))
             continue
-        groups[stem.removesuffix(channel).rstrip(_BETWEEN + "/") or folder.name][channel] = path
+        groups[stem.removesuffix(channel).rstrip(_BETWEEN + "/")].append((channel, path))
     cases = []
     for stem, given in groups.items():
-        missing = [name for name in channels if name not in given]
-        problem = f"there is no {missing[0]} beside {next(iter(given.values()))}" if missing else ""
-        paths = tuple(given[name] for name in channels if name in given)
-        cases.append(Case(name=_name(stem), files=paths, problem=problem))
+        paths = tuple(path for name in channels for channel, path in given if channel == name)
+        cases.append(Case(name=_name(stem or folder.name), files=paths, problem=_mismatch(given, channels)))
     return cases + strangers
+
+
+def _mismatch(given: Sequence[tuple[str, Path]], channels: Sequence[str]) -> str:
+    """Say why files whose names agree but for their channels are not one volume; nothing where they are."""
+    _, first = given[0]
+    taken: dict[str, Path] = {}
+    for channel, path in given:
+        if path.parent != first.parent:
+            return f"{first} and {path} would be one volume, and lie in different folders: rename one of them"
+        if channel in taken:
+            return f"{taken[channel]} and {path} are both {channel} of one volume: remove or rename one of them"
+        taken[channel] = path
+    missing = [name for name in channels if name not in taken]
+    return f"there is no {missing[0]} beside {first}" if missing else ""
 
 
 def _studies(folder: Path, files: Sequence[Path], without: Path | None) -> list[Path]:

@@ -4,10 +4,11 @@
 
     OUT/<name>/result.json                   figures, digests of what it was made of and of every other file; see below
     OUT/<name>/<name>_map.nii.gz ...         as from ``vesalius score FILE``
-    OUT/.partial/                            what is being written
+    OUT/.partial/                            what is being written, and what has been replaced
 
 A folder is written aside and renamed. ``result.json`` names the volume's files and the model by digests: a result is
-taken again only where both are still the same and all of its files are what they were.
+taken again only where both are still the same and all of its files are what they were. No path stands in it: folders
+may be moved, and a row says where things lie when it is read.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _NAME = "result.json"
 _PARTIAL = ".partial"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def key_of(case: Case, card: ModelCard) -> str:
@@ -50,15 +51,15 @@ def key_of(case: Case, card: ModelCard) -> str:
     return digest(made_of)
 
 
-def kept_result(out: Path, name: str, key: str) -> dict[str, Any] | None:
-    """Return a result that was made of the same and whose files are what they were, else None."""
-    folder = out / name
+def kept_result(out: Path, case: Case, key: str) -> dict[str, Any] | None:
+    """Return the row of a result that was made of the same and whose files are what they were, else None."""
+    folder = out / case.name
     try:
         document = json.loads((folder / _NAME).read_bytes())
         if document["format"] != _FORMAT or document["key"] != key:
             return None
         sound = all(_sha256(folder / file) == sha256 for file, sha256 in document["files"].items())
-        row: dict[str, Any] = document["row"]
+        row = _row(out, case, document["figures"], document["written"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return row if sound else None
@@ -72,6 +73,7 @@ def keep_result(out: Path, case: Case, key: str, answer: Answer) -> dict[str, An
         DiskSpaceError: there is no room.
     """
     final, aside = out / case.name, out / _PARTIAL / f"{case.name}.{uuid.uuid4().hex}"
+    replaced = aside.with_name(f"{aside.name}.replaced")
     if final.exists() and not (final / _NAME).is_file():
         raise StoreError(f"{final} exists and is no result of this command: move it away, or give another --out")
     try:
@@ -79,32 +81,43 @@ def keep_result(out: Path, case: Case, key: str, answer: Answer) -> dict[str, An
             aside.mkdir(parents=True)
             written = write_answer(answer, aside, case.name)
             names = {kind: Path(path).name for kind, path in written.items()}
-            row = {
-                "name": case.name,
-                "files": [str(path) for path in case.files],
-                **describe_answer(answer),
-                "warnings": list(answer.record.notes.get("warnings", [])),
-                "written": {kind: str(final / name) for kind, name in names.items()},
-            }
+            warnings = [_without_paths(said, case) for said in answer.record.notes.get("warnings", [])]
+            figures = {**describe_answer(answer), "warnings": warnings}
             sums = {name: _sha256(aside / name) for name in names.values()}
-            document = {"format": _FORMAT, "key": key, "row": row, "files": sums}
+            document = {"format": _FORMAT, "key": key, "figures": figures, "written": names, "files": sums}
             with (aside / _NAME).open("w") as file:
                 json.dump(document, file, indent=1, allow_nan=False)
                 file.flush()
                 os.fsync(file.fileno())
             sync_folder(aside)
             if final.exists():
-                shutil.rmtree(final)
+                os.rename(final, replaced)  # a folder that is half removed would be nobody's result
             os.rename(aside, final)
             sync_folder(out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return row
+        for path in (aside, replaced):
+            shutil.rmtree(path, ignore_errors=True)
+    return _row(out, case, figures, names)
 
 
 def clear_partial(out: Path) -> None:
-    """Remove what a killed run was writing. Call as the one who writes to ``out``."""
+    """Remove what a killed run was writing or replacing. Call as the one who writes to ``out``."""
     shutil.rmtree(out / _PARTIAL, ignore_errors=True)
+
+
+def _row(out: Path, case: Case, figures: dict[str, Any], written: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": case.name,
+        "files": [str(path) for path in case.files],
+        **figures,
+        "written": {kind: str(out / case.name / name) for kind, name in written.items()},
+    }
+
+
+def _without_paths(sentence: str, case: Case) -> str:
+    for path in case.files:
+        sentence = sentence.replace(str(path), path.name)
+    return sentence
 
 
 def _sha256(path: Path) -> str:

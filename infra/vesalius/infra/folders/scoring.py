@@ -13,7 +13,7 @@ from vesalius.infra.folders.results import clear_partial, keep_result, kept_resu
 from vesalius.methods import METHODS
 from vesalius.platform.cluster.holding import map_held
 from vesalius.platform.cluster.metrics import SCORING_ERRORS, SCORING_SECONDS, VOLUMES_SCORED, count, observe
-from vesalius.platform.errors import DiskSpaceError, SettingError, VesaliusError
+from vesalius.platform.errors import DiskSpaceError, SettingError, told
 from vesalius.platform.models import load_model
 from vesalius.platform.progress import silent
 from vesalius.platform.store import space_errors
@@ -52,7 +52,7 @@ class FolderWork:
 
         def score(case: Case) -> dict[str, Any]:
             key = key_of(case, card)
-            row = kept_result(self.out, case.name, key)
+            row = kept_result(self.out, case, key)
             if row is not None:
                 return {**row, "state": "kept"}
             try:
@@ -96,7 +96,7 @@ def score_folder(
         SettingError: ``out`` is a file.
         StoreError: another call is writing to it.
         DiskSpaceError: there is no room.
-        WorkerLostError: the cluster has no core left.
+        WorkerLostError: no worker could start.
     """
     if out.exists() and not out.is_dir():
         raise SettingError(f"{out} is a file: give a folder for the results")
@@ -113,7 +113,7 @@ def score_folder(
             for case, outcome in outcomes:
                 if isinstance(outcome, DiskSpaceError):
                     raise outcome  # none of the others would find room either
-                rows[case.name] = _failed(case, outcome) if isinstance(outcome, Exception) else outcome
+                rows[case.name] = _failed(case, told(outcome)) if isinstance(outcome, Exception) else outcome
                 progress(len(rows), len(cases), case.name)
         clear_partial(out)
         ordered = [rows[case.name] for case in cases]
@@ -121,10 +121,9 @@ def score_folder(
     return ordered
 
 
-def _failed(case: Case, error: Exception | str) -> dict[str, Any]:
-    said = str(error) if isinstance(error, VesaliusError | str) else f"{type(error).__name__}: {error}"
+def _failed(case: Case, said: str) -> dict[str, Any]:
     files = [str(path) for path in case.files]
-    return {"name": case.name, "files": files, "error": " ".join(said.split()), "state": "failed"}
+    return {"name": case.name, "files": files, "error": said, "state": "failed"}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

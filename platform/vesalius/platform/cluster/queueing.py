@@ -48,6 +48,11 @@ class Queue(Generic[Item]):
         # A second task a worker bridges the time until the driver looks; where there are more cores it would run.
         self._width = 2 * num_workers if num_cores <= num_workers else num_workers
 
+    @property
+    def width(self) -> int:
+        """How many may be in flight now."""
+        return self._width
+
     def take(self, num_flying: int) -> Trial[Item] | None:
         """Return the next trial, or None where enough is in flight or nothing is left."""
         if num_flying >= self._width:

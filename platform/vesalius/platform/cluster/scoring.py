@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vesalius.platform.cluster.holding import map_held
 from vesalius.platform.cluster.metrics import SCORING_ERRORS, SCORING_SECONDS, VOLUMES_SCORED, count, observe
-from vesalius.platform.errors import DivergenceError, PartialScoreError, StoreError, VesaliusError
+from vesalius.platform.errors import DivergenceError, PartialScoreError, StoreError, told
 from vesalius.platform.models import load_model
 from vesalius.platform.progress import silent
 from vesalius.platform.scoring import ScoreStore, score_volumes, volume_of
@@ -67,12 +67,9 @@ class SplitWork:
         def alone(subject: str) -> Outcome:
             try:
                 return together([subject])[0]
-            except VesaliusError as error:
+            except Exception as error:  # a defect of the method's at this volume, too: a row, and not the end
                 count(SCORING_ERRORS, source="batch", kind=type(error).__name__)
-                return Outcome(subject_id=subject, problem=str(error))
-            except Exception as error:  # a defect of the method's at this volume: a row, and not the end
-                count(SCORING_ERRORS, source="batch", kind=type(error).__name__)
-                return Outcome(subject_id=subject, problem=f"{type(error).__name__}: {error}")
+                return Outcome(subject_id=subject, problem=told(error))
 
         return score
 
@@ -99,7 +96,7 @@ class _Ledger:
     def note(self, subject: str, problem: str = "") -> None:
         self.done += 1
         if problem:
-            self.failed[subject] = " ".join(problem.split())
+            self.failed[subject] = problem
         self.progress(self.done, self.total, f"{subject}: {problem}"[:80] if problem else subject)
 
 
@@ -131,7 +128,7 @@ def score_split(
         PartialScoreError: some subjects could not be scored; the others are kept, and the same call tries these again.
         CohortError: the split holds no subject, or not one of those named.
         StoreError: ``out`` holds something else, or another process is scoring into it.
-        WorkerLostError: the cluster has no core left.
+        WorkerLostError: no worker could start.
     """
     store = CohortStore.open(work.store)
     wanted = wanted_subjects(store, split, subjects)
@@ -152,7 +149,7 @@ def score_split(
         with contextlib.closing(map_held(work, groups, num_workers=num_workers, num_gpus=gpus)) as outcomes:
             for group, outcome in outcomes:
                 if isinstance(outcome, Exception):
-                    outcome = [Outcome(subject_id=name, problem=_said(outcome)) for name in group]
+                    outcome = [Outcome(subject_id=name, problem=told(outcome)) for name in group]
                 for one in outcome:
                     if one.subject_id in missing:
                         ledger.note(one.subject_id, one.problem or _keep(scores, records[one.subject_id], one))
@@ -172,7 +169,7 @@ def _keep(scores: ScoreStore, record: SubjectRecord, outcome: Outcome) -> str:
     try:
         scores.write(score_record(record, outcome.score.image_score, outcome.seconds), outcome.score)
     except DivergenceError as error:
-        return str(error)
+        return told(error)
     return ""
 
 
@@ -186,7 +183,3 @@ def _is_sound(scores: ScoreStore, subject_id: str) -> bool:
     except StoreError:
         return False
     return True
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, VesaliusError) else f"{type(error).__name__}: {error}"
