@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import shutil
 import sqlite3
 import threading
 import time
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
+from vesalius.infra.cli.app import app
 from vesalius.platform.config import digest
 from vesalius.platform.errors import CohortError, ModelError, SettingError
 from vesalius.platform.registry import (
@@ -269,6 +272,26 @@ def test_an_exchanged_attachment_is_refused(home: Path, name: str, toy_store: Co
         with pytest.raises(ModelError, match="leads elsewhere"):
             attachment_of(elsewhere, "record.json", home=home)
     assert attachment_of(record, "card.json", home=home) is None
+
+
+def test_a_version_is_shown_without_the_files_that_are_gone(
+    home: Path, name: str, toy_store: CohortStore, tmp_path: Path
+) -> None:
+    models = [_model(tmp_path / f"{share}", toy_store, share) for share in (0.3, 0.9)]
+    _promote(home, name, models[0], toy_store)
+    _promote(home, name, models[1], toy_store, describe=lambda *_: {"card.json": "{}"})
+    last = standing_of(name, home=home).entries[-1].record
+    (folder,) = (home / "mlartifacts").rglob(last.token)
+    shutil.rmtree(folder)
+    answer = CliRunner().invoke(app, ["registry", name, "2", "--json", "--home", str(home)])
+    assert answer.exit_code == 0, answer.stderr
+    told = json.loads(answer.stdout)
+    assert [record["sentence"] for record in told["records"]] == [last.sentence]
+    assert (told["records"][0]["full"], told["card"]) == (None, None)
+    assert "decision 2 is shown without its details: cannot fetch record.json" in answer.stderr
+    assert "version 2 is shown without its card: cannot fetch card.json" in answer.stderr
+    other = CliRunner().invoke(app, ["registry", name, "1", "--json", "--home", str(home)])
+    assert [record["full"] is None for record in json.loads(other.stdout)["records"]] == [False, True]
 
 
 # ---- gates

@@ -37,6 +37,7 @@ from vesalius.platform.registry.champions import alone
 from vesalius.platform.registry.gates import BetterGate
 from vesalius.platform.registry.log import append, read
 from vesalius.platform.registry.settling import settle
+from vesalius.platform.registry.versions import LOG_SUFFIX
 from vesalius.platform.runs import RunSpec, create_run
 from vesalius.platform.scoring import score_volume, volume_of
 from vesalius.platform.store import CohortStore, SourceFacts, SubjectArrays
@@ -432,7 +433,7 @@ def _line(home: Path, name: str) -> list[str]:
 def _decided(home: Path, name: str, version: str) -> None:
     """Write into the log that a version became champion, and leave alias and tags as they are."""
     uri = tracking_uri(home)
-    standing = settle(client(uri), uri, name)
+    standing = settle(client(uri), uri, name, "elsewhere")
     record = PromotionRecord(
         kind="promoted",
         name=name,
@@ -447,7 +448,7 @@ def _decided(home: Path, name: str, version: str) -> None:
 def _crown(home: Path, name: str, version: str) -> None:
     _decided(home, name, version)
     uri = tracking_uri(home)
-    assert settle(client(uri), uri, name).alias == version
+    assert settle(client(uri), uri, name, "elsewhere").alias == version
 
 
 def test_rolling_back_goes_one_champion_at_a_time(home: Path, name: str, versions: list[str]) -> None:
@@ -668,14 +669,58 @@ def test_of_two_rollbacks_at_once_one_counts(
         _crown(home, name, version)
     from vesalius.platform.registry import champions
 
-    def overtaking(mlflow: Any, uri: str, record: PromotionRecord) -> int:
+    def overtaking(mlflow: Any, uri: str, record: PromotionRecord) -> None:
         append(mlflow, uri, record.model_copy(update={"token": "a" * 16}))
-        return append(mlflow, uri, record)
+        append(mlflow, uri, record)
 
     monkeypatch.setattr(champions, "append", overtaking)
     with pytest.raises(ModelError, match="changed meanwhile: it is version 2 now"):
         rollback(name, home=home)
     assert _line(home, name) == ["1", "2"]
+
+
+def test_an_entry_that_is_sent_twice_counts_once(
+    home: Path, name: str, toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client sends a request again whose answer was lost."""
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_model_version
+
+    def sent_twice(self: MlflowClient, name: str, *arguments: Any, **named: Any) -> Any:
+        if name.endswith(LOG_SUFFIX):
+            create(self, name, *arguments, **named)
+        return create(self, name, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", sent_twice)
+    answers = [_promote(home, name, _model(tmp_path / f"{share}", toy_store, share), toy_store) for share in (0.3, 0.9)]
+    assert [(answer.promoted, answer.version, answer.record) for answer in answers] == [(True, "1", 1), (True, "2", 3)]
+    back = rollback(name, home=home)
+    assert (back.version, back.record) == ("1", 5)
+    assert [(entry.number, entry.overtaken) for entry in _entries(home, name)] == [(1, False), (3, False), (5, False)]
+    _agrees(home, name)
+
+
+def test_a_slow_process_undoes_no_rollback_from_elsewhere(
+    home: Path, name: str, versions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    _crown(home, name, "1")
+    _decided(home, name, "2")
+    point = MlflowClient.set_registered_model_alias
+    uri = tracking_uri(home)
+
+    def slowly(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if (alias, version) == ("champion", "2"):
+            monkeypatch.setattr(MlflowClient, "set_registered_model_alias", point)
+            assert rollback(name, home=tmp_path, uri=uri).version == "1"
+        point(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", slowly)
+    assert settle(client(uri), uri, name, "slow").champion == "1"
+    assert [entry.record.kind for entry in _entries(home, name)] == ["promoted", "promoted", "rolled back"]
+    assert read(client(uri), uri, name).alias == "1"
 
 
 def test_a_second_promotion_waits(home: Path, name: str, toy_store: CohortStore, tmp_path: Path) -> None:
@@ -722,7 +767,8 @@ def test_two_processes_promote_one_after_the_other(
 ) -> None:
     _promote(home, name, _model(tmp_path / "weak", toy_store, 0.1), toy_store)
     models = [_model(tmp_path / f"{share}", toy_store, share) for share in (0.5, 0.55)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
     with alone(home, name):
         started = [
             subprocess.Popen(

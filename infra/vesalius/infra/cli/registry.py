@@ -107,6 +107,7 @@ def _show_version(terminal: Terminal, name: str, version: str, home: "Path") -> 
     from vesalius.infra.cards.finding import kept_card
     from vesalius.infra.cards.markdown import as_markdown
     from vesalius.platform import registry as models
+    from vesalius.platform.errors import ModelError
 
     where = f"/{version}" if version.isdecimal() else f"@{version}"
     _, number = models.version_of(f"models:/{name}{where}", home=home)
@@ -118,9 +119,17 @@ def _show_version(terminal: Terminal, name: str, version: str, home: "Path") -> 
         record = models.PromotionRecord.model_validate(
             {key: value for key, value in one.items() if key not in ("number", "overtaken")}
         )
-        text = models.attachment_of(record, "record.json", home=home)
+        text = None
+        try:
+            text = models.attachment_of(record, "record.json", home=home)
+        except ModelError as error:  # its file is gone, or is another one: what the log itself says is shown
+            terminal.warn(f"decision {one['number']} is shown without its details: {error}")
         records.append({**one, "full": None if text is None else json.loads(text)})
-    card = kept_card(f"models:/{name}/{number}", home)
+    card = None
+    try:
+        card = kept_card(f"models:/{name}/{number}", home)
+    except ModelError as error:
+        terminal.warn(f"version {number} is shown without its card: {error}")
     shown: list[Any] = [tables.version(facts), tables.decisions({**document, "decisions": own})]
     last = next((one for one in reversed(own) if one["version"] == number and one["promotion"].get("verdicts")), None)
     if last is not None:

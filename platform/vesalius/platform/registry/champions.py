@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import secrets
 from typing import TYPE_CHECKING
 
-from vesalius.platform.config import Settings
+from vesalius.platform.config import Settings, digest
 from vesalius.platform.errors import ModelError
 from vesalius.platform.progress import silent
 from vesalius.platform.registry.log import append
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.platform.progress import Progress
+
+_LONGEST_TOKEN = 16
 
 
 class Rollback(Settings):
@@ -68,8 +72,8 @@ def rollback(
     check_name(name)
     uri = uri or tracking_uri(home)
     mlflow = client(uri)
-    with alone(home, name, progress):
-        standing = settle(mlflow, uri, name)
+    with alone(home, name, progress) as home_id:
+        standing = settle(mlflow, uri, name, home_id)
         line = standing.champions
         if not line:
             raise ModelError(f"'{name}' has no champion at {shown(uri)}: promote a run with --name {name}")
@@ -99,30 +103,41 @@ def rollback(
             sentence=sentence,
             model_digest=found.tags.get(f"{PREFIX}digest", ""),
         )
-        number = append(mlflow, uri, record)
-        after = settle(mlflow, uri, name)
-        if next((entry.overtaken for entry in after.entries if entry.number == number), True):
+        append(mlflow, uri, record)
+        after = settle(mlflow, uri, name, home_id)
+        entry = after.entry_of(record.token)
+        if entry is None or entry.overtaken:
             raise ModelError(
                 f"the champion of '{name}' changed meanwhile: it is version {after.champion or 'none'} now; look at "
                 f"`vesalius registry {name}`, and roll back again if that is still wanted"
             )
-    return Rollback(name=name, version=before, from_version=present, record=number, sentence=sentence)
+    return Rollback(name=name, version=before, from_version=present, record=entry.number, sentence=sentence)
 
 
 @contextlib.contextmanager
-def alone(home: Path, name: str, progress: Progress = silent) -> Iterator[None]:
-    """Wait until no other promotion or rollback of ``name`` is under way, and keep others out.
+def alone(home: Path, name: str, progress: Progress = silent) -> Iterator[str]:
+    """Wait until no other promotion or rollback of ``name`` from ``home`` is under way, and keep others out.
 
-    It saves work and no more: whoever would be compared with a champion that is about to go waits for the new one. What
-    keeps two promotions apart, wherever they run, is the log (see :mod:`vesalius.platform.registry.log`). The lock is a
-    file in ``home`` and ends with the process that holds it.
+    It saves work: whoever would be compared with a champion that is about to go waits for the new one. What keeps two
+    promotions apart, wherever they run, is the log (see :mod:`vesalius.platform.registry.log`). The lock is a file in
+    ``home`` and ends with the process that holds it: so whoever holds it knows that what was begun from this home, and
+    was not ended, was begun by a process that is no more.
+
+    Yields:
+        By which the home is known among others; a copy of it is another one.
     """
     folder = home / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"promote-{name}.lock").open("a") as held:
+    with (folder / f"promote-{name}.lock").open("a+") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             progress(0, 0, f"waiting for another promotion of '{name}' to end")
             fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+        held.seek(0)
+        token = held.read(_LONGEST_TOKEN)
+        if not token:
+            token = secrets.token_hex(_LONGEST_TOKEN // 2)
+            held.write(token)
+            held.flush()
+        yield digest([token, os.fstat(held.fileno()).st_ino])[:16]

@@ -26,13 +26,14 @@ from vesalius.platform.tracking import answering
 from vesalius.platform.tracking.connection import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 LINE = f"{PREFIX}champions"
 """Tag in which champions were listed before there was a log."""
 _RECORD = f"{PREFIX}record"
 _SETTLED = f"{PREFIX}settled"
 _SETTLING = f"{PREFIX}settling."
+_NOBODY = "none"
 _LONGEST_RECORD = 90_000
 
 
@@ -50,7 +51,8 @@ class Standing:
         archived: versions that were champion and are no more, and the entry that ended it.
         latest: number of the last entry, of whatever life.
         settled: number of the last entry that aliases and tags are known to say.
-        settling: marks of processes that are moving them, or were killed doing so.
+        settling: marks of processes that are moving the champion's alias, or were killed doing so, and the versions
+            that each has pointed it at, or is about to; see :func:`begin_settling`.
         aliases: of the registered model.
         tags: of the registered model.
     """
@@ -64,7 +66,7 @@ class Standing:
     archived: Mapping[str, Entry] = field(default_factory=dict)
     latest: int = 0
     settled: int = 0
-    settling: tuple[str, ...] = ()
+    settling: Mapping[str, frozenset[str]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,8 +92,9 @@ class Standing:
 
     @property
     def moved(self) -> bool:
-        """Whether somebody else moved the alias: it said what the log says, and does no more."""
-        return not self.unsettled and self.alias != self.crowned
+        """Whether somebody else moved the alias: it said what the log says, does no more, and none of us was at it."""
+        ours = any(self.alias in versions for versions in self.settling.values())
+        return self.settled >= self.latest and self.alias != self.crowned and not ours
 
     @property
     def champion(self) -> str:
@@ -102,6 +105,14 @@ class Standing:
     def champions(self) -> tuple[str, ...]:
         """The line of champions with the present one last, wherever the alias was moved to."""
         return moved_line(self.line, self.alias) if self.moved else self.line
+
+    def entry_of(self, token: str) -> Entry | None:
+        """Return the entry of a record; a request that was written twice has the number of the first."""
+        return next((entry for entry in self.entries if entry.record.token == token), None)
+
+    def marks_of(self, home_id: str) -> tuple[str, ...]:
+        """Return the marks that were set from a home."""
+        return tuple(mark for mark in self.settling if mark.startswith(mark_of(home_id, "")))
 
 
 def log_name(name: str) -> str:
@@ -150,14 +161,16 @@ def _read_once(mlflow: Any, uri: str, name: str) -> Standing:
         archived=archived,
         latest=_last(versions),
         settled=int(settled) if settled.isdecimal() else 0,
-        settling=tuple(sorted(key for key in marks if key.startswith(_SETTLING))),
+        settling={key: _versions(value) for key, value in sorted(marks.items()) if key.startswith(_SETTLING)},
         aliases={alias: str(version) for alias, version in dict(registered.aliases).items()},
         tags=dict(registered.tags),
     )
 
 
-def append(mlflow: Any, uri: str, record: PromotionRecord) -> int:
-    """Write an entry to the end of the log and return its number; whether it counts, the log then says.
+def append(mlflow: Any, uri: str, record: PromotionRecord) -> None:
+    """Write an entry to the end of the log; its number, and whether it counts, the log then says.
+
+    MLflow's own client may send a request again whose answer was lost, so one entry can be there twice.
 
     Raises:
         ModelError: the server does not take it.
@@ -165,36 +178,44 @@ def append(mlflow: Any, uri: str, record: PromotionRecord) -> int:
     text = _bounded(record)
     place = log_name(record.name)
 
-    def written() -> int:
+    def write() -> None:
         try:
-            made = mlflow.create_model_version(
+            mlflow.create_model_version(
                 place,
                 source=f"vesalius:/{place}",
                 run_id=record.run_id or None,
                 tags={_RECORD: text},
                 description=record.sentence[:1000],
             )
-            return int(made.version)
         except Exception:  # raised again where the entry is not there
             # It may have been written all the same, its answer lost; and many at once are in each other's way.
             known = [_entry(record.name, version) for version in all_versions(mlflow, uri, place)]
-            own = [one.number for one in known if one is not None and one.record.token == record.token]
-            if own:
-                return own[0]
-            raise
+            if not any(one is not None and one.record.token == record.token for one in known):
+                raise
 
     with answering(uri, f"record the promotion of '{record.name}'", ModelError):
         _ensure_log(mlflow, record.name)
-        return retried(written, when=lambda cause: isinstance(cause, Exception))
+        retried(write, when=lambda cause: isinstance(cause, Exception))
 
 
-def begin_settling(mlflow: Any, name: str, token: str) -> None:
-    """Mark that aliases are about to be moved: from here to the end they may lag behind the log."""
-    retried(lambda: mlflow.set_registered_model_tag(log_name(name), f"{_SETTLING}{token}", "1"))
+def begin_settling(mlflow: Any, name: str, mark: str, versions: Collection[str]) -> None:
+    """Mark that the champion's alias is about to be pointed: where it is found at these versions, it may be by us.
+
+    Args:
+        mlflow: the client.
+        name: of the registered model.
+        mark: of the process; see :func:`mark_of`.
+        versions: those that it has pointed the alias at, and the one that comes now; an empty one takes it away.
+    """
+    value = ",".join(sorted(version or _NOBODY for version in versions))
+    retried(lambda: mlflow.set_registered_model_tag(log_name(name), mark, value))
 
 
-def end_settling(mlflow: Any, name: str, latest: int, marks: tuple[str, ...]) -> None:
-    """Say that aliases and tags are those of the log up to an entry."""
+def end_settling(mlflow: Any, name: str, latest: int, marks: Collection[str]) -> None:
+    """Say that aliases and tags are those of the log up to an entry, and take marks away.
+
+    Marks must be of processes that will not point the alias any more: the caller's own, and those that have ended.
+    """
     retried(lambda: mlflow.set_registered_model_tag(log_name(name), _SETTLED, str(latest)))
     for mark in marks:
         try:
@@ -204,9 +225,13 @@ def end_settling(mlflow: Any, name: str, latest: int, marks: tuple[str, ...]) ->
                 raise
 
 
-def mark_of(token: str) -> str:
-    """Return the tag that :func:`begin_settling` sets."""
-    return f"{_SETTLING}{token}"
+def mark_of(home_id: str, token: str) -> str:
+    """Return the tag that :func:`begin_settling` sets: of a home, and of one call there."""
+    return f"{_SETTLING}{home_id}.{token}"
+
+
+def _versions(mark: str) -> frozenset[str]:
+    return frozenset("" if version == _NOBODY else version for version in mark.split(","))
 
 
 def _ensure_log(mlflow: Any, name: str) -> None:

@@ -113,9 +113,9 @@ def promote(
     by, why = by or current_user(), one_line(why, LONGEST_REASON)
     court = _Court(name=name, home=home, store=store, gate=gate, gates=gates, methods=methods, device=device)
     court.progress = progress
-    with alone(home, name, progress):
+    with alone(home, name, progress) as home_id:
         for _ in range(_ROUNDS):
-            standing = read(mlflow, uri, name) if dry_run else settle(mlflow, uri, name)
+            standing = read(mlflow, uri, name) if dry_run else settle(mlflow, uri, name, home_id)
             champion = standing.champion or None
             rival = None
             if champion is not None:
@@ -148,17 +148,18 @@ def promote(
             facts["version"] = registered.version
             answer = Promotion(promoted=passed, sentence=sentence_of(facts, verdicts, dry_run=False), **facts)
             # Made a moment ago, it has a beginning now; what was compared stays what was looked at.
-            life = standing.life if standing.exists else settle(mlflow, uri, name).life
+            life = standing.life if standing.exists else settle(mlflow, uri, name, home_id).life
             figures = evaluate(mine.scores, store, _by_set(candidate)) if describe is not None else {}
             record = _record(answer, standing.head, life, candidate, rival, store, gates)
             files = {} if describe is None else dict(describe(answer, figures))
             record = attach_files(
                 mlflow, uri, record, registered.tracked_run, {**files, "record.json": _full(record, gates)}
             )
-            number = append(mlflow, uri, record)
-            after = settle(mlflow, uri, name)
-            if not next((entry.overtaken for entry in after.entries if entry.number == number), True):
-                return answer.model_copy(update={"record": number})
+            append(mlflow, uri, record)
+            after = settle(mlflow, uri, name, home_id)
+            entry = after.entry_of(record.token)
+            if entry is not None and not entry.overtaken:
+                return answer.model_copy(update={"record": entry.number})
             progress(0, 0, f"the champion of '{name}' changed meanwhile: comparing with version {after.champion}")
     raise ModelError(
         f"the champion of '{name}' changed {_ROUNDS} times while the candidate was compared: promote it again when "

@@ -9,12 +9,19 @@
 
 A version goes: registered (challenger) -> kept back (challenger until a newer one is registered) or champion ->
 archived -> champion again, by a rollback or another promotion.
+
+MLflow points an alias unconditionally, and a process may be slow: it may point the champion's alias where the log said
+to a while ago. So before it does, it marks where to, and the mark stays until it has seen the alias agree with the log.
+An alias that is found at a version of some mark is brought back to what the log says; anywhere else, a person moved it.
+Nobody takes away the mark of a process that may still live. Whoever holds the lock of a home knows that of the other
+marks of that home none does (:func:`vesalius.platform.registry.champions.alone`); of those of other homes nobody knows.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,45 +46,79 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _ROUNDS = 20
+PATIENCE_SECONDS = 10.0
+"""How long a process is waited for that seems to be moving the alias; it takes a fraction of a second."""
+_BETWEEN_SECONDS = 0.5
 
 
-def settle(mlflow: Any, uri: str, name: str) -> Standing:
+def settle(mlflow: Any, uri: str, name: str, home_id: str) -> Standing:
     """Bring aliases and tags to what the log says, and the log to what somebody has done to the alias by hand.
 
     Idempotent: each thing is written only where it differs, and whatever a killed process left undone is done.
 
+    Args:
+        mlflow: the client.
+        uri: the tracking store.
+        name: of the registered model.
+        home_id: of the home whose lock the caller holds; see :func:`vesalius.platform.registry.champions.alone`.
+
     Raises:
         ModelError: the server refuses, or others move the alias all the time.
     """
-    token = secrets.token_hex(8)
+    mark, pointed = mark_of(home_id, secrets.token_hex(8)), set[str]()
     for _ in range(_ROUNDS):
         standing = read(mlflow, uri, name)
         if not standing.exists:
             return standing
         versions = all_versions(mlflow, uri, name)
         known = {str(version.version) for version in versions}
-        if standing.moved or (standing.crowned and standing.crowned not in known):
+        # Where we have pointed it ourselves, too late, nobody else moved it, even if our mark has been taken away.
+        strayed = standing.moved and standing.alias not in pointed
+        if strayed or (standing.crowned and standing.crowned not in known):
             append(mlflow, uri, _found(standing, known))
             continue
         with answering(uri, f"settle the aliases of '{name}'", ModelError):
             changes = _tag_changes(standing, versions)
             challenger = challenger_of(standing, versions)
             aliases_agree = standing.alias == standing.crowned and standing.challenger == challenger
-            if not standing.unsettled and aliases_agree and not changes:
+            ended = standing.settled >= standing.latest and not standing.marks_of(home_id)
+            if ended and aliases_agree and not changes:
                 return standing
-            has_log = standing.latest > 0
-            if has_log:
-                begin_settling(mlflow, name, token)
             for version, tags in changes.items():
                 _tag(mlflow, name, version, tags)
-            _point(mlflow, name, CHAMPION, standing.alias, standing.crowned)
+            if standing.alias != standing.crowned:
+                pointed.add(standing.crowned)
+                begin_settling(mlflow, name, mark, pointed)
+                _point(mlflow, name, CHAMPION, standing.alias, standing.crowned)
             _point(mlflow, name, CHALLENGER, standing.challenger, challenger)
-            if not has_log:
+            if not standing.latest:
                 continue
             again = read(mlflow, uri, name)
             if again.latest == standing.latest and again.alias == standing.crowned:
-                end_settling(mlflow, name, again.latest, tuple({*again.settling, mark_of(token)}))
+                end_settling(mlflow, name, again.latest, again.marks_of(home_id))
     raise ModelError(f"the aliases of '{name}' are being moved all the time by others: try again when that has ended")
+
+
+def settle_wholly(mlflow: Any, uri: str, name: str, home_id: str) -> Standing:
+    """Do as :func:`settle`, and take away the marks of killed processes elsewhere, too.
+
+    A mark of another home that is still there after :data:`PATIENCE_SECONDS` is taken for one of a killed process.
+
+    Raises:
+        ModelError: the server refuses, or others move the alias all the time.
+    """
+    standing = settle(mlflow, uri, name, home_id)
+    left = set(standing.settling)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while left and time.monotonic() < deadline:
+        time.sleep(_BETWEEN_SECONDS)
+        left &= set(read(mlflow, uri, name).settling)
+    if left:
+        # Once more: what they left may have happened only after they were looked at.
+        standing = settle(mlflow, uri, name, home_id)
+        with answering(uri, f"settle the aliases of '{name}'", ModelError):
+            end_settling(mlflow, name, standing.latest, left)
+    return settle(mlflow, uri, name, home_id)
 
 
 def challenger_of(standing: Standing, versions: list[Any]) -> str:

@@ -53,6 +53,8 @@ def list_names(*, home: Path, uri: str | None = None) -> list[str]:
 def settle_aliases(name: str, *, home: Path, uri: str | None = None) -> Standing:
     """Bring aliases and tags to what the log says, as the next promotion would; see :mod:`..settling`.
 
+    Marks of killed processes elsewhere are taken away as well, which may take some seconds.
+
     Raises:
         ModelError: there is no such model.
         RunError: nothing answers at ``uri``.
@@ -60,8 +62,8 @@ def settle_aliases(name: str, *, home: Path, uri: str | None = None) -> Standing
     check_name(name)
     uri = uri or tracking_uri(home)
     mlflow = client(uri)
-    with alone(home, name):
-        return _existing(settling.settle(mlflow, uri, name), uri)
+    with alone(home, name) as home_id:
+        return _existing(settling.settle_wholly(mlflow, uri, name, home_id), uri)
 
 
 def attachment_of(record: PromotionRecord, name: str, *, home: Path, uri: str | None = None) -> str | None:
