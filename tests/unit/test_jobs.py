@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ from vesalius.infra.jobs.wheel import current_wheel, kept_wheel
 from vesalius.platform.errors import JobError, SettingError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vesalius.platform.store import CohortStore
@@ -380,29 +382,88 @@ def test_without_a_cluster_there_is_a_way_to_one(tmp_path: Path, monkeypatch: py
         submission.reach("http://127.0.0.1:9", tmp_path)
 
 
-@pytest.mark.parametrize("code", [401, 403])
-def test_a_cluster_with_a_token_is_a_sentence(code: int) -> None:
-    """A dashboard in token mode, as far as a client without one gets to see it."""
-    from vesalius.infra.jobs.cluster import Cluster
+@contextlib.contextmanager
+def _dashboard(code: int, body: bytes, jobs: bytes = b"[]") -> Iterator[tuple[str, list[str | None]]]:
+    """Answer as a dashboard would; yields the address and, as they come, the tokens that were sent."""
+    tokens: list[str | None] = []
 
-    class Refusing(BaseHTTPRequestHandler):
+    class Answering(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = b"Unauthorized: Missing authentication token" if code == 401 else b"Forbidden: Invalid token"
+            tokens.append(self.headers.get("Authorization"))
+            said = jobs if self.path == "/api/jobs/" else body
             self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(said)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(said)
 
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            with pytest.raises(JobError, match="lets nobody in without its token: set RAY_AUTH_MODE=token"):
-                Cluster(f"http://127.0.0.1:{server.server_address[1]}")
+            yield f"http://127.0.0.1:{server.server_address[1]}", tokens
         finally:
             server.shutdown()
+
+
+_VERSION = json.dumps({"ray_version": importlib.metadata.version("ray"), "session_name": "one"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "said"),
+    [
+        (401, b"Unauthorized: Missing authentication token", "lets nobody in without its token: set RAY_AUTH_MODE"),
+        (403, b"Forbidden: Invalid token", "lets nobody in without its token: set RAY_AUTH_MODE"),
+        (200, b'{"status": "ok"}', "does not answer as a Ray dashboard does"),
+        (200, b'{"ray_version": "recent"}', "does not answer as a Ray dashboard does"),
+    ],
+)
+def test_a_dashboard_that_does_not_let_one_in_is_a_sentence(code: int, body: bytes, said: str) -> None:
+    from vesalius.infra.jobs.cluster import Cluster
+
+    with _dashboard(code, body) as (address, _), pytest.raises(JobError, match=said):
+        Cluster(address)
+
+
+@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_the_address_that_was_given_is_the_one_that_is_asked(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vesalius.infra.jobs.cluster import Cluster
+
+    with _dashboard(200, _VERSION) as (address, asked), _dashboard(200, _VERSION) as (other, others):
+        monkeypatch.setenv(variable, other)
+        assert Cluster(address, headers={"Authorization": "Bearer ours"}).jobs() == {}
+        assert os.environ[variable] == other
+    assert set(asked) == {"Bearer ours"}
+    assert others == []
+
+
+def test_who_only_tracks_sends_no_token_to_other_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    from vesalius.infra import services
+    from vesalius.infra.jobs import submission
+    from vesalius.infra.services import ports
+    from vesalius.infra.services.state import Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
+
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    folder = ServicesFolder(tmp_path)
+    folder.make()
+    one = Running(pid=os.getpid(), created=psutil.Process().create_time(), mark="", url="", since="")
+    settings = ServiceSettings(ports=dict(ports.PORTS))
+    folder.write(ServicesState(settings=settings, boot=this_boot(), running={"mlflow": one, "ray": one}))
+    services.join_tracking(tmp_path)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
+    running = json.dumps([{"type": "SUBMISSION", "submission_id": "s-1", "status": "RUNNING", "entrypoint": "x"}])
+    with _dashboard(200, _VERSION, running.encode()) as (address, tokens):
+        book = JobBook(tmp_path)
+        book.make()
+        book.write(_record(address=address))
+        (found,), silent = submission.refresh(tmp_path)
+    assert (found.last.status, silent) == ("RUNNING", [])
+    assert set(tokens) == {None}
 
 
 def test_jobs_of_a_home_without_any(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vesalius.infra.jobs.records import JobBook
-from vesalius.infra.services import inspection, join
+from vesalius.infra.services import inspection, join_tracking
 from vesalius.infra.services.state import TITLES, ServicesFolder
 from vesalius.platform.errors import VesaliusError
 
@@ -130,7 +130,7 @@ def main() -> None:
     supervisor = Supervisor(home, lambda sentence: print(sentence, flush=True))
     while True:
         with contextlib.suppress(VesaliusError):  # a service that is gone is started again below
-            join(home)
+            join_tracking(home)
         supervisor.look()
         time.sleep(_BETWEEN_SECONDS)
 

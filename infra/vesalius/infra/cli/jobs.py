@@ -16,7 +16,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="See `vesalius j
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="Of a Ray dashboard, http://HOST:8265 (default: that of `vesalius up`, else $RAY_API_SERVER_ADDRESS)"
+        help="Of a Ray dashboard, http://HOST:8265 (default: $RAY_API_SERVER_ADDRESS, else that of `vesalius up`)"
     ),
 ]
 FollowOption = Annotated[

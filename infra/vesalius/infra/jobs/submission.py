@@ -30,7 +30,7 @@ _STOP_SECONDS = 60.0
 
 
 def reach(given: str | None, home: Path, *, check_version: bool = True) -> Cluster:
-    """Return the cluster that was given, else the home's own services, else that of ``RAY_API_SERVER_ADDRESS``.
+    """Return the cluster that was given, else that of ``RAY_API_SERVER_ADDRESS``, else the home's own services.
 
     Raises:
         JobError: there is none, it does not answer, or it is of another version.

@@ -29,13 +29,31 @@ def join(home: Path) -> None:
     services = _services(home)
     if services is None:
         return
-    from vesalius.infra.services import credentials
     from vesalius.infra.services.kinds import ray_access
 
     # A job's RAY_ADDRESS and its access are there already: the cluster has set them.
     if "RAY_ADDRESS" not in os.environ:
         os.environ["RAY_ADDRESS"] = f"127.0.0.1:{services.settings.ports['ray']}"
         os.environ.update(ray_access(services.folder))
+    _track(services)
+
+
+def join_tracking(home: Path) -> None:
+    """Let this process track with a home's services, and compute nowhere.
+
+    For whoever asks other clusters too: Ray sends the token that it finds in the environment to each of them.
+
+    Raises:
+        ServiceError: services were started and not stopped, and one of them is gone.
+    """
+    services = _services(home)
+    if services is not None:
+        _track(services)
+
+
+def _track(services: Services) -> None:
+    from vesalius.infra.services import credentials
+
     if "MLFLOW_TRACKING_URI" not in os.environ:
         os.environ["MLFLOW_TRACKING_URI"] = services.url("mlflow")
     if services.settings.auth and os.environ["MLFLOW_TRACKING_URI"] == services.url("mlflow"):
