@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vesalius.infra.jobs.records import JobBook
+from vesalius.infra.jobs.records import JobBook, restarts_left, was_lost
 from vesalius.infra.services import inspection, join_tracking
 from vesalius.infra.services.state import TITLES, ServicesFolder
 from vesalius.platform.errors import VesaliusError
@@ -44,9 +44,10 @@ class Supervisor:
         self._folder = ServicesFolder(home)
         self._silent: dict[str, int] = {}
         self._said: set[str] = set()
-        # What was lost while nobody watched, perhaps weeks ago, is its owner's to go on with.
-        book = JobBook(home)
-        self._left_alone = {name for name in book.names() if book.read(name).last.status in ("LOST", "FAILED")}
+        # What was lost while nobody watched, perhaps weeks ago, is its owner's to go on with. Which of these that is,
+        # their clusters have yet to say.
+        self._of_before = {record.last.submission for record in JobBook(home).read_all()[0]}
+        self._left_alone: set[str] = set()
 
     def look(self) -> None:
         """Look once at services, jobs and runs, and do what is to be done. Raises nothing on purpose."""
@@ -83,10 +84,21 @@ class Supervisor:
 
         records, _ = submission.refresh(self._home)
         for record in records:
-            if record.job not in self._left_alone and is_lost(record):
-                left = record.restarts - len(record.attempts)
+            if self._is_to_go_on(record):
+                left = restarts_left(record) - 1
                 self._say(f"job '{record.job}' was lost: submitting it again, {left} more such times are left")
-                submission.retry(record.job, home=self._home, address=None, rebuild=False, say=self._say)
+                submission.retry(
+                    record.job, home=self._home, address=None, rebuild=False, say=self._say, only_lost=True
+                )
+
+    def _is_to_go_on(self, record: JobRecord) -> bool:
+        """Return whether a job is to be submitted again: it was lost while this process watched."""
+        last = record.last
+        if last.submission in self._of_before and last.status != "UNKNOWN":  # the first that its cluster says of it
+            self._of_before.remove(last.submission)
+            if was_lost(last):
+                self._left_alone.add(last.submission)
+        return was_lost(last) and last.submission not in self._left_alone and restarts_left(record) > 0
 
     def _tell(self) -> None:
         from vesalius.infra.pipeline.tracked import outbox_of
@@ -107,19 +119,6 @@ class Supervisor:
         if sentence not in self._said:
             self._said.add(sentence)
             self._say(sentence)
-
-
-def is_lost(record: JobRecord) -> bool:
-    """Return whether a job is to be submitted again: its cluster or its machine ended it, and not it itself.
-
-    A verb that has come to an end of its own, good or bad, would come to the same again; one that was stopped was
-    stopped by somebody.
-    """
-    if len(record.attempts) > record.restarts:
-        return False
-    last = record.last
-    killed = last.exit_code is None or last.exit_code < 0 or last.exit_code > 128
-    return last.status == "LOST" or (last.status == "FAILED" and killed)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.jobs.environment import check_ray
-from vesalius.platform.errors import JobError
+from vesalius.platform.errors import JobError, JobRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,7 +74,8 @@ class Cluster:
         """Submit a job that computes with a wheel's code.
 
         Raises:
-            JobError: the cluster will not.
+            JobRefusedError: the cluster will not.
+            JobError: it does not answer, or has failed at it; whether the job is there is not known.
         """
         with self._answering():
             self._client.submit_job(
@@ -194,12 +195,13 @@ class Cluster:
             if type(error) is not RuntimeError:
                 raise
             said = " ".join(str(error).split())[:300]
-            raise JobError(f"the cluster at {self.address} answers that it will not: {said}") from None
+            kind = JobRefusedError if re.search(r"status code 4\d\d\b", said) else JobError
+            raise kind(f"the cluster at {self.address} answers that it will not: {said}") from None
         except Exception as error:  # what is neither Ray's word nor an answer that is none of Ray's goes on
             from ray.exceptions import AuthenticationError, RayError
 
             if isinstance(error, AuthenticationError):
-                raise JobError(
+                raise JobRefusedError(
                     f"the cluster at {self.address} lets nobody in without its token: set RAY_AUTH_MODE=token and "
                     "RAY_AUTH_TOKEN_PATH to the file that holds it"
                 ) from None
