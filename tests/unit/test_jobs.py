@@ -23,7 +23,7 @@ from vesalius.infra.jobs import driver, environment, outcome, records
 from vesalius.infra.jobs.command import VERBS, read_command
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
 from vesalius.infra.jobs.wheel import current_wheel, kept_wheel
-from vesalius.platform.errors import JobError, SettingError
+from vesalius.platform.errors import JobError, RunError, SettingError, StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +82,22 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(words: list[str], sa
     assert "hidden" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--resume", "my run"], "'my run' cannot name a run"),
+        (["train", "--resume", "../x"], "'../x' cannot name a run"),
+        (["train", "implicit_field", "S", "--name", "a/b"], "'a/b' cannot name a run"),
+        (["tune", "--resume", "my study"], "'my study' cannot name a study"),
+        (["tune", "implicit_field", "S", "--name", "my study"], "'my study' cannot name a study"),
+    ],
+)
+def test_a_name_that_no_job_can_have_is_refused(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises((RunError, StudyError)) as error:
+        _read(words, tmp_path)
+    assert said in str(error.value)
+
+
 @pytest.mark.parametrize("words", [["train", "m", "s", "--wrokers", "2"], ["evaluate"], ["tune", "--trials", "many"]])
 def test_a_usage_error_reads_as_the_verbs_own(words: list[str], tmp_path: Path) -> None:
     own = CliRunner().invoke(app, words, prog_name="vesalius")
@@ -118,6 +134,11 @@ def test_gpus_become_what_each_verb_understands(tmp_path: Path) -> None:
     score = _read(["score", "r", "--split", "test"], tmp_path, gpus=1)
     assert "--device=cuda" in score.words
     assert (score.cpus, score.gpus) == (1, 1)
+    actors = _read(["score", "r", "--split", "test"], tmp_path, workers=2, gpus=1)
+    assert "--device=cuda" in actors.words
+    assert (actors.cpus, actors.gpus) == (0, 0), "its workers would wait for what it holds"
+    assert _read(["score", "r", "--split", "test", "--workers", "0"], tmp_path).cpus == 1
+    assert _read(["evaluate", "r"], tmp_path).cpus == 1
     tune = _read(["tune", "implicit_field", "S"], tmp_path, gpus=1)
     assert "--gpus=1.0" in tune.words
     assert tune.study is not None
@@ -274,6 +295,40 @@ def test_what_a_cluster_says_is_asked_once_a_session(tmp_path: Path) -> None:
     cluster.session = "two"
     environment.report(cluster, tmp_path, [there], home=tmp_path)
     assert cluster.asked == 4
+
+
+def test_two_that_ask_at_once_are_both_answered(tmp_path: Path) -> None:
+    barrier = threading.Barrier(2)
+
+    class Slow(_Probed):
+        def run_briefly(self, entrypoint: str, seconds: float) -> str:
+            barrier.wait(30)  # both have written their proofs
+            said = super().run_briefly(entrypoint, seconds)
+            barrier.wait(30)  # and neither has taken its own away
+            return said
+
+    found: list[bool] = []
+
+    def ask() -> None:
+        cluster: Any = Slow()
+        found.append(environment.report(cluster, tmp_path, [], home=tmp_path).sees_home)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert found == [True, True]
+
+
+def test_a_home_that_was_not_seen_is_asked_about_again(tmp_path: Path) -> None:
+    cluster: Any = _Probed()
+    real = cluster.run_briefly
+    cluster.run_briefly = lambda entrypoint, seconds: real(entrypoint.replace(".proof", ".other"), seconds)
+    assert not environment.report(cluster, tmp_path, [], home=tmp_path).sees_home
+    cluster.run_briefly = real
+    assert environment.report(cluster, tmp_path, [], home=tmp_path).sees_home
+    assert cluster.asked == 2
 
 
 # ---- what is kept
