@@ -121,6 +121,7 @@ class Services:
             "MLFLOW_BACKEND_STORE_URI": self.database.url,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # half of its processes, for what nothing here uses
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # nothing that a model brings runs code here
             "MLFLOW_FLASK_SERVER_SECRET_KEY": credentials.kept_or_made(self.folder.secrets / "mlflow_sessions"),
         }
         command = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(port)]
@@ -130,10 +131,12 @@ class Services:
             _, password = credentials.tracking_login(self.folder.secrets)
             environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(file), "MLFLOW_AUTH_ADMIN_PASSWORD": password}
             command += ["--app-name", "basic-auth"]
-        if not is_loopback(settings.host):
+        if settings.allowed_hosts or not is_loopback(settings.host):
             hosts = allowed_hosts(settings)
             command += ["--allowed-hosts", ",".join(hosts)]
-            command += ["--cors-allowed-origins", ",".join(f"http://{host}" for host in hosts)]
+            # Pages come by https where a proxy with TLS stands before it.
+            origins = [f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")]
+            command += ["--cors-allowed-origins", ",".join(origins)]
         return Plan(command, environment, self.url("mlflow"))
 
     def _ray(self) -> Plan:
@@ -200,7 +203,7 @@ class Services:
 
 
 def allowed_hosts(settings: ServiceSettings) -> list[str]:
-    """Return the names that MLflow may be called by where it listens beyond loopback."""
+    """Return the names that MLflow may be called by where it listens beyond loopback, or stands behind a proxy."""
     port = settings.ports["mlflow"]
     names = ["localhost", "127.0.0.1", clients_host(settings.host), socket.gethostname(), *settings.allowed_hosts]
     return [text for name in dict.fromkeys(names) for text in (name, f"{name}:{port}")]

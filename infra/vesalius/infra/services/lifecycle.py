@@ -48,21 +48,22 @@ def up(home: Path, asked: Mapping[str, Any], asked_ports: Mapping[str, int], *, 
     with folder.alone():
         state = present(folder.read() or ServicesState())
         before = state.settings
-        changes = dict(asked)
+        changes, password = dict(asked), ""
         if "database" in changes:
-            changes["database"] = database.given_database(folder, changes["database"])
+            changes["database"], password = database.given_database(folder, changes["database"])
         alive = {name: one for name, one in state.running.items() if processes.is_alive(one)}
         settings = _settings(state.settings, changes, asked_ports, alive)
+        database.keep_password(folder, password)
         for name, one in state.running.items():
             if name not in alive:
-                processes.stop(one)  # what it has started may have outlived it, and holds its port
+                _stop(name, one)  # what it has started may have outlived it, and holds its port
         services = Services(folder, settings)
         with ThreadPoolExecutor(len(NAMES)) as threads:
             answers = list(threads.map(lambda name: _is_well(services, name, alive), services.names))
         well = [name for name, is_well in zip(services.names, answers, strict=True) if is_well]
         for name in alive:
             if name not in well:
-                processes.stop(alive[name])
+                _stop(name, alive[name])
         fresh = settings.model_copy(update={"ports": _ports(settings, asked_ports, state.settings.ports, well)})
         services = Services(folder, fresh)
         state = ServicesState(settings=fresh, boot=this_boot(), running={name: alive[name] for name in well})
