@@ -230,6 +230,21 @@ def test_a_log_that_has_grown_large_is_put_aside(tmp_path: Path, monkeypatch: py
 # ---- what may be asked for
 
 
+def test_the_logs_of_jobs_outlive_their_head(folder: ServicesFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "_JOB_LOGS", 2)
+    monkeypatch.setattr(lifecycle, "_JOB_LOG_BYTES", 10)
+    logs = folder.home / "session_old" / "logs"
+    logs.mkdir(parents=True)
+    for age, name in enumerate(("new-1a2b", "brain-2-3c4d", "old-5e6f")):
+        log = logs / f"job-driver-{name}.log"
+        log.write_text("begun\nwhy it was lost")
+        os.utime(log, (1000 - age, 1000 - age))
+    (logs / "raylet.out").write_text("of no interest")
+    lifecycle._keep_job_logs(folder, logs)
+    assert folder.job_log("brain-2-3c4d").read_text() == "t was lost"
+    assert sorted(path.name for path in (folder.logs / "jobs").iterdir()) == ["brain-2-3c4d.log", "new-1a2b.log"]
+
+
 def test_nothing_is_opened_to_others_without_a_login(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"--host 0\.0\.0\.0 opens MLflow and Ray.*add --auth"):
         lifecycle.up(tmp_path, {"host": "0.0.0.0"}, {})

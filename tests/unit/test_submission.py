@@ -8,11 +8,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
+from vesalius.infra.cli.app import app
 from vesalius.infra.jobs import environment, outcome, submission
 from vesalius.infra.jobs.command import Command
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord, was_lost
 from vesalius.infra.jobs.wheel import Wheel
+from vesalius.infra.services.state import ServicesFolder
 from vesalius.platform.errors import JobError, JobRefusedError
 
 if TYPE_CHECKING:
@@ -219,3 +222,18 @@ def test_a_file_that_is_no_record_hides_no_other(cluster: Played, tmp_path: Path
         str(book.path / "my run.json"),
         str(book.path / "broken.json"),
     ]
+
+
+def test_the_log_of_a_job_that_was_lost_is_shown(cluster: Played, tmp_path: Path) -> None:
+    submitted = _submit(tmp_path).last.submission
+    cluster.known.clear()
+    words = ["logs", "brain", "--home", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "has forgotten job 'brain' and its log" in done.stderr
+    kept = ServicesFolder(tmp_path).job_log(submitted)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("why it was lost\n")
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, done.stdout) == (0, "why it was lost\n")
+    assert "vesalius retry brain" in done.stderr

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 STARTING_SECONDS = 240.0
 _BETWEEN_SECONDS = 0.2
 _ASKS, _BETWEEN_ASKS_SECONDS = 4, 3.0
+_JOB_LOG = "job-driver-"
+_JOB_LOGS, _JOB_LOG_BYTES = 100, 5 * 2**20
+"""How many logs of earlier heads' jobs are kept, and how much of each."""
 
 
 def up(home: Path, asked: Mapping[str, Any], asked_ports: Mapping[str, int], *, progress: Progress = silent) -> None:
@@ -226,7 +229,7 @@ def _stop(name: Name, running: Running) -> None:
 
 
 def _link_logs(services: Services) -> None:
-    """Let ``logs/ray`` lead to the head's own logs, among them those of jobs; older sessions go."""
+    """Let ``logs/ray`` lead to the head's own logs, among them those of jobs; older sessions go, but for those."""
     link = services.folder.logs / "ray"
     token = credentials.kept_or_made(services.folder.secrets / "ray_token")
     request = urllib.request.Request(f"{services.url('ray')}/api/version", headers={"Authorization": f"Bearer {token}"})
@@ -237,9 +240,25 @@ def _link_logs(services: Services) -> None:
         sessions = services.session_folder()
         for old in sessions.glob("session_*"):
             if old.is_dir() and not old.is_symlink() and old.name != session:
+                _keep_job_logs(services.folder, old / "logs")
                 shutil.rmtree(old, ignore_errors=True)
         link.unlink(missing_ok=True)
         link.symlink_to(sessions / session / "logs")
+
+
+def _keep_job_logs(folder: ServicesFolder, logs: Path) -> None:
+    """Keep what jobs of an earlier head have written last: why one was lost stands there alone."""
+    for log in logs.glob(f"{_JOB_LOG}*.log"):
+        kept = folder.job_log(log.stem.removeprefix(_JOB_LOG))
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(exist_ok=True)
+            with log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - _JOB_LOG_BYTES))
+                kept.write_bytes(file.read())
+            shutil.copystat(log, kept)
+    by_age = sorted((folder.logs / "jobs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    for old in by_age[:-_JOB_LOGS]:
+        old.unlink(missing_ok=True)
 
 
 def _last_line(log: Path) -> str:

@@ -5,7 +5,8 @@
     HOME/services/
       state.json    this file; replaced as a whole
       lock          held by the one process that starts or stops services
-      logs/         one file a service; ``ray`` leads to the logs of the head and its jobs
+      logs/         one file a service; ``ray`` leads to the logs of the head and its jobs, ``jobs`` has those of
+                    jobs that earlier heads ran
       secrets/      0700: passwords and tokens, each file 0600
       postgres/     the database's own folder
       artifacts/    what MLflow keeps of runs beside figures
@@ -128,6 +129,10 @@ class ServicesFolder:
     def log(self, name: Name) -> Path:
         """Log file of a service."""
         return self.logs / f"{name}.log"
+
+    def job_log(self, submission: str) -> Path:
+        """Where the log of a job is kept once the head that ran it is gone."""
+        return self.logs / "jobs" / f"{submission}.log"
 
     def make(self) -> None:
         """Make the folders that are not there, those of secrets for their owner alone."""
