@@ -8,6 +8,7 @@
     addresses.py    loopback or not
     credentials.py  secrets in files of mode 0600
     database.py     PostgreSQL and what is kept in it
+    redis.py        where the head keeps what it knows, if anywhere
     kinds.py        how each is started and asked
     lifecycle.py    up, down
     inspection.py   status

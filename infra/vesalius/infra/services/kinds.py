@@ -29,6 +29,9 @@ _FOREIGN = ("MLFLOW_", "RAY_", "PG", "VESALIUS_")
 """Begins of variables that are ours to set: what a shell was in for another server must not reach these."""
 
 STOP_SECONDS = 30
+HEAD_AWAY_SECONDS = 300
+"""How long machines of the cluster wait for a head that Redis remembers; Ray's own limit is a minute."""
+
 BEAT_SECONDS = 700.0
 """Longer than all services together may take to start."""
 
@@ -150,7 +153,8 @@ class Services:
         command += [f"--num-cpus={_cores() if settings.cpus is None else settings.cpus}"]
         command += [] if settings.gpus is None else [f"--num-gpus={settings.gpus}"]
         command += [f"--object-store-memory={settings.object_store_mib * 2**20}", f"--temp-dir={self.session_folder()}"]
-        return Plan(command, {**_environment(), **self.cluster_environment()}, self.url("ray"))
+        environment = {**_environment(), **self.cluster_environment(), **self._memory_of_the_head()}
+        return Plan(command, environment, self.url("ray"))
 
     def cluster_environment(self) -> dict[str, str]:
         """Return what the head, and so every job and worker on it, finds in its environment."""
@@ -171,6 +175,18 @@ class Services:
             name, password = credentials.tracking_login(self.folder.secrets)
             environment |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
         return environment
+
+    def _memory_of_the_head(self) -> dict[str, str]:
+        """Return what lets the head keep what it knows in Redis, and its machines wait for it meanwhile."""
+        if self.settings.redis is None:
+            return {}
+        # Several homes, on several machines, may use one Redis.
+        digest = hashlib.sha256(f"{socket.gethostname()} {self.folder.home}".encode()).hexdigest()[:16]
+        return {
+            "RAY_REDIS_ADDRESS": self.settings.redis,
+            "RAY_external_storage_namespace": f"vesalius-{digest}",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_AWAY_SECONDS),
+        }
 
     def session_folder(self) -> Path:
         """Return a private folder with a short name: sockets lie in it, and their paths may have 107 characters."""

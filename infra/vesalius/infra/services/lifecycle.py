@@ -11,7 +11,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from vesalius.infra.services import credentials, database, ports, processes
+from vesalius.infra.services import credentials, database, ports, processes, redis
 from vesalius.infra.services.addresses import is_loopback
 from vesalius.infra.services.kinds import STOP_SECONDS, Services
 from vesalius.infra.services.state import NAMES, TITLES, ServicesFolder, ServicesState, present, this_boot
@@ -54,8 +54,12 @@ def up(home: Path, asked: Mapping[str, Any], asked_ports: Mapping[str, int], *, 
         changes, password = dict(asked), ""
         if "database" in changes:
             changes["database"], password = database.given_database(folder, changes["database"])
+        if "redis" in changes:
+            changes["redis"] = redis.read_address(changes["redis"])
         alive = {name: one for name, one in state.running.items() if processes.is_alive(one)}
         settings = _settings(state.settings, changes, asked_ports, alive)
+        if settings.redis is not None and "ray" not in alive:
+            redis.check(settings.redis)
         database.keep_password(folder, password)
         for name, one in state.running.items():
             if name not in alive:

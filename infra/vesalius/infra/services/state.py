@@ -53,6 +53,7 @@ class ServiceSettings(Settings):
         gpus: likewise.
         object_store_mib: Ray's shared memory.
         database: address of somebody else's PostgreSQL, without a password; None is our own.
+        redis: HOST:PORT of somebody's Redis that the head keeps what it knows in; None is its memory.
         supervised: whether what ends by itself is started again, and lost jobs submitted again.
     """
 
@@ -64,6 +65,7 @@ class ServiceSettings(Settings):
     gpus: int | None = None
     object_store_mib: int = 512
     database: str | None = None
+    redis: str | None = None
     supervised: bool = True
 
 
