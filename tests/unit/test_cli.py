@@ -351,6 +351,8 @@ def test_a_missing_device_is_named_by_what_asked_for_it(monkeypatch: pytest.Monk
 
     with pytest.raises(SettingError, match="--device is 'cuda' and this machine has no usable CUDA device"):
         device_name("cuda")
+    assert device_name("cuda", num_workers=2) == "cuda", "the workers' machines may have one"
+    assert device_name("auto", num_workers=2) == "cpu"
     with pytest.raises(SettingError, match=r"training\.device is 'cuda'"):
         choose_device("cuda")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -22,9 +23,10 @@ from vesalius.infra.jobs import driver, environment, outcome, records
 from vesalius.infra.jobs.command import VERBS, read_command
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
 from vesalius.infra.jobs.wheel import current_wheel, kept_wheel
-from vesalius.platform.errors import JobError, SettingError
+from vesalius.platform.errors import JobError, RunError, SettingError, StudyError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vesalius.platform.store import CohortStore
@@ -80,6 +82,22 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(words: list[str], sa
     assert "hidden" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--resume", "my run"], "'my run' cannot name a run"),
+        (["train", "--resume", "../x"], "'../x' cannot name a run"),
+        (["train", "implicit_field", "S", "--name", "a/b"], "'a/b' cannot name a run"),
+        (["tune", "--resume", "my study"], "'my study' cannot name a study"),
+        (["tune", "implicit_field", "S", "--name", "my study"], "'my study' cannot name a study"),
+    ],
+)
+def test_a_name_that_no_job_can_have_is_refused(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises((RunError, StudyError)) as error:
+        _read(words, tmp_path)
+    assert said in str(error.value)
+
+
 @pytest.mark.parametrize("words", [["train", "m", "s", "--wrokers", "2"], ["evaluate"], ["tune", "--trials", "many"]])
 def test_a_usage_error_reads_as_the_verbs_own(words: list[str], tmp_path: Path) -> None:
     own = CliRunner().invoke(app, words, prog_name="vesalius")
@@ -116,6 +134,11 @@ def test_gpus_become_what_each_verb_understands(tmp_path: Path) -> None:
     score = _read(["score", "r", "--split", "test"], tmp_path, gpus=1)
     assert "--device=cuda" in score.words
     assert (score.cpus, score.gpus) == (1, 1)
+    actors = _read(["score", "r", "--split", "test"], tmp_path, workers=2, gpus=1)
+    assert "--device=cuda" in actors.words
+    assert (actors.cpus, actors.gpus) == (0, 0), "its workers would wait for what it holds"
+    assert _read(["score", "r", "--split", "test", "--workers", "0"], tmp_path).cpus == 1
+    assert _read(["evaluate", "r"], tmp_path).cpus == 1
     tune = _read(["tune", "implicit_field", "S"], tmp_path, gpus=1)
     assert "--gpus=1.0" in tune.words
     assert tune.study is not None
@@ -274,6 +297,40 @@ def test_what_a_cluster_says_is_asked_once_a_session(tmp_path: Path) -> None:
     assert cluster.asked == 4
 
 
+def test_two_that_ask_at_once_are_both_answered(tmp_path: Path) -> None:
+    barrier = threading.Barrier(2)
+
+    class Slow(_Probed):
+        def run_briefly(self, entrypoint: str, seconds: float) -> str:
+            barrier.wait(30)  # both have written their proofs
+            said = super().run_briefly(entrypoint, seconds)
+            barrier.wait(30)  # and neither has taken its own away
+            return said
+
+    found: list[bool] = []
+
+    def ask() -> None:
+        cluster: Any = Slow()
+        found.append(environment.report(cluster, tmp_path, [], home=tmp_path).sees_home)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert found == [True, True]
+
+
+def test_a_home_that_was_not_seen_is_asked_about_again(tmp_path: Path) -> None:
+    cluster: Any = _Probed()
+    real = cluster.run_briefly
+    cluster.run_briefly = lambda entrypoint, seconds: real(entrypoint.replace(".proof", ".other"), seconds)
+    assert not environment.report(cluster, tmp_path, [], home=tmp_path).sees_home
+    cluster.run_briefly = real
+    assert environment.report(cluster, tmp_path, [], home=tmp_path).sees_home
+    assert cluster.asked == 2
+
+
 # ---- what is kept
 
 
@@ -380,29 +437,88 @@ def test_without_a_cluster_there_is_a_way_to_one(tmp_path: Path, monkeypatch: py
         submission.reach("http://127.0.0.1:9", tmp_path)
 
 
-@pytest.mark.parametrize("code", [401, 403])
-def test_a_cluster_with_a_token_is_a_sentence(code: int) -> None:
-    """A dashboard in token mode, as far as a client without one gets to see it."""
-    from vesalius.infra.jobs.cluster import Cluster
+@contextlib.contextmanager
+def _dashboard(code: int, body: bytes, jobs: bytes = b"[]") -> Iterator[tuple[str, list[str | None]]]:
+    """Answer as a dashboard would; yields the address and, as they come, the tokens that were sent."""
+    tokens: list[str | None] = []
 
-    class Refusing(BaseHTTPRequestHandler):
+    class Answering(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = b"Unauthorized: Missing authentication token" if code == 401 else b"Forbidden: Invalid token"
+            tokens.append(self.headers.get("Authorization"))
+            said = jobs if self.path == "/api/jobs/" else body
             self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(said)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(said)
 
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            with pytest.raises(JobError, match="lets nobody in without its token: set RAY_AUTH_MODE=token"):
-                Cluster(f"http://127.0.0.1:{server.server_address[1]}")
+            yield f"http://127.0.0.1:{server.server_address[1]}", tokens
         finally:
             server.shutdown()
+
+
+_VERSION = json.dumps({"ray_version": importlib.metadata.version("ray"), "session_name": "one"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "said"),
+    [
+        (401, b"Unauthorized: Missing authentication token", "lets nobody in without its token: set RAY_AUTH_MODE"),
+        (403, b"Forbidden: Invalid token", "lets nobody in without its token: set RAY_AUTH_MODE"),
+        (200, b'{"status": "ok"}', "does not answer as a Ray dashboard does"),
+        (200, b'{"ray_version": "recent"}', "does not answer as a Ray dashboard does"),
+    ],
+)
+def test_a_dashboard_that_does_not_let_one_in_is_a_sentence(code: int, body: bytes, said: str) -> None:
+    from vesalius.infra.jobs.cluster import Cluster
+
+    with _dashboard(code, body) as (address, _), pytest.raises(JobError, match=said):
+        Cluster(address)
+
+
+@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_the_address_that_was_given_is_the_one_that_is_asked(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vesalius.infra.jobs.cluster import Cluster
+
+    with _dashboard(200, _VERSION) as (address, asked), _dashboard(200, _VERSION) as (other, others):
+        monkeypatch.setenv(variable, other)
+        assert Cluster(address, headers={"Authorization": "Bearer ours"}).jobs() == {}
+        assert os.environ[variable] == other
+    assert set(asked) == {"Bearer ours"}
+    assert others == []
+
+
+def test_who_only_tracks_sends_no_token_to_other_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    from vesalius.infra import services
+    from vesalius.infra.jobs import submission
+    from vesalius.infra.services import ports
+    from vesalius.infra.services.state import Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
+
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    folder = ServicesFolder(tmp_path)
+    folder.make()
+    one = Running(pid=os.getpid(), created=psutil.Process().create_time(), mark="", url="", since="")
+    settings = ServiceSettings(ports=dict(ports.PORTS))
+    folder.write(ServicesState(settings=settings, boot=this_boot(), running={"mlflow": one, "ray": one}))
+    services.join_tracking(tmp_path)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
+    running = json.dumps([{"type": "SUBMISSION", "submission_id": "s-1", "status": "RUNNING", "entrypoint": "x"}])
+    with _dashboard(200, _VERSION, running.encode()) as (address, tokens):
+        book = JobBook(tmp_path)
+        book.make()
+        book.write(_record(address=address))
+        (found,), silent = submission.refresh(tmp_path)
+    assert (found.last.status, silent) == ("RUNNING", [])
+    assert set(tokens) == {None}
 
 
 def test_jobs_of_a_home_without_any(tmp_path: Path) -> None:

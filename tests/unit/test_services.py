@@ -18,9 +18,10 @@ from vesalius.infra import services
 from vesalius.infra.cli.app import app
 from vesalius.infra.services import credentials, database, inspection, lifecycle, ports, processes
 from vesalius.infra.services.addresses import clients_host, is_loopback
-from vesalius.infra.services.kinds import allowed_hosts
+from vesalius.infra.services.kinds import Services, allowed_hosts
 from vesalius.infra.services.state import NAMES, Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
 from vesalius.platform.errors import ServiceError, SettingError
+from vesalius.platform.registry.records import current_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _VARIABLES = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-    *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "VESALIUS_SERVICES"),
+    *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "VESALIUS_SERVICES", "VESALIUS_USER", "VESALIUS_JOB"),
 )
 _PARENT = """
 import subprocess, sys, time
@@ -229,6 +230,21 @@ def test_a_log_that_has_grown_large_is_put_aside(tmp_path: Path, monkeypatch: py
 # ---- what may be asked for
 
 
+def test_the_logs_of_jobs_outlive_their_head(folder: ServicesFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "_JOB_LOGS", 2)
+    monkeypatch.setattr(lifecycle, "_JOB_LOG_BYTES", 10)
+    logs = folder.home / "session_old" / "logs"
+    logs.mkdir(parents=True)
+    for age, name in enumerate(("new-1a2b", "brain-2-3c4d", "old-5e6f")):
+        log = logs / f"job-driver-{name}.log"
+        log.write_text("begun\nwhy it was lost")
+        os.utime(log, (1000 - age, 1000 - age))
+    (logs / "raylet.out").write_text("of no interest")
+    lifecycle._keep_job_logs(folder, logs)
+    assert folder.job_log("brain-2-3c4d").read_text() == "t was lost"
+    assert sorted(path.name for path in (folder.logs / "jobs").iterdir()) == ["brain-2-3c4d.log", "new-1a2b.log"]
+
+
 def test_nothing_is_opened_to_others_without_a_login(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"--host 0\.0\.0\.0 opens MLflow and Ray.*add --auth"):
         lifecycle.up(tmp_path, {"host": "0.0.0.0"}, {})
@@ -287,13 +303,24 @@ def test_down_of_a_home_without_services(tmp_path: Path) -> None:
 
 
 def test_a_given_password_goes_into_a_file_and_nowhere_else(folder: ServicesFolder) -> None:
-    kept = database.given_database(folder, "postgresql://me:hid:den@db.example.org/lab?sslmode=require")
+    kept, line = database.given_database(folder, "postgresql://me:hid:den@db.example.org/lab?sslmode=require")
     assert "hid" not in kept
     file = folder.secrets / "pgpass_given"
+    assert not file.exists()
+    database.keep_password(folder, line)
     assert file.read_text() == "db.example.org:5432:*:me:hid\\:den\n"
     assert _mode(file) == 0o600
     assert "sslmode=require" in kept
     assert "options=-csearch_path%3Dstudies" in database.Database(kept).schema("studies")
+
+
+def test_the_password_of_a_database_that_runs_outlives_a_refusal(folder: ServicesFolder) -> None:
+    kept, line = database.given_database(folder, "postgresql://me:first@a.example.org/lab")
+    database.keep_password(folder, line)
+    _joined_home(folder, database=kept)
+    with pytest.raises(ServiceError, match="run with other settings than --database"):
+        lifecycle.up(folder.home, {"database": "postgresql://me:second@b.example.org/lab"}, {})
+    assert (folder.secrets / "pgpass_given").read_text() == line
 
 
 @pytest.mark.parametrize("url", ["mysql://u@h/d", "sqlite:///x.db", "nonsense", "postgresql://h/d", "postgresql://u@h"])
@@ -307,6 +334,32 @@ def test_mlflow_answers_to_its_names_and_no_other() -> None:
     hosts = allowed_hosts(settings)
     assert {"localhost:5055", "lab.example.org", "lab.example.org:5055"} <= set(hosts)
     assert "*" not in hosts
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "expected"),
+    [
+        ("127.0.0.1", (), None),
+        ("127.0.0.1", ("lab.example.org",), {"http://lab.example.org", "https://lab.example.org"}),
+        ("0.0.0.0", (), {"http://localhost:5000", "https://localhost:5000"}),
+    ],
+)
+def test_mlflow_is_started_for_the_names_that_it_is_called_by(
+    folder: ServicesFolder, host: str, names: tuple[str, ...], expected: set[str] | None
+) -> None:
+    settings = ServiceSettings(host=host, auth=True, allowed_hosts=names, ports=dict(ports.PORTS))
+    plan = Services(folder, settings).plan("mlflow")
+    given = dict(zip(plan.command, plan.command[1:], strict=False))
+    if expected is None:
+        assert not {"--allowed-hosts", "--cors-allowed-origins"} & set(given)
+        return
+    assert {*names, "127.0.0.1"} <= set(given["--allowed-hosts"].split(","))
+    assert expected <= set(given["--cors-allowed-origins"].split(","))
+
+
+def test_mlflow_unpacks_no_pickle(folder: ServicesFolder) -> None:
+    plan = Services(folder, ServiceSettings(ports=dict(ports.PORTS))).plan("mlflow")
+    assert plan.environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 
 
 # ---- joining
@@ -332,6 +385,18 @@ def test_verbs_use_the_services_of_their_home(folder: ServicesFolder, environmen
     storage = services.study_storage(home)
     assert storage is not None
     assert "search_path%3Dstudies" in storage
+
+
+@pytest.mark.parametrize("login", ["grace", None])
+def test_who_promotes_is_not_the_login_of_the_services(
+    folder: ServicesFolder, environment: pytest.MonkeyPatch, login: str | None
+) -> None:
+    environment.setattr("getpass.getuser", lambda: "ada")
+    if login is not None:
+        environment.setenv("MLFLOW_TRACKING_USERNAME", login)
+    services.join(_joined_home(folder, auth=True))
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == (login or "admin")
+    assert current_user() == (login or "ada")
 
 
 def test_what_was_set_before_stays(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:
@@ -367,6 +432,40 @@ def test_a_service_that_is_gone_is_not_passed_over(folder: ServicesFolder, envir
     with pytest.raises(ServiceError, match=r"the Ray head of .* ended without `vesalius down`: `vesalius up`"):
         services.join(home)
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["studies", "supervisor"])
+def test_a_service_that_no_verb_needs_stops_none(
+    folder: ServicesFolder, environment: pytest.MonkeyPatch, name: Any
+) -> None:
+    home = _joined_home(folder)
+    state = folder.read()
+    assert state is not None
+    gone = state.running["ray"].model_copy(update={"created": 1.0})
+    folder.write(state.model_copy(update={"running": {**state.running, name: gone}}))
+    services.join(home)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5055"
+
+
+def test_a_job_waits_for_a_service_that_is_started_again(
+    folder: ServicesFolder, environment: pytest.MonkeyPatch
+) -> None:
+    home = _joined_home(folder)
+    well = folder.read()
+    assert well is not None
+    gone = well.running["mlflow"].model_copy(update={"created": 1.0})
+    folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
+    environment.setenv("VESALIUS_JOB", "brain")
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        folder.write(well)
+
+    environment.setattr("vesalius.infra.services.joining.time.sleep", sleep)
+    services.join(home)
+    assert len(waited) == 1
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5055"
 
 
 def test_the_token_opens_our_own_head_and_goes_to_nobody_else(

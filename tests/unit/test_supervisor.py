@@ -10,7 +10,7 @@ import pytest
 
 from vesalius.infra import supervisor
 from vesalius.infra.jobs import submission
-from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
+from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord, restarts_left, was_lost
 from vesalius.infra.services import inspection
 from vesalius.platform.errors import JobError, UnansweredError
 
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def _record(job: str, status: str, *, exit_code: int | None = None, attempts: int = 1, restarts: int = 3) -> JobRecord:
-    one = Attempt(submission=job, session="s", wheel="w", wheel_sha256="0", submitted="2026-01-01T00:00:00+00:00")
-    last = one.model_copy(update={"status": status, "exit_code": exit_code})
+def _record(
+    job: str, status: str, *, exit_code: int | None = None, attempt: int = 1, by_hand: int = 0, restarts: int = 3
+) -> JobRecord:
+    """Return a job whose last attempt is this one; the ones before it were submitted by hand or by the supervisor."""
+    plain = {"session": "s", "wheel": "w", "wheel_sha256": "0", "submitted": "2026-01-01T00:00:00+00:00"}
+    attempts = [
+        Attempt(submission=f"{job}-{number}", restart=number > by_hand + 1, **plain) for number in range(1, attempt + 1)
+    ]
+    last = attempts[-1].model_copy(update={"status": status, "exit_code": exit_code})
     return JobRecord(
         job=job,
         command=("train", "vq_vae", "/store"),
@@ -29,30 +35,33 @@ def _record(job: str, status: str, *, exit_code: int | None = None, attempts: in
         environment={},
         packages={},
         restarts=restarts,
-        attempts=(*[one] * (attempts - 1), last),
+        attempts=(*attempts[:-1], last),
     )
 
 
 @pytest.mark.parametrize(
-    ("record", "lost"),
+    ("status", "exit_code", "lost"),
     [
-        (_record("a", "LOST"), True),
-        (_record("a", "FAILED"), True),
-        (_record("a", "FAILED", exit_code=-9), True),
-        (_record("a", "FAILED", exit_code=137), True),
-        (_record("a", "FAILED", exit_code=1), False),
-        (_record("a", "FAILED", exit_code=2), False),
-        (_record("a", "STOPPED"), False),
-        (_record("a", "SUCCEEDED", exit_code=0), False),
-        (_record("a", "RUNNING"), False),
-        (_record("a", "UNKNOWN"), False),
-        (_record("a", "LOST", attempts=3), True),
-        (_record("a", "LOST", attempts=4), False),
-        (_record("a", "LOST", restarts=0), False),
+        ("LOST", None, True),
+        ("FAILED", None, True),
+        ("FAILED", -9, True),
+        ("FAILED", 137, True),
+        ("FAILED", 1, False),
+        ("FAILED", 2, False),
+        ("STOPPED", None, False),
+        ("REFUSED", None, False),
+        ("SUCCEEDED", 0, False),
+        ("RUNNING", None, False),
+        ("UNKNOWN", None, False),
     ],
 )
-def test_lost_is_what_did_not_end_by_itself(record: JobRecord, lost: bool) -> None:
-    assert supervisor.is_lost(record) is lost
+def test_lost_is_what_did_not_end_by_itself(status: str, exit_code: int | None, lost: bool) -> None:
+    assert was_lost(_record("a", status, exit_code=exit_code).last) is lost
+
+
+def test_what_was_submitted_by_hand_is_no_restart() -> None:
+    assert restarts_left(_record("a", "LOST", attempt=4)) == 0
+    assert restarts_left(_record("a", "LOST", attempt=4, by_hand=2)) == 2
 
 
 @pytest.fixture
@@ -62,22 +71,48 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_job_lost_under_its_eyes_is_submitted_again_and_an_old_one_is_left(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+class _Watched:
+    """A home with one job, whose clusters say of it what is told, and what the supervisor does then."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, record: JobRecord) -> None:
+        self.retried: list[str] = []
+        self.said: list[str] = []
+        book = JobBook(home)
+        book.make()
+        book.write(record)
+        self.record = record
+        monkeypatch.setattr(submission, "retry", lambda job, **_: self.retried.append(self.record.last.submission))
+        monkeypatch.setattr(submission, "refresh", lambda home: ([self.record], []))
+        self.supervisor = supervisor.Supervisor(home, self.said.append)
+
+    def hears(self, *records: JobRecord) -> list[str]:
+        """Look once for each record; return which submissions were taken for lost and submitted again."""
+        for record in records:
+            self.record = record
+            self.supervisor.look()
+        return self.retried
+
+
+def test_a_job_lost_under_its_eyes_is_submitted_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = _Watched(home, monkeypatch, _record("a", "RUNNING"))
+    assert watched.hears(_record("a", "UNKNOWN"), _record("a", "RUNNING"), _record("a", "LOST")) == ["a-1"]
+    assert watched.said == ["job 'a' was lost: submitting it again, 2 more such times are left"]
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING", "LOST"])
+def test_a_job_lost_before_it_watched_is_left_to_its_owner(
+    home: Path, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
-    book = JobBook(home)
-    book.make()
-    book.write(_record("old", "LOST"))
-    book.write(_record("new", "RUNNING"))
-    retried: list[str] = []
-    monkeypatch.setattr(submission, "retry", lambda job, **_: retried.append(job))
-    said: list[str] = []
-    watching = supervisor.Supervisor(home, said.append)
-    found = {"old": _record("old", "LOST"), "new": _record("new", "LOST")}
-    monkeypatch.setattr(submission, "refresh", lambda home: (list(found.values()), []))
-    watching.look()
-    assert retried == ["new"]
-    assert said == ["job 'new' was lost: submitting it again, 2 more such times are left"]
+    """The record says what was heard last, before the services were stopped; the head of today knows no job."""
+    watched = _Watched(home, monkeypatch, _record("a", status))
+    assert watched.hears(_record("a", "UNKNOWN"), _record("a", "LOST"), _record("a", "LOST")) == []
+    by_hand = [_record("a", "RUNNING", attempt=2, by_hand=1), _record("a", "LOST", attempt=2, by_hand=1)]
+    assert watched.hears(*by_hand) == ["a-2"], "what its owner has submitted since is watched"
+
+
+def test_a_job_without_restarts_left_is_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = _Watched(home, monkeypatch, _record("a", "RUNNING", attempt=4))
+    assert watched.hears(_record("a", "RUNNING", attempt=4), _record("a", "LOST", attempt=4)) == []
 
 
 def test_a_cluster_that_is_not_there_yet_is_said_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vesalius.infra.jobs.records import JobBook
-from vesalius.infra.services import inspection, join
+from vesalius.infra.jobs.records import JobBook, restarts_left, was_lost
+from vesalius.infra.services import inspection, join_tracking
 from vesalius.infra.services.state import TITLES, ServicesFolder
 from vesalius.platform.errors import ServiceError, UnansweredError, VesaliusError
 from vesalius.platform.tracking import outboxes
@@ -50,9 +50,10 @@ class Supervisor:
         self._silent: dict[str, int] = {}
         self._backoff = Backoff(clock)
         self._said: dict[str, str] = {}
-        # What was lost while nobody watched, perhaps weeks ago, is its owner's to go on with.
-        records, _ = JobBook(home).read_all()
-        self._left_alone = {record.job for record in records if record.last.status in ("LOST", "FAILED")}
+        # What was lost while nobody watched, perhaps weeks ago, is its owner's to go on with. Which of these that is,
+        # their clusters have yet to say.
+        self._of_before = {record.last.submission for record in JobBook(home).read_all()[0]}
+        self._left_alone: set[str] = set()
 
     def look(self) -> None:
         """Look once at services, jobs and runs, and do what is to be done. Raises nothing: it has to go on."""
@@ -112,18 +113,27 @@ class Supervisor:
         for sentence in problems:
             self._say_once(sentence, sentence)
         for record in records:
-            if record.job not in self._left_alone and is_lost(record):
+            if self._is_to_go_on(record):
                 self._try(f"job '{record.job}'", functools.partial(self._submit, record))
 
     def _submit(self, record: JobRecord) -> None:
         from vesalius.infra.jobs import submission
 
-        left = record.restarts - len(record.attempts)
+        left = restarts_left(record) - 1
         self._say_once(
             f"attempt of {record.job}",
             f"job '{record.job}' was lost: submitting it again, {left} more such times are left",
         )
-        submission.retry(record.job, home=self._home, address=None, rebuild=False, say=self._say)
+        submission.retry(record.job, home=self._home, address=None, rebuild=False, say=self._say, only_lost=True)
+
+    def _is_to_go_on(self, record: JobRecord) -> bool:
+        """Return whether a job is to be submitted again: it was lost while this process watched."""
+        last = record.last
+        if last.submission in self._of_before and last.status != "UNKNOWN":  # the first that its cluster says of it
+            self._of_before.remove(last.submission)
+            if was_lost(last):
+                self._left_alone.add(last.submission)
+        return was_lost(last) and last.submission not in self._left_alone and restarts_left(record) > 0
 
     def _tell(self) -> None:
         for path in outboxes(self._home):
@@ -171,19 +181,6 @@ class Backoff:
         self._waits.pop(what, None)
 
 
-def is_lost(record: JobRecord) -> bool:
-    """Return whether a job is to be submitted again: its cluster or its machine ended it, and not it itself.
-
-    A verb that has come to an end of its own, good or bad, would come to the same again; one that was stopped was
-    stopped by somebody.
-    """
-    if len(record.attempts) > record.restarts:
-        return False
-    last = record.last
-    killed = last.exit_code is None or last.exit_code < 0 or last.exit_code > 128
-    return last.status == "LOST" or (last.status == "FAILED" and killed)
-
-
 def main() -> None:
     """Watch until told to end."""
     parser = argparse.ArgumentParser(description="Watch over the services, jobs and runs of a home.")
@@ -192,7 +189,7 @@ def main() -> None:
     supervisor = Supervisor(home, lambda sentence: print(sentence, flush=True))
     while True:
         with contextlib.suppress(VesaliusError, OSError):  # a service that is gone is started again below
-            join(home)
+            join_tracking(home)
         supervisor.look()
         time.sleep(_BETWEEN_SECONDS)
 

@@ -15,6 +15,7 @@
     │   ├── StudyError                a study: missing, of another cohort or other spaces, its storage out of reach
     │   ├── ServiceError              a local service: does not start, does not answer, its port is taken
     │   ├── JobError                  a job: missing, its cluster out of reach or of other versions
+    │   │   └── JobRefusedError       its cluster has it not, and says so
     │   └── DiskSpaceError            not enough room for what is about to be written
     ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
     ├── PartialScoreError             some volumes could not be scored; the others are kept    (exit code 2)
@@ -86,6 +87,10 @@ class ServiceError(InputError):
 
 class JobError(InputError):
     """A job is missing or not in the state for this, or its cluster is out of reach or has other versions."""
+
+
+class JobRefusedError(JobError):
+    """A cluster answers that it does not do what it is asked to, so that nothing is left in doubt."""
 
 
 class DiskSpaceError(InputError):

@@ -315,14 +315,23 @@ def new_run_id(method: str) -> str:
     return f"{method}-{now}-{secrets.token_hex(2)}"
 
 
+def check_run_name(run_id: str) -> None:
+    """Check that something can be a run's id, whether there is one or not.
+
+    Raises:
+        RunError: it is not a plain name.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunError(f"{run_id!r} cannot name a run: use letters, digits, '.', '_' and '-' only")
+
+
 def check_new_run(home: Path, run_id: str) -> None:
     """Check that a run of that id can be made.
 
     Raises:
         RunError: the id is not a plain name, or a run of that id exists.
     """
-    if not _RUN_ID.fullmatch(run_id):
-        raise RunError(f"{run_id!r} cannot name a run: use letters, digits, '.', '_' and '-' only")
+    check_run_name(run_id)
     if (home / "runs" / run_id).exists():
         raise RunError(
             f"a run '{run_id}' exists already: go on with `vesalius train --resume {run_id}`, or choose another name"

@@ -175,14 +175,23 @@ def studies_folder(home: Path) -> Path:
     return home / "studies"
 
 
+def check_study_name(name: str) -> None:
+    """Check that something can be a study's name, whether there is one or not.
+
+    Raises:
+        StudyError: it is no plain name.
+    """
+    if not _NAME.fullmatch(name):
+        raise StudyError(f"{name!r} cannot name a study: use letters, digits, '.', '_' and '-' only")
+
+
 def check_new_study(home: Path, name: str) -> None:
     """Check that a study of that name can be made.
 
     Raises:
         StudyError: it is no plain name, or a study of that name exists.
     """
-    if not _NAME.fullmatch(name):
-        raise StudyError(f"{name!r} cannot name a study: use letters, digits, '.', '_' and '-' only")
+    check_study_name(name)
     if (studies_folder(home) / name / "study.json").exists():
         raise StudyError(
             f"a study '{name}' exists already: go on with `vesalius tune --resume {name}`, or choose another name"

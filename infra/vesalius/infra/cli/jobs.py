@@ -16,7 +16,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="See `vesalius j
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="Of a Ray dashboard, http://HOST:8265 (default: that of `vesalius up`, else $RAY_API_SERVER_ADDRESS)"
+        help="Of a Ray dashboard, http://HOST:8265 (default: $RAY_API_SERVER_ADDRESS, else that of `vesalius up`)"
     ),
 ]
 FollowOption = Annotated[
@@ -90,20 +90,28 @@ def logs(job: JobArgument, follow: FollowOption = False, home: HomeOption = None
     """
     with Terminal(as_json, resume_hint=f"vesalius logs {job}") as terminal:
         from vesalius.infra.jobs import records, submission
+        from vesalius.infra.services.state import ServicesFolder
         from vesalius.platform.errors import JobError
 
         folder = home_folder(home, join=False)
         record = records.JobBook(folder).read(job)
         cluster = submission.reach(record.address, folder)
-        if cluster.job(record.last.submission) is None:
-            raise JobError(
-                f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted; to go on: "
-                f"`vesalius retry {job}`"
+        if cluster.job(record.last.submission) is not None:
+            if follow:
+                _follow(terminal, record, folder)
+                return
+            text = cluster.log(record.last.submission)
+        else:
+            kept = ServicesFolder(folder).job_log(record.last.submission)
+            if not kept.is_file():
+                raise JobError(
+                    f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted; to go "
+                    f"on: `vesalius retry {job}`"
+                )
+            terminal.warn(
+                f"the cluster was restarted, and this is what the job had written; to go on: vesalius retry {job}"
             )
-        if follow:
-            _follow(terminal, record, folder)
-            return
-        text = cluster.log(record.last.submission)
+            text = kept.read_text(errors="replace")
         terminal.result({"job": job, "submission": record.last.submission, "log": text}, text.rstrip("\n"))
 
 

@@ -151,9 +151,8 @@ def _score_folder(
     cases = cases_in(folder, card.cohort.channels, without=out)
     terminal.resume_hint = f"run the same again: what is whole in {out} is kept"
     with terminal.progress("scoring") as progress:
-        rows = score_folder(
-            found, cases, out, num_workers=workers, device=pipeline.device_name(device), progress=progress
-        )
+        device = pipeline.device_name(device, num_workers=workers)
+        rows = score_folder(found, cases, out, num_workers=workers, device=device, progress=progress)
     failed = {row["name"]: row["error"] for row in rows if "error" in row}
     document = {
         "model": model,

@@ -35,6 +35,14 @@ def up(
     object_store_mib: Annotated[
         int | None, typer.Option(min=80, help="Shared memory of Ray, in MiB (default: 512)")
     ] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Redis without a password that the Ray head keeps what it knows in, so that other machines of the "
+            "cluster outlive it; off goes back to its memory (default: off)",
+        ),
+    ] = None,
     supervisor: Annotated[
         bool | None,
         typer.Option(
@@ -77,6 +85,7 @@ def up(
             "cpus": cpus,
             "gpus": gpus,
             "object_store_mib": object_store_mib,
+            "redis": redis,
             "supervised": supervisor,
         }
         ports = {

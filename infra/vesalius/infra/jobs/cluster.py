@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.jobs.environment import check_ray
-from vesalius.platform.errors import JobError
+from vesalius.platform.errors import JobError, JobRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _POLL_SECONDS = 0.3
 _PROBE = "vesalius-probe"
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 class Cluster:
@@ -49,7 +51,8 @@ class Cluster:
         with self._answering():
             from ray.job_submission import JobSubmissionClient
 
-            self._client: Any = JobSubmissionClient(self.address, headers=dict(headers) if headers else None)
+            with _unset(_ADDRESSES):  # Ray lets them take the place of the address that it is given
+                self._client: Any = JobSubmissionClient(self.address, headers=dict(headers) if headers else None)
             for name in ("dashboard_sdk", "job.sdk"):  # that a file is sent and a connection closed is no news
                 logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
             answer = self._client._do_request("GET", "/api/version").json()
@@ -71,7 +74,8 @@ class Cluster:
         """Submit a job that computes with a wheel's code.
 
         Raises:
-            JobError: the cluster will not.
+            JobRefusedError: the cluster will not.
+            JobError: it does not answer, or has failed at it; whether the job is there is not known.
         """
         with self._answering():
             self._client.submit_job(
@@ -191,16 +195,33 @@ class Cluster:
             if type(error) is not RuntimeError:
                 raise
             said = " ".join(str(error).split())[:300]
-            raise JobError(f"the cluster at {self.address} answers that it will not: {said}") from None
-        except Exception as error:  # what is not Ray's word on tokens goes on
-            from ray.exceptions import AuthenticationError
+            kind = JobRefusedError if re.search(r"status code 4\d\d\b", said) else JobError
+            raise kind(f"the cluster at {self.address} answers that it will not: {said}") from None
+        except Exception as error:  # what is neither Ray's word nor an answer that is none of Ray's goes on
+            from ray.exceptions import AuthenticationError, RayError
 
-            if not isinstance(error, AuthenticationError):
+            if isinstance(error, AuthenticationError):
+                raise JobRefusedError(
+                    f"the cluster at {self.address} lets nobody in without its token: set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN_PATH to the file that holds it"
+                ) from None
+            if not isinstance(error, RayError | ValueError | KeyError):
                 raise
+            said = " ".join(str(error).split())[:300]
             raise JobError(
-                f"the cluster at {self.address} lets nobody in without its token: set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN_PATH to the file that holds it"
+                f"what answers at {self.address} does not answer as a Ray dashboard does ({said}): name one with "
+                "--address"
             ) from None
+
+
+@contextlib.contextmanager
+def _unset(names: Sequence[str]) -> Iterator[None]:
+    """Take variables out of the environment for a moment."""
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def _tail(client: Any, submission: str) -> Iterator[str]:

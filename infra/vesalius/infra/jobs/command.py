@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 VERBS = ("train", "tune", "ingest", "score", "evaluate")
-_COMPUTES_ITSELF = ("score", "evaluate")
+_SCORING = ("score", "evaluate")
+_WORKERS = {"train": 1, "tune": 1, "ingest": 0, "score": 0, "evaluate": 0}
+"""Workers of each verb where nothing is said of them; 0 computes in the verb itself."""
 _STORES = ("store",)
 _OURS = {"home": "--home", "as_json": "--json"}
 
@@ -59,6 +61,7 @@ def read_command(words: Sequence[str], *, workers: int | None, gpus: int | None,
 
     Raises:
         SettingError: no verb for a job, a value that does not fit, a secret, or something that is given twice.
+        RunError, StudyError: a name that none can have.
         typer's UsageError: an option or argument that the verb does not have.
     """
     from vesalius.infra.cli.options import one_of
@@ -109,7 +112,8 @@ def _parsed(verb: str, words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]
 
 def _with_gpus(command: Command, gpus: int | None) -> Command:
     verb, values = command.verb, dict(command.values)
-    in_process = verb in _COMPUTES_ITSELF or values.get("workers", 1 if verb != "ingest" else 0) == 0
+    # What a verb that waits for its workers reserved, they could not have.
+    in_process = values.get("workers", _WORKERS[verb]) == 0
     if verb == "train" and values.get("estimate"):
         raise SettingError("--estimate creates no run: call it here, `vesalius train ... --estimate`")
     command = replace(command, cpus=1.0 if in_process else 0.0)
@@ -117,11 +121,11 @@ def _with_gpus(command: Command, gpus: int | None) -> Command:
         return command
     if verb == "ingest":
         raise SettingError("ingest computes on the CPU: leave --gpus out")
-    if verb in _COMPUTES_ITSELF:
+    if verb in _SCORING:
         if "device" in values:
             raise SettingError("--gpus and --device both say what to compute on: give one of them")
         values["device"] = "cuda" if gpus else "cpu"
-        return replace(command, values=values, gpus=float(gpus))
+        return replace(command, values=values, gpus=float(gpus) if in_process else 0.0)
     if verb == "tune":
         if "gpus" in values:
             raise SettingError("--gpus is given to submit and to the verb: give it once")
@@ -140,7 +144,7 @@ def _with_gpus(command: Command, gpus: int | None) -> Command:
 
 
 def _with_name(command: Command) -> Command:
-    """Give what is trained or driven its name here, so that it is known before the job starts."""
+    """Give what is trained or driven its name here, so that it is known before the job starts, and so is the job's."""
     values = dict(command.values)
     if command.verb not in ("train", "tune"):
         return command
@@ -149,7 +153,13 @@ def _with_name(command: Command) -> Command:
         method = str(values.get("method") or values.get("start_from") or command.verb).partition("@")[0]
         name = values["name"] = _new_name(method)
     if command.verb == "train":
+        from vesalius.platform.runs import check_run_name
+
+        check_run_name(name)
         return replace(command, values=values, run=name)
+    from vesalius.tuning.folder import check_study_name
+
+    check_study_name(name)
     return replace(command, values=values, study=name)
 
 

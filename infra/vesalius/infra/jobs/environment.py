@@ -1,7 +1,7 @@
 """Whether a cluster can run this code: its Python, its packages, and the folders that it sees.
 
 Ray says its own version over HTTP. The rest is asked by a job of a second that imports the standard library alone.
-Its answer is kept as long as the cluster's session lasts.
+Its answer is kept as long as the cluster's session lasts; that something is not there is asked again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import secrets
 import shlex
 import time
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,16 @@ def report(cluster: Cluster, folder: Path, paths: Sequence[str], *, home: Path) 
     found: Report | None = None
     with contextlib.suppress(OSError, ValueError):
         found = Report.model_validate_json(kept.read_text())
-    # What was not there may have come since.
-    if found is not None and all(found.paths.get(path) for path in paths) and set(found.packages) >= set(_names()):
+    # What was not there may have come since, the home too.
+    if (
+        found is not None
+        and found.sees_home
+        and all(found.paths.get(path) for path in paths)
+        and set(found.packages) >= set(_names())
+    ):
         return found
-    fresh = _ask(cluster, paths, kept.with_suffix(".proof"))
+    # Another process may ask at the same time, and takes its own proof away.
+    fresh = _ask(cluster, paths, kept.with_suffix(f".{secrets.token_hex(4)}.proof"))
     before = {} if found is None else found.paths
     fresh = fresh.model_copy(update={"paths": {**before, **fresh.paths}})
     keep(kept, fresh.model_dump_json(indent=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from vesalius.infra.console import INTERRUPTED
 from vesalius.infra.jobs.driver import OUTCOME
 from vesalius.infra.jobs.records import JobBook, describe, settle
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from vesalius.infra.jobs.cluster import Cluster
     from vesalius.infra.jobs.records import JobRecord
 
-INTERRUPTED = 130
-
 
 def follow(record: JobRecord, cluster: Cluster, home: Path, write: Callable[[str], None]) -> dict[str, Any]:
     """Hand on a job's log until it has ended, keep how it ended, and return what it came to.
@@ -26,7 +25,7 @@ def follow(record: JobRecord, cluster: Cluster, home: Path, write: Callable[[str
     """
     found = cluster.follow(record.last.submission, _without_outcome(write))
     record = settle(record, {record.last.submission: found}, cluster.session)
-    JobBook(home).write(record)
+    JobBook(home).update(record.job, record.last)
     return came_to(record, cluster)
 
 

@@ -4,7 +4,8 @@
 
     HOME/jobs/
       <job>.json    a record; replaced as a whole
-      <job>.lock    held while the job is submitted again
+      <job>.lock    held while the job is submitted or stopped
+      .lock         held for the moment in which a record is altered
       wheels/       the code that jobs were submitted with, by its digest
       clusters/     what clusters said of themselves
 """
@@ -16,7 +17,8 @@ import difflib
 import fcntl
 import json
 import re
-from typing import TYPE_CHECKING, Any, Literal
+import time
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -25,14 +27,15 @@ from vesalius.platform.config import Settings, validate
 from vesalius.platform.errors import JobError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-Status = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED", "LOST", "UNKNOWN"]
-"""Ray's words for a job; LOST where a restarted cluster has forgotten one that had not ended, UNKNOWN where the cluster
-does not answer."""
+Status = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED", "REFUSED", "LOST", "UNKNOWN"]
+"""Ray's words for a job; REFUSED where the cluster would not have it, LOST where a restarted one has forgotten a
+job that had not ended, UNKNOWN where the cluster does not answer."""
 
-ENDED: tuple[Status, ...] = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED: tuple[Status, ...] = ("SUCCEEDED", "FAILED", "STOPPED", "REFUSED")
+_BUSY_SECONDS, _BETWEEN_SECONDS = 1.0, 0.05
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -48,6 +51,7 @@ class Attempt(Settings):
         status: as last heard.
         exit_code: of the verb, once it has ended by itself.
         message: Ray's, where it says why there is no exit code.
+        restart: whether the supervisor has submitted it.
     """
 
     submission: str
@@ -58,6 +62,7 @@ class Attempt(Settings):
     status: Status = "PENDING"
     exit_code: int | None = None
     message: str = ""
+    restart: bool = False
 
 
 class JobRecord(Settings):
@@ -118,7 +123,22 @@ class JobBook:
 
     def names(self) -> list[str]:
         """Return the names of all jobs."""
-        return sorted(path.stem for path in self.path.glob("*.json"))
+        return sorted(path.stem for path in self.path.glob("*.json") if _JOB.fullmatch(path.stem))
+
+    def read_all(self) -> tuple[list[JobRecord], list[str]]:
+        """Return all records, and a sentence for each file that is none: one of them is no reason to see no others."""
+        records = []
+        problems = [
+            f"{path} has a name that no job can have, so nobody looks after it: remove it"
+            for path in sorted(self.path.glob("*.json"))
+            if not _JOB.fullmatch(path.stem)
+        ]
+        for name in self.names():
+            try:
+                records.append(self.read(name))
+            except JobError as error:
+                problems.append(str(error))
+        return records, problems
 
     def read(self, job: str) -> JobRecord:
         """Return a job's record.
@@ -141,34 +161,70 @@ class JobBook:
             raise JobError(f"{path} is damaged: remove it, and submit the job anew") from None
         return record
 
-    def read_all(self) -> tuple[list[JobRecord], list[str]]:
-        """Return the records of all jobs, and a sentence for each that cannot be read."""
-        records: list[JobRecord] = []
-        damaged: list[str] = []
-        for name in self.names():
-            try:
-                records.append(self.read(name))
-            except JobError as error:
-                damaged.append(str(error))
-        return records, damaged
-
     def write(self, record: JobRecord) -> None:
-        """Replace a job's record."""
+        """Replace a job's record, whatever others have written: for one that is new."""
         keep(self.path / f"{record.job}.json", record.model_dump_json(indent=1))
+
+    def change(self, job: str, how: Callable[[JobRecord], JobRecord]) -> JobRecord:
+        """Alter a record as it is now, and return it: others write too, and what was read a while ago is old.
+
+        Raises:
+            JobError: there is none of that name, or it is damaged.
+        """
+        with (self.path / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            record = how(self.read(job))
+            self.write(record)
+        return record
+
+    def update(self, job: str, heard: Attempt) -> JobRecord:
+        """Keep what was heard of an attempt and return the record, which may have another one since.
+
+        What has ended stays as it ended: who says otherwise has asked before.
+
+        Raises:
+            JobError: there is no such job, or its record is damaged.
+        """
+
+        def with_it(record: JobRecord) -> JobRecord:
+            attempts = tuple(
+                heard if one.submission == heard.submission and one.status not in ENDED else one
+                for one in record.attempts
+            )
+            return record.model_copy(update={"attempts": attempts})
+
+        return self.change(job, with_it)
 
     @contextlib.contextmanager
     def alone(self, job: str) -> Iterator[None]:
-        """Hold a job while it is submitted again.
+        """Hold a job while it is submitted or stopped.
 
         Raises:
             JobError: another process does that.
         """
+        deadline = time.monotonic() + _BUSY_SECONDS
         with (self.path / f"{job}.lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise JobError(f"job '{job}' is being submitted by another process: see `vesalius jobs`") from None
+            while not _taken(file, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise JobError(f"job '{job}' is being submitted or stopped by another process: see `vesalius jobs`")
+                time.sleep(_BETWEEN_SECONDS)
             yield
+
+    def is_held(self, job: str) -> bool:
+        """Return whether a job is being submitted or stopped."""
+        try:
+            with (self.path / f"{job}.lock").open() as file:
+                return not _taken(file, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
+
+
+def _taken(file: IO[str], how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def settle(record: JobRecord, known: dict[str, Any] | None, session: str | None) -> JobRecord:
@@ -191,6 +247,20 @@ def settle(record: JobRecord, known: dict[str, Any] | None, session: str | None)
     says_why = status == "FAILED" and code is None  # else the log does, at length
     message = " ".join((found.message or "").split())[:300] if says_why else ""
     return record.changed(status=status, exit_code=code, message=message)
+
+
+def was_lost(attempt: Attempt) -> bool:
+    """Return whether its cluster or its machine has ended an attempt, and neither it itself nor anybody else.
+
+    A verb that has come to an end of its own, good or bad, would come to the same again.
+    """
+    killed = attempt.exit_code is None or attempt.exit_code < 0 or attempt.exit_code > 128
+    return attempt.status == "LOST" or (attempt.status == "FAILED" and killed)
+
+
+def restarts_left(record: JobRecord) -> int:
+    """Return how often the supervisor may still submit a job; what was submitted by hand does not count."""
+    return record.restarts - sum(one.restart for one in record.attempts)
 
 
 def describe(record: JobRecord) -> dict[str, Any]:

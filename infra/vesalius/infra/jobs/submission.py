@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import secrets
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from vesalius.infra import services
 from vesalius.infra.jobs import environment
 from vesalius.infra.jobs.cluster import Cluster
-from vesalius.infra.jobs.records import ENDED, Attempt, JobBook, JobRecord, settle
+from vesalius.infra.jobs.records import ENDED, Attempt, JobBook, JobRecord, restarts_left, settle, was_lost
 from vesalius.infra.jobs.wheel import Wheel, current_wheel, kept_wheel
-from vesalius.platform.errors import JobError, ServiceError
+from vesalius.platform.errors import JobError, JobRefusedError, ServiceError
 from vesalius.platform.tracking import shown
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _STOP_SECONDS = 60.0
 
 
 def reach(given: str | None, home: Path, *, check_version: bool = True) -> Cluster:
-    """Return the cluster that was given, else the home's own services, else that of ``RAY_API_SERVER_ADDRESS``.
+    """Return the cluster that was given, else that of ``RAY_API_SERVER_ADDRESS``, else the home's own services.
 
     Raises:
         JobError: there is none, it does not answer, or it is of another version.
@@ -68,7 +69,8 @@ def submit(
         say: told what is done.
 
     Raises:
-        JobError: the cluster does not answer, has other versions, or does not see a path.
+        JobError: the cluster does not answer, has other versions, or does not see a path; or another process submits
+            a job of the same name.
     """
     book = JobBook(home)
     book.make()
@@ -92,10 +94,22 @@ def submit(
         packages=packages,
         restarts=restarts,
     )
-    return _submit(record, cluster, book, current_wheel(book.wheels))
+    wheel = current_wheel(book.wheels)
+    with book.alone(job):
+        if (book.path / f"{job}.json").exists():
+            raise JobError(f"job '{job}' has just been submitted by another process: see `vesalius jobs`")
+        return _submit(record, cluster, book, wheel, restart=False)
 
 
-def retry(job: str, *, home: Path, address: str | None, rebuild: bool, say: Callable[[str], None]) -> JobRecord:
+def retry(
+    job: str,
+    *,
+    home: Path,
+    address: str | None,
+    rebuild: bool,
+    say: Callable[[str], None],
+    only_lost: bool = False,
+) -> JobRecord:
     """Submit a job's command again; what it trains or drives goes on from its checkpoints.
 
     The cluster may have been restarted, or be another one: all that is needed is kept on this side.
@@ -106,6 +120,7 @@ def retry(job: str, *, home: Path, address: str | None, rebuild: bool, say: Call
         address: of the cluster; None is the job's own.
         rebuild: take today's code instead of that of the last attempt.
         say: told what is done.
+        only_lost: leave it alone unless it was lost and may still be restarted, and count it as a restart.
 
     Raises:
         JobError: there is no such job, it still runs or has come to its end, or the cluster cannot run it.
@@ -115,8 +130,10 @@ def retry(job: str, *, home: Path, address: str | None, rebuild: bool, say: Call
     with book.alone(job):
         record = book.read(job)
         cluster = reach(address or record.address, home)
-        record = settle(record, cluster.jobs(), cluster.session)
-        book.write(record)
+        record = _as_its_own_cluster_says(record, cluster, home)
+        book.update(job, record.last)
+        if only_lost and not (was_lost(record.last) and restarts_left(record) > 0):
+            return record
         status = record.last.status
         if status in ("PENDING", "RUNNING"):
             raise JobError(
@@ -132,58 +149,77 @@ def retry(job: str, *, home: Path, address: str | None, rebuild: bool, say: Call
             if not rebuild:
                 say(f"the code of the last attempt ({record.last.wheel}) is gone: taking today's")
             wheel = current_wheel(book.wheels)
-        return _submit(record, cluster, book, wheel)
+        return _submit(record, cluster, book, wheel, restart=only_lost)
 
 
 def stop(job: str, *, home: Path) -> JobRecord:
     """Stop a job and return its record once it has ended; what it trains keeps its checkpoints.
 
+    One that was lost is stopped too: it is not submitted again by itself.
+
     Raises:
         JobError: there is no such job, its cluster does not answer, or it does not end.
     """
     book = JobBook(home)
-    record = book.read(job)
-    cluster = reach(record.address, home)
-    record = settle(record, cluster.jobs(), cluster.session)
-    if record.last.status in ("PENDING", "RUNNING"):
-        cluster.stop(record.last.submission)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while record.last.status not in ENDED and time.monotonic() < deadline:
-            time.sleep(0.3)
-            found = cluster.job(record.last.submission)
-            record = settle(record, {} if found is None else {record.last.submission: found}, cluster.session)
-        if record.last.status not in (*ENDED, "LOST"):
-            raise JobError(f"job '{job}' has not ended {_STOP_SECONDS:.0f} s after it was asked to: ask again")
-    book.write(record)
-    return record
+    book.read(job)
+    with book.alone(job):
+        record = book.read(job)
+        cluster = reach(record.address, home)
+        record = settle(record, cluster.jobs(), cluster.session)
+        if record.last.status in ("PENDING", "RUNNING"):
+            cluster.stop(record.last.submission)
+            deadline = time.monotonic() + _STOP_SECONDS
+            while record.last.status in ("PENDING", "RUNNING") and time.monotonic() < deadline:
+                time.sleep(0.3)
+                found = cluster.job(record.last.submission)
+                record = settle(record, {} if found is None else {record.last.submission: found}, cluster.session)
+            if record.last.status in ("PENDING", "RUNNING"):
+                raise JobError(f"job '{job}' has not ended {_STOP_SECONDS:.0f} s after it was asked to: ask again")
+        if was_lost(record.last):
+            return book.change(job, lambda now: now.changed(status="STOPPED"))
+        return book.update(job, record.last)
 
 
 def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
-    """Return all jobs with what their clusters say of them now.
+    """Return all jobs with what their clusters say of them now, and a sentence for each that does not answer.
 
-    Returns:
-        Their records, and a sentence for each cluster that does not answer and each record that cannot be read.
+    What is being submitted or stopped is left to whoever does that. A record that cannot be read is a sentence too.
     """
     book = JobBook(home)
     records, silent = book.read_all()
+    # After the records and before the clusters: a job whose submission is over by then is one that its cluster knows.
+    left = {record.job for record in records if record.last.status in ENDED or book.is_held(record.job)}
     known: dict[str, tuple[Mapping[str, Any] | None, str | None]] = {}
     settled = []
     for record in records:
-        if record.last.status not in ENDED and record.address not in known:
+        if record.job in left:
+            settled.append(record)
+            continue
+        if record.address not in known:
             try:
                 cluster = reach(record.address, home, check_version=False)
                 known[record.address] = (cluster.jobs(), cluster.session)
             except (JobError, ServiceError) as error:
                 silent.append(str(error))
                 known[record.address] = (None, None)
-        if record.last.status not in ENDED:
-            found, session = known[record.address]
-            fresh = settle(record, None if found is None else dict(found), session)
-            if found is not None and fresh != record:  # UNKNOWN is of this moment: it is not kept
-                book.write(fresh)
-            record = fresh
-        settled.append(record)
+        found, session = known[record.address]
+        fresh = settle(record, None if found is None else dict(found), session)
+        if found is not None and fresh != record:  # UNKNOWN is of this moment: it is not kept
+            fresh = book.update(record.job, fresh.last)
+        settled.append(fresh)
     return settled, silent
+
+
+def _as_its_own_cluster_says(record: JobRecord, cluster: Cluster, home: Path) -> JobRecord:
+    """Return a record as the cluster says that has the last attempt; of another one's silence nothing follows."""
+    if record.last.status in ENDED:
+        return record
+    if cluster.address != record.address:
+        try:
+            cluster = reach(record.address, home, check_version=False)
+        except (JobError, ServiceError):
+            return record.changed(status="LOST")  # whoever names another cluster knows that this one is gone
+    return settle(record, cluster.jobs(), cluster.session)
 
 
 def _checked(
@@ -207,7 +243,8 @@ def _checked(
     return packages, folder if found.sees_home and found.paths.get(folder) else None
 
 
-def _submit(record: JobRecord, cluster: Cluster, book: JobBook, wheel: Wheel) -> JobRecord:
+def _submit(record: JobRecord, cluster: Cluster, book: JobBook, wheel: Wheel, *, restart: bool) -> JobRecord:
+    """Submit a job that is held; what cannot be known of it then is left to the next look at the cluster."""
     number = len(record.attempts) + 1
     submission = (
         f"{record.job}-{secrets.token_hex(2)}" if number == 1 else f"{record.job}-{number}-{secrets.token_hex(2)}"
@@ -218,10 +255,17 @@ def _submit(record: JobRecord, cluster: Cluster, book: JobBook, wheel: Wheel) ->
         wheel=wheel.path.name,
         wheel_sha256=wheel.sha256,
         submitted=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        restart=restart,
     )
-    record = record.model_copy(update={"attempts": (*record.attempts, attempt)})
     # Kept first: a job that runs and that nobody knows of would be worse than one that was never submitted.
-    book.write(record)
+    if record.attempts:
+        changes = {"address": record.address, "packages": record.packages}
+        record = book.change(
+            record.job, lambda now: now.model_copy(update={**changes, "attempts": (*now.attempts, attempt)})
+        )
+    else:
+        record = record.model_copy(update={"attempts": (attempt,)})
+        book.write(record)
     names = [("--run", record.run), ("--study", record.study), ("--folder", record.folder)]
     words = [part for flag, value in names if value is not None for part in (flag, value)]
     words = ["python", "-m", "vesalius.infra.jobs.driver", "--attempt", str(number), *words, "--", *record.command]
@@ -235,9 +279,17 @@ def _submit(record: JobRecord, cluster: Cluster, book: JobBook, wheel: Wheel) ->
             cpus=record.cpus,
             gpus=record.gpus,
         )
-    except JobError as error:
-        book.write(record.changed(status="FAILED", message=str(error)))
+    except JobRefusedError as error:
+        book.update(record.job, attempt.model_copy(update={"status": "REFUSED", "message": str(error)}))
         raise
+    except JobError as error:
+        with contextlib.suppress(JobError):
+            if cluster.job(submission) is not None:  # it was the answer that was lost
+                return record
+        raise JobError(
+            f"{error}; whether job '{record.job}' has arrived there is not known yet: `vesalius jobs` says so once the "
+            f"cluster answers, and `vesalius retry {record.job}` submits it where it has not"
+        ) from None
     return record
 
 

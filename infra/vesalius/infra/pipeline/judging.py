@@ -127,7 +127,7 @@ def score_by(
     subjects: Collection[str] | None = None,
 ) -> ScoreStore:
     """Score a split in this process, or with so many workers; see :func:`score_run`."""
-    device = device_name(device)
+    device = device_name(device, num_workers=num_workers)
     if num_workers == 0:
         method, _ = load_model(model, METHODS, device)
         return score_store(method, store, split, out, info=info, device=device, progress=progress, subjects=subjects)
@@ -312,12 +312,16 @@ def kept_figures(run: RunFolder, name: str) -> dict[VoxelSet, Figures]:
         return {}
 
 
-def device_name(device: str) -> str:
+def device_name(device: str, *, num_workers: int = 0) -> str:
     """Return ``cpu`` or ``cuda``.
+
+    Args:
+        device: cpu, cuda or auto.
+        num_workers: that compute; a device that is named is theirs then, and this process need not have it.
 
     Raises:
         SettingError: not cpu, cuda or auto, or there is no CUDA device.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise SettingError(f"--device is '{device}': expected cpu, cuda or auto")
-    return choose_device(device, "--device").type
+    return device if num_workers and device != "auto" else choose_device(device, "--device").type

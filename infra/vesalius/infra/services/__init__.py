@@ -9,12 +9,13 @@
     asking.py       over HTTP, past any proxy
     credentials.py  secrets in files of mode 0600
     database.py     PostgreSQL and what is kept in it
+    redis.py        where the head keeps what it knows, if anywhere
     kinds.py        how each is started and asked
     lifecycle.py    up, down
     inspection.py   status
     joining.py      how the verbs come to use them
 """
 
-from vesalius.infra.services.joining import VARIABLE, jobs_access, join, study_storage
+from vesalius.infra.services.joining import VARIABLE, jobs_access, join, join_tracking, study_storage
 
-__all__ = ["VARIABLE", "jobs_access", "join", "study_storage"]
+__all__ = ["VARIABLE", "jobs_access", "join", "join_tracking", "study_storage"]

@@ -143,8 +143,10 @@ def own_database(folder: ServicesFolder, port: int) -> Database:
     return Database(_address(USER, "127.0.0.1", port, DATABASE, {"passfile": str(passfile)}))
 
 
-def given_database(folder: ServicesFolder, given: str) -> str:
-    """Return somebody's database address without its password, which goes into a password file of ours.
+def given_database(folder: ServicesFolder, given: str) -> tuple[str, str]:
+    """Return somebody's database address without its password, and what :func:`keep_password` keeps of that.
+
+    Nothing is written: a server may run that was given another password.
 
     Raises:
         SettingError: it is no PostgreSQL address.
@@ -161,10 +163,21 @@ def given_database(folder: ServicesFolder, given: str) -> str:
     if any(name.lower().endswith(_PASSWORD_KEYS) for name in url.query):
         raise SettingError("--database-url has its password in the query: give it before the @")
     query: dict[str, Any] = dict(url.query)
+    line = ""
     if url.password is not None:
         line = passfile_line(url.host, url.port or 5432, url.username, str(url.password))
-        query["passfile"] = str(keep(folder.secrets / "pgpass_given", line))
-    return _address(url.username, url.host, url.port or 5432, url.database, query)
+        query["passfile"] = str(_given_passfile(folder))
+    return _address(url.username, url.host, url.port or 5432, url.database, query), line
+
+
+def keep_password(folder: ServicesFolder, line: str) -> None:
+    """Write the password of a database that was given, where it has one."""
+    if line:
+        keep(_given_passfile(folder), line)
+
+
+def _given_passfile(folder: ServicesFolder) -> Path:
+    return folder.secrets / "pgpass_given"
 
 
 def server_command(folder: ServicesFolder, port: int) -> list[str]:

@@ -63,6 +63,7 @@ def describe(home: Path) -> dict[str, Any]:
     }
     if settings is not None and document["running"]:
         document["cluster_address"] = f"{clients_host(settings.host)}:{settings.ports['ray']}"
+        document["redis"] = settings.redis
         document["metrics"] = f"http://127.0.0.1:{settings.ports['ray_metrics']}/metrics"
         document["ray_token_file"] = str(folder.secrets / "ray_token")
         if settings.auth:

@@ -7,17 +7,24 @@ A variable that is set already stays as it is: whoever has set ``MLFLOW_TRACKING
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
-from vesalius.infra.services.state import ServicesFolder, this_boot
+from vesalius.infra.services.state import TITLES, ServicesFolder, this_boot
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from vesalius.infra.services.kinds import Services
-    from vesalius.infra.services.state import ServicesState
+    from vesalius.infra.services.state import Name, Running, ServicesState
 
 VARIABLE = "VESALIUS_SERVICES"
+_NEEDED: tuple[Name, ...] = ("postgres", "mlflow", "ray")
+"""Services without which a verb would do its work elsewhere."""
+
+_JOB_SECONDS, _BETWEEN_SECONDS = 180.0, 1.0
+"""How long a job waits for one of them: a supervisor starts it again, and not a job that has ended in words."""
 
 
 def join(home: Path) -> None:
@@ -29,16 +36,38 @@ def join(home: Path) -> None:
     services = _services(home)
     if services is None:
         return
-    from vesalius.infra.services import credentials
     from vesalius.infra.services.kinds import ray_access
 
     # A job's RAY_ADDRESS and its access are there already: the cluster has set them.
     if "RAY_ADDRESS" not in os.environ:
         os.environ["RAY_ADDRESS"] = f"127.0.0.1:{services.settings.ports['ray']}"
         os.environ.update(ray_access(services.folder))
+    _track(services)
+
+
+def join_tracking(home: Path) -> None:
+    """Let this process track with a home's services, and compute nowhere.
+
+    For whoever asks other clusters too: Ray sends the token that it finds in the environment to each of them.
+
+    Raises:
+        ServiceError: services were started and not stopped, and one of them is gone.
+    """
+    services = _services(home)
+    if services is not None:
+        _track(services)
+
+
+def _track(services: Services) -> None:
+    from vesalius.infra.services import credentials
+
     if "MLFLOW_TRACKING_URI" not in os.environ:
         os.environ["MLFLOW_TRACKING_URI"] = services.url("mlflow")
     if services.settings.auth and os.environ["MLFLOW_TRACKING_URI"] == services.url("mlflow"):
+        from vesalius.platform.registry.records import current_user
+
+        # Who promotes is who it was before: the login is the services', and everybody's here.
+        os.environ.setdefault("VESALIUS_USER", current_user())
         name, password = credentials.tracking_login(services.folder.secrets)
         os.environ.setdefault("MLFLOW_TRACKING_USERNAME", name)
         os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", password)
@@ -101,19 +130,27 @@ def _services(home: Path) -> Services | None:
     state = folder.read()
     if state is None or not state.running:
         return None
-    from vesalius.infra.services import processes
     from vesalius.infra.services.kinds import Services
-    from vesalius.infra.services.state import TITLES
     from vesalius.platform.errors import ServiceError
 
-    here = this_boot()
-    if here.partition("/")[0] == state.boot.partition("/")[0]:
-        dead = [
-            TITLES[name] for name, one in state.running.items() if state.boot != here or not processes.is_alive(one)
-        ]
-        if dead:
+    deadline = time.monotonic() + (_JOB_SECONDS if "VESALIUS_JOB" in os.environ else 0.0)
+    while dead := _dead(state):
+        if time.monotonic() >= deadline:
             raise ServiceError(
                 f"{' and '.join(dead)} of {home} ended without `vesalius down`: `vesalius up` starts it again, "
                 "`vesalius down` goes back to files and this machine's own cores"
             )
+        time.sleep(_BETWEEN_SECONDS)
+        state = folder.read() or state
     return Services(folder, state.settings)
+
+
+def _dead(state: ServicesState) -> list[str]:
+    """Return which services that a verb needs have ended, as far as it can be seen on this machine."""
+    from vesalius.infra.services import processes
+
+    here = this_boot()
+    if here.partition("/")[0] != state.boot.partition("/")[0]:
+        return []
+    needed: Mapping[Name, Running] = {name: one for name, one in state.running.items() if name in _NEEDED}
+    return [TITLES[name] for name, one in needed.items() if state.boot != here or not processes.is_alive(one)]

@@ -28,6 +28,9 @@ _FOREIGN = ("MLFLOW_", "RAY_", "PG", "VESALIUS_")
 """Begins of variables that are ours to set: what a shell was in for another server must not reach these."""
 
 STOP_SECONDS = 30
+HEAD_AWAY_SECONDS = 300
+"""How long machines of the cluster wait for a head that Redis remembers; Ray's own limit is a minute."""
+
 BEAT_SECONDS = 700.0
 """Longer than all services together may take to start."""
 
@@ -120,6 +123,7 @@ class Services:
             "MLFLOW_BACKEND_STORE_URI": self.database.url,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # half of its processes, for what nothing here uses
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # nothing that a model brings runs code here
             "MLFLOW_FLASK_SERVER_SECRET_KEY": credentials.kept_or_made(self.folder.secrets / "mlflow_sessions"),
         }
         command = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(port)]
@@ -129,10 +133,12 @@ class Services:
             _, password = credentials.tracking_login(self.folder.secrets)
             environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(file), "MLFLOW_AUTH_ADMIN_PASSWORD": password}
             command += ["--app-name", "basic-auth"]
-        if not is_loopback(settings.host):
+        if settings.allowed_hosts or not is_loopback(settings.host):
             hosts = allowed_hosts(settings)
             command += ["--allowed-hosts", ",".join(hosts)]
-            command += ["--cors-allowed-origins", ",".join(f"http://{host}" for host in hosts)]
+            # Pages come by https where a proxy with TLS stands before it.
+            origins = [f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")]
+            command += ["--cors-allowed-origins", ",".join(origins)]
         return Plan(command, environment, self.url("mlflow"))
 
     def _ray(self) -> Plan:
@@ -146,7 +152,8 @@ class Services:
         command += [f"--num-cpus={_cores() if settings.cpus is None else settings.cpus}"]
         command += [] if settings.gpus is None else [f"--num-gpus={settings.gpus}"]
         command += [f"--object-store-memory={settings.object_store_mib * 2**20}", f"--temp-dir={self.session_folder()}"]
-        return Plan(command, {**_environment(), **self.cluster_environment()}, self.url("ray"))
+        environment = {**_environment(), **self.cluster_environment(), **self._memory_of_the_head()}
+        return Plan(command, environment, self.url("ray"))
 
     def cluster_environment(self) -> dict[str, str]:
         """Return what the head, and so every job and worker on it, finds in its environment."""
@@ -167,6 +174,18 @@ class Services:
             name, password = credentials.tracking_login(self.folder.secrets)
             environment |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
         return environment
+
+    def _memory_of_the_head(self) -> dict[str, str]:
+        """Return what lets the head keep what it knows in Redis, and its machines wait for it meanwhile."""
+        if self.settings.redis is None:
+            return {}
+        # Several homes, on several machines, may use one Redis.
+        digest = hashlib.sha256(f"{socket.gethostname()} {self.folder.home}".encode()).hexdigest()[:16]
+        return {
+            "RAY_REDIS_ADDRESS": self.settings.redis,
+            "RAY_external_storage_namespace": f"vesalius-{digest}",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_AWAY_SECONDS),
+        }
 
     def session_folder(self) -> Path:
         """Return a private folder with a short name: sockets lie in it, and their paths may have 107 characters."""
@@ -199,7 +218,7 @@ class Services:
 
 
 def allowed_hosts(settings: ServiceSettings) -> list[str]:
-    """Return the names that MLflow may be called by where it listens beyond loopback."""
+    """Return the names that MLflow may be called by where it listens beyond loopback, or stands behind a proxy."""
     port = settings.ports["mlflow"]
     names = ["localhost", "127.0.0.1", clients_host(settings.host), socket.gethostname(), *settings.allowed_hosts]
     return [text for name in dict.fromkeys(names) for text in (name, f"{name}:{port}")]

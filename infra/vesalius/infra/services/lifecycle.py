@@ -11,7 +11,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from vesalius.infra.services import credentials, database, ports, processes
+from vesalius.infra.services import credentials, database, ports, processes, redis
 from vesalius.infra.services.addresses import is_loopback
 from vesalius.infra.services.asking import asked
 from vesalius.infra.services.kinds import STOP_SECONDS, Services
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 STARTING_SECONDS = 240.0
 _BETWEEN_SECONDS = 0.2
 _ASKS, _BETWEEN_ASKS_SECONDS = 4, 3.0
+_JOB_LOG = "job-driver-"
+_JOB_LOGS, _JOB_LOG_BYTES = 100, 5 * 2**20
+"""How many logs of earlier heads' jobs are kept, and how much of each."""
 
 
 def up(home: Path, asked: Mapping[str, Any], asked_ports: Mapping[str, int], *, progress: Progress = silent) -> None:
@@ -49,21 +52,26 @@ def up(home: Path, asked: Mapping[str, Any], asked_ports: Mapping[str, int], *, 
     with folder.alone():
         state = present(folder.read() or ServicesState())
         before = state.settings
-        changes = dict(asked)
+        changes, password = dict(asked), ""
         if "database" in changes:
-            changes["database"] = database.given_database(folder, changes["database"])
+            changes["database"], password = database.given_database(folder, changes["database"])
+        if "redis" in changes:
+            changes["redis"] = redis.read_address(changes["redis"])
         alive = {name: one for name, one in state.running.items() if processes.is_alive(one)}
         settings = _settings(state.settings, changes, asked_ports, alive)
+        if settings.redis is not None and "ray" not in alive:
+            redis.check(settings.redis)
+        database.keep_password(folder, password)
         for name, one in state.running.items():
             if name not in alive:
-                processes.stop(one)  # what it has started may have outlived it, and holds its port
+                _stop(name, one)  # what it has started may have outlived it, and holds its port
         services = Services(folder, settings)
         with ThreadPoolExecutor(len(NAMES)) as threads:
             answers = list(threads.map(lambda name: _is_well(services, name, alive), services.names))
         well = [name for name, is_well in zip(services.names, answers, strict=True) if is_well]
         for name in alive:
             if name not in well:
-                processes.stop(alive[name])
+                _stop(name, alive[name])
         fresh = settings.model_copy(update={"ports": _ports(settings, asked_ports, state.settings.ports, well)})
         services = Services(folder, fresh)
         state = ServicesState(settings=fresh, boot=this_boot(), running={name: alive[name] for name in well})
@@ -226,7 +234,7 @@ def _stop(name: Name, running: Running) -> None:
 
 
 def _link_logs(services: Services) -> None:
-    """Let ``logs/ray`` lead to the head's own logs, among them those of jobs; older sessions go."""
+    """Let ``logs/ray`` lead to the head's own logs, among them those of jobs; older sessions go, but for those."""
     link = services.folder.logs / "ray"
     token = credentials.kept_or_made(services.folder.secrets / "ray_token")
     request = urllib.request.Request(f"{services.url('ray')}/api/version", headers={"Authorization": f"Bearer {token}"})
@@ -235,9 +243,25 @@ def _link_logs(services: Services) -> None:
         sessions = services.session_folder()
         for old in sessions.glob("session_*"):
             if old.is_dir() and not old.is_symlink() and old.name != session:
+                _keep_job_logs(services.folder, old / "logs")
                 shutil.rmtree(old, ignore_errors=True)
         link.unlink(missing_ok=True)
         link.symlink_to(sessions / session / "logs")
+
+
+def _keep_job_logs(folder: ServicesFolder, logs: Path) -> None:
+    """Keep what jobs of an earlier head have written last: why one was lost stands there alone."""
+    for log in logs.glob(f"{_JOB_LOG}*.log"):
+        kept = folder.job_log(log.stem.removeprefix(_JOB_LOG))
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(exist_ok=True)
+            with log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - _JOB_LOG_BYTES))
+                kept.write_bytes(file.read())
+            shutil.copystat(log, kept)
+    by_age = sorted((folder.logs / "jobs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    for old in by_age[:-_JOB_LOGS]:
+        old.unlink(missing_ok=True)
 
 
 def _last_line(log: Path) -> str:

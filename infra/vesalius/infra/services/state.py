@@ -5,7 +5,8 @@
     HOME/services/
       state.json    this file; replaced as a whole
       lock          held by the one process that starts or stops services
-      logs/         one file a service; ``ray`` leads to the logs of the head and its jobs
+      logs/         one file a service; ``ray`` leads to the logs of the head and its jobs, ``jobs`` has those of
+                    jobs that earlier heads ran
       secrets/      0700: passwords and tokens, each file 0600
       postgres/     the database's own folder
       artifacts/    what MLflow keeps of runs beside figures
@@ -52,6 +53,7 @@ class ServiceSettings(Settings):
         gpus: likewise.
         object_store_mib: Ray's shared memory.
         database: address of somebody else's PostgreSQL, without a password; None is our own.
+        redis: HOST:PORT of somebody's Redis that the head keeps what it knows in; None is its memory.
         supervised: whether what ends by itself is started again, and lost jobs submitted again.
     """
 
@@ -63,6 +65,7 @@ class ServiceSettings(Settings):
     gpus: int | None = None
     object_store_mib: int = 512
     database: str | None = None
+    redis: str | None = None
     supervised: bool = True
 
 
@@ -128,6 +131,10 @@ class ServicesFolder:
     def log(self, name: Name) -> Path:
         """Log file of a service."""
         return self.logs / f"{name}.log"
+
+    def job_log(self, submission: str) -> Path:
+        """Where the log of a job is kept once the head that ran it is gone."""
+        return self.logs / "jobs" / f"{submission}.log"
 
     def make(self) -> None:
         """Make the folders that are not there, those of secrets for their owner alone."""

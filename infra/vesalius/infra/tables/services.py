@@ -23,6 +23,7 @@ _STYLES = {
     "SUCCEEDED": "green",
     "FAILED": "bold red",
     "STOPPED": "yellow",
+    "REFUSED": "bold red",
     "LOST": "bold red",
     "UNKNOWN": "yellow",
 }
