@@ -30,11 +30,11 @@ setup: $(INSTALLED) ## Create .venv and install from constraints.txt; does nothi
 demo: $(INSTALLED) ## Learn healthy anatomy, find anomalies, promote a model: six minutes on two cores
 	$(BIN)/vesalius demo --out demo
 
-test: $(INSTALLED) ## Run the tests but for the long ones (about ten minutes on two cores)
+test: $(INSTALLED) ## Run the tests but for the long ones (a quarter of an hour on two cores)
 	$(BIN)/python -m pytest -m 'not long' --numprocesses $(JOBS) --dist loadfile
 
 # The long ones kill processes, start clusters and measure: one after the other, with the machine to themselves.
-test-all: test ## Run everything: kills, clusters, benchmarks (about an hour)
+test-all: test ## Run everything: kills, clusters, benchmarks (about two hours)
 	$(BIN)/python -m pytest -m long
 
 check: $(INSTALLED) ## Lint, format, types, import floors, layout, dependencies
