@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from vesalius.platform.testing import servers
 from vesalius.platform.testing.steady import SteadyRun
-from vesalius.platform.testing.training_runs import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,25 +28,11 @@ _AWAY_SECONDS = 10.0
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
     """Run a Redis that keeps on disk what it is told; yields its address."""
-    program, client = shutil.which("redis-server"), shutil.which("redis-cli")
-    if program is None or client is None:
-        pytest.skip("no redis-server on this machine")
-    port = free_port()
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        asked = [client, "-p", str(port), "ping"]
-        deadline = time.monotonic() + 30
-        while subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() != "PONG":
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
+        with servers.redis_server(tmp_path / "redis") as address:
+            yield address
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real servers on loopback for tests that are about them: an MLflow server, and PostgreSQL."""
+"""Real servers on loopback for tests that are about them: an MLflow server, PostgreSQL, and Redis."""
 
 from __future__ import annotations
 
@@ -178,3 +178,32 @@ def postgresql() -> Iterator[PostgreSQL]:
         yield server
     finally:
         server.remove()
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """Run a Redis that keeps in ``folder`` what it is told, and yield its address.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+        RuntimeError: it does not answer in half a minute; with what it said.
+    """
+    program, client = shutil.which("redis-server"), shutil.which("redis-cli")
+    if program is None or client is None:
+        raise FileNotFoundError("no redis-server on this machine")
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        asked = [client, "-p", str(port), "ping"]
+        deadline = time.monotonic() + 30
+        while subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() != "PONG":
+            if time.monotonic() > deadline:
+                raise RuntimeError((folder / "log").read_text())
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
