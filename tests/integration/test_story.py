@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -48,6 +50,9 @@ def second_node(home: ServedHome) -> Iterator[Callable[[], None]]:
     told = {**home.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret)}
     ray = str(Path(sys.executable).with_name("ray"))
     join = [ray, "start", f"--address=127.0.0.1:{home.ports['ray']}", "--num-cpus=1", "--block"]
+    # Of its own, as another machine has: two nodes that share a folder install the code that jobs bring over each other.
+    folder = Path(tempfile.mkdtemp(prefix="node-"))  # short: sockets lie in it
+    join.append(f"--temp-dir={folder}")
     with (home.home / "node.log").open("w") as log:
         node = subprocess.Popen(
             [*join, f"--object-store-memory={100 * 2**20}"], env=told, stdout=log, stderr=log, start_new_session=True
@@ -66,6 +71,7 @@ def second_node(home: ServedHome) -> Iterator[Callable[[], None]]:
         yield kill
     finally:
         kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Story:
