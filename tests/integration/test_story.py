@@ -50,7 +50,7 @@ def second_node(home: ServedHome) -> Iterator[Callable[[], None]]:
     told = {**home.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret)}
     ray = str(Path(sys.executable).with_name("ray"))
     join = [ray, "start", f"--address=127.0.0.1:{home.ports['ray']}", "--num-cpus=1", "--block"]
-    # Of its own, as another machine has: two nodes that share a folder install the code that jobs bring over each other.
+    # As another machine has: two nodes that share a folder install what jobs bring over each other.
     folder = Path(tempfile.mkdtemp(prefix="node-"))  # short: sockets lie in it
     join.append(f"--temp-dir={folder}")
     with (home.home / "node.log").open("w") as log:
