@@ -68,6 +68,7 @@ def second_node(home: ServedHome) -> Iterator[Callable[[], None]]:
         node.wait(30)
 
     try:
+        _wait(lambda: "Ray runtime started" in (home.home / "node.log").read_text(), "the second node")
         yield kill
     finally:
         kill()
