@@ -128,6 +128,7 @@ def test_two_rows_beside_what_the_paper_printed(
     assert "decoder" not in said
 
 
+@pytest.mark.long
 def test_rows_at_once_are_the_rows_one_by_one_and_one_that_fails_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

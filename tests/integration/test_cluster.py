@@ -185,6 +185,7 @@ def test_a_worker_that_an_earlier_driver_left_behind_stops(toy_store: CohortStor
                 "run": str(run.path),
                 "method": lookup(METHODS, "healthy_atlas", "method"),
                 "attempt": "an earlier one",
+                "lost": "",
                 "tuned": False,
             }
         )
@@ -200,7 +201,7 @@ def test_a_worker_left_behind_does_not_fail_the_run_that_took_over(toy_store: Co
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
     try:
         with pytest.raises(RunError, match="taken over by another driver"):
-            work({"run": str(run.path), "method": method_type, "attempt": "an earlier one", "tuned": False})
+            work({"run": str(run.path), "method": method_type, "attempt": "an earlier one", "lost": "", "tuned": False})
     finally:
         torch.distributed.destroy_process_group()
     assert not (run.path / "failure.json").exists(), "the new driver would take this for its own workers' failure"

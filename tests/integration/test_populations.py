@@ -55,6 +55,7 @@ def test_generations_of_a_toy(tmp_path: Path, ray_session: None) -> None:
     assert all(row.parent is None or row.parent_sha256 for row in found.trials)
 
 
+@pytest.mark.long
 def test_one_member_is_a_plain_training(
     phantom_store: CohortStore, home: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_one_member_is_a_plain_training(
         assert match in " ".join(refused.stderr.split())
 
 
+@pytest.mark.long
 def test_a_mutation_is_new_settings_and_the_digest_of_the_parents_weights(
     phantom_store: CohortStore, home: Path, ray_session: None
 ) -> None:

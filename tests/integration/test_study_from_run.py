@@ -85,6 +85,7 @@ def test_inference_is_searched_on_a_trained_run(home: Path, ray_session: None) -
     assert "starts from first@decoder, which cannot be read" in " ".join(again.stderr.split())
 
 
+@pytest.mark.long
 def test_a_trained_run_is_searched_on_a_copy_with_lesions(
     home: Path, toy_store: CohortStore, tmp_path: Path, ray_session: None
 ) -> None:
@@ -179,6 +180,7 @@ def test_trials_of_a_study_share_a_stage(home: Path, toy_store: CohortStore, ray
     assert Checkpoints(second.checkpoints).names()[0] == "0001-00000000"
 
 
+@pytest.mark.long
 def test_a_study_file_names_the_run(home: Path, tmp_path: Path, ray_session: None) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("from: first\ntrials: 1\nspace: {restoration.steps: [5, 30]}\n")

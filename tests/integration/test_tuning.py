@@ -185,6 +185,7 @@ def test_best_and_start_are_trained_again_once_for_each_seed(tmp_path: Path, ray
         repeat(study, rows, [4], trainer)
 
 
+@pytest.mark.long
 def test_a_training_that_fails_is_no_pair_and_is_tried_again(tmp_path: Path, ray_session: None) -> None:
     study = toy_study(tmp_path, trials=3, criterion=None)
     driven(study, tmp_path)
@@ -241,6 +242,7 @@ class _TellsOfItself(ToyTrainer):
         return {**super().judge(run, spec), "peak_memory": 1.0, "process": float(os.getpid())}
 
 
+@pytest.mark.long
 def test_a_trial_judged_by_its_processs_memory_has_one_of_its_own(tmp_path: Path, ray_session: None) -> None:
     for name, objectives in (("shared", ("average_precision",)), ("own", ("average_precision", "peak_memory"))):
         study = toy_study(tmp_path, name=name, trials=3, concurrent=1, criterion=None, objectives=objectives)
@@ -338,6 +340,7 @@ def test_tune_and_study_on_a_method(toy_store: CohortStore, home: Path, ray_sess
     assert len(json.loads(more.stdout)["trials"]) == 4
 
 
+@pytest.mark.long
 def test_healthy_validation_is_judged_and_said(healthy_store: CohortStore, home: Path, ray_session: None) -> None:
     result = call(
         "tune", "intensity_threshold", healthy_store.path, "--trials", 2, "--space", "smoothing=1,3", "--set",
@@ -350,6 +353,7 @@ def test_healthy_validation_is_judged_and_said(healthy_store: CohortStore, home:
     assert {row["state"] for row in document["trials"]} == {"complete"}
 
 
+@pytest.mark.long
 def test_synthetic_lesions_make_a_healthy_cohort_one_to_detect_in(
     healthy_store: CohortStore, home: Path, tmp_path: Path, ray_session: None
 ) -> None:

@@ -223,6 +223,7 @@ def test_a_draw_whose_answer_was_lost_is_the_next_members(tmp_path: Path) -> Non
 # ---- kills
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_at_any_end_comes_to_the_same(tmp_path: Path) -> None:
     whole = population(tmp_path / "whole", 4, 3, concurrent=2)
     play(whole, fails=lambda number: number == 6)
