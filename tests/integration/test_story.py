@@ -177,7 +177,7 @@ def test_the_whole_story(
     story.tell("a sweep of 3 trials, by a job")
 
     # The best one's settings, for longer, by two workers on two nodes; one of these dies under it.
-    chosen = {**small, **best["values"], "method.epochs": 900}
+    chosen = {**small, **best["values"], "method.epochs": 200}
     patient = {"training.wait_for_nodes_seconds": 5, "training.checkpoint_every": 10}
     training = ("train", "implicit_field", path, "--preset", "tiny", "--name", "best", *_flags({**chosen, **patient}))
     run = RunFolder(home.home / "runs" / "best")
