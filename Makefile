@@ -30,11 +30,12 @@ setup: $(INSTALLED) ## Create .venv and install from constraints.txt; does nothi
 demo: $(INSTALLED) ## Learn healthy anatomy, find anomalies, promote a model: six minutes on two cores
 	$(BIN)/vesalius demo --out demo
 
-test: $(INSTALLED) ## Run the tests but for the long ones (a quarter of an hour on two cores)
+test: $(INSTALLED) ## Run the tests but for the long ones (half an hour on two cores)
 	$(BIN)/python -m pytest -m 'not long' --numprocesses $(JOBS) --dist loadfile
 
 # The long ones kill processes, start clusters and measure: one after the other, with the machine to themselves.
-test-all: test ## Run everything: kills, clusters, benchmarks (about two hours)
+test-all: test ## Run everything: kills, clusters, benchmarks (hours)
+	@command -v redis-server >/dev/null || apt-get install -y -qq --no-install-recommends redis-server
 	$(BIN)/python -m pytest -m long
 
 check: $(INSTALLED) ## Lint, format, types, import floors, layout, dependencies

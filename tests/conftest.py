@@ -180,3 +180,13 @@ def postgresql() -> Iterator[PostgreSQL]:
         except (FileNotFoundError, PermissionError) as error:
             pytest.skip(str(error))
         yield server
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """Run a Redis that keeps on disk what it is told; yields its address. `make test-all` installs it."""
+    try:
+        with servers.redis_server(tmp_path / "redis") as address:
+            yield address
+    except FileNotFoundError as error:
+        pytest.skip(str(error))

@@ -31,12 +31,12 @@ from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.phantom import write_cohort
 from vesalius.datasets.phantom import CohortSettings, PhantomSettings
 from vesalius.platform.store import CohortStore
+from vesalius.platform.testing.nodes import NODE, cluster_of_nodes
 from vesalius.platform.testing.steady import SteadyRun
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 VICTIMS = ("worker", "node", "driver")
 
 
@@ -71,7 +71,7 @@ def _kill(victim: str, run: SteadyRun, beats: _Beats, driver: int, doomed: Any) 
 
 def _one(victim: str, cluster: Cluster, store: CohortStore, home: Path) -> tuple[float, float]:
     """Kill once; returns seconds of the start and of the recovery."""
-    doomed = cluster.add_node(**_NODE)
+    doomed = cluster.add_node(**NODE)
     beats = _Beats(home / f"{victim}.txt")
     changes = {"epochs": 4000, "beats": str(beats.path)}
     run = SteadyRun(home, victim, store, settings=changes, wait_for_nodes_seconds=0)
@@ -94,8 +94,6 @@ def _one(victim: str, cluster: Cluster, store: CohortStore, home: Path) -> tuple
 
 def measure(rounds: int) -> dict[str, Any]:
     """Kill each victim so many times; returns seconds and their ratio to a start from nothing."""
-    from ray.cluster_utils import Cluster
-
     seconds: dict[str, list[float]] = {"start": [], **{victim: [] for victim in VICTIMS}}
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
@@ -106,12 +104,9 @@ def measure(rounds: int) -> dict[str, Any]:
         store = CohortStore.open(folder / "cohort")
         for number in range(rounds):
             for victim in VICTIMS:
-                cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
-                patch.setenv("RAY_ADDRESS", cluster.address)
-                try:
+                with cluster_of_nodes() as cluster:
+                    patch.setenv("RAY_ADDRESS", cluster.address)
                     start, recovery = _one(victim, cluster, store, folder / str(number))
-                finally:
-                    cluster.shutdown()
                 seconds["start"].append(start)
                 seconds[victim].append(recovery)
     median = {what: statistics.median(values) for what, values in seconds.items()}

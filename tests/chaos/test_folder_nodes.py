@@ -20,28 +20,15 @@ import pytest
 from vesalius.infra.folders import cases_in, score_folder
 from vesalius.infra.serving.testing.server import make_model, write_head
 from vesalius.platform.cluster.holding import map_held
+from vesalius.platform.testing.nodes import NODE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from ray.cluster_utils import Cluster
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # Ray's own
-
-_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    try:
-        yield made
-    finally:
-        made.shutdown()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
@@ -72,7 +59,7 @@ def test_a_folder_is_scored_to_its_end_where_a_node_with_a_worker_dies(tmp_path:
         write_head(folder / f"subject-{number}.nii.gz", number)
     model = make_model(tmp_path / "model")
     alone = score_folder(model, cases_in(folder, ("T1w",)), tmp_path / "alone", num_workers=0)
-    doomed = cluster.add_node(**_NODE)
+    doomed = cluster.add_node(**NODE)
     command = [sys.executable, "-c", "from vesalius.infra.cli import main; main()", "score", str(model), str(folder)]
     command += ["--workers", "2", "--device", "cpu", "--home", str(tmp_path / "home"), "--json"]
     out = tmp_path / "out"
@@ -113,7 +100,7 @@ def lingering(marks: Path) -> Callable[[int], int]:
 def test_a_node_that_comes_late_takes_the_place_of_one_that_died(tmp_path: Path, cluster: Cluster) -> None:
     import ray
 
-    doomed = cluster.add_node(**_NODE)
+    doomed = cluster.add_node(**NODE)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
 
@@ -126,7 +113,7 @@ def test_a_node_that_comes_late_takes_the_place_of_one_that_died(tmp_path: Path,
             try:
                 wait_for(lambda: len(nodes()) == 2)
                 kill(doomed)
-                new = cluster.add_node(**_NODE)
+                new = cluster.add_node(**NODE)
                 wait_for(lambda: new.node_id in nodes())
             finally:
                 (tmp_path / "go").touch()

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from vesalius.platform.testing import servers
+from vesalius.platform.testing.nodes import NODE
 from vesalius.platform.testing.steady import SteadyRun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from ray.cluster_utils import Cluster
@@ -21,32 +20,14 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # Ray's own
 
-_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 _AWAY_SECONDS = 10.0
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[str]:
-    """Run a Redis that keeps on disk what it is told; yields its address."""
-    try:
-        with servers.redis_server(tmp_path / "redis") as address:
-            yield address
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def cluster(redis: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    from ray.cluster_utils import Cluster
-
+@pytest.fixture(autouse=True)
+def _remembered(redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the head of the cluster, which is made after this, keep in Redis what it knows."""
     monkeypatch.setenv("RAY_REDIS_ADDRESS", redis)
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "120")
-    made = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    try:
-        yield made
-    finally:
-        made.shutdown()
 
 
 def test_a_head_that_redis_remembers_costs_no_worker(
@@ -55,7 +36,7 @@ def test_a_head_that_redis_remembers_costs_no_worker(
     whole = SteadyRun(tmp_path, "whole", toy_store, num_workers=0, settings={"pause_seconds": 0})
     whole.start()
     assert whole.ends() == 0
-    cluster.add_node(**_NODE)
+    cluster.add_node(**NODE)
     run = SteadyRun(tmp_path, "run", toy_store)
     run.start()
     try:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from vesalius.platform.testing.nodes import NODE
 from vesalius.platform.testing.steady import SteadyRun
 from vesalius.platform.testing.training_runs import free_port
 
@@ -28,20 +29,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # Ray's own
 
-_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    try:
-        yield made
-    finally:
-        made.shutdown()
-
 
 def test_fewer_workers_go_on_and_as_many_as_before_once_the_node_is_back(
     toy_store: CohortStore, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
@@ -49,7 +36,7 @@ def test_fewer_workers_go_on_and_as_many_as_before_once_the_node_is_back(
     whole = SteadyRun(tmp_path, "whole", toy_store, num_workers=0, settings={"pause_seconds": 0})
     whole.start()
     assert whole.ends() == 0
-    doomed = cluster.add_node(**_NODE)
+    doomed = cluster.add_node(**NODE)
     run = SteadyRun(tmp_path, "run", toy_store, wait_for_nodes_seconds=8)
     run.start()
     try:
@@ -60,7 +47,7 @@ def test_fewer_workers_go_on_and_as_many_as_before_once_the_node_is_back(
         stood = run.last
         run.wait(lambda: run.last > stood)
         seconds = time.monotonic() - killed
-        cluster.add_node(**_NODE)
+        cluster.add_node(**NODE)
         run.wait(lambda: len(run.folder.groups) == 3 or run.folder.state == "finished")
         assert run.ends() == 0, run.log[-3000:]
     finally:
@@ -79,7 +66,7 @@ def test_fewer_workers_go_on_and_as_many_as_before_once_the_node_is_back(
 def test_fewer_than_allowed_is_one_sentence_and_costs_nothing(
     toy_store: CohortStore, tmp_path: Path, cluster: Cluster
 ) -> None:
-    doomed = cluster.add_node(**_NODE)
+    doomed = cluster.add_node(**NODE)
     run = SteadyRun(tmp_path, "run", toy_store, wait_for_nodes_seconds=5, min_workers=2)
     run.start()
     try:
@@ -88,7 +75,7 @@ def test_fewer_than_allowed_is_one_sentence_and_costs_nothing(
         assert run.ends() != 0
         assert "2 workers need 2 cores and the cluster has 1" in run.log
         stood = run.last
-        cluster.add_node(**_NODE)
+        cluster.add_node(**NODE)
         run.start()
         assert run.ends() == 0, run.log[-3000:]
     finally:
@@ -109,7 +96,7 @@ def test_a_worker_out_of_memory_costs_one_group(
     limit = (memory.total - memory.available + 2.5 * 2**30) / memory.total
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.4f}")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
-    made = Cluster(initialize_head=True, head_node_args={**_NODE, "num_cpus": 2, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 2, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", made.address)
     glutton = tmp_path / "glutton"
     run = SteadyRun(tmp_path, "run", toy_store, settings={"glutton": str(glutton), "glutton_mib": 4096})

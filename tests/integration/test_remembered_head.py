@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vesalius.platform.testing import servers
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.integration.conftest import ServedHome
 
@@ -33,15 +30,6 @@ ray.init(sys.argv[1], log_to_driver=False)
 print((_internal_kv_get("vesalius-test") or b"nothing").decode())
 _internal_kv_put("vesalius-test", "kept")
 """
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[str]:
-    try:
-        with servers.redis_server(tmp_path / "redis") as address:
-            yield address
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
 
 
 def test_a_killed_head_knows_again_what_it_was_told(served_homes: Callable[[], ServedHome], redis: str) -> None:

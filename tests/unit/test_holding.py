@@ -62,7 +62,7 @@ class Cluster:
         except DeathError:
             reference.actor.state = "dead"
             raise ActorDiedError from None
-        except Exception as error:
+        except Exception as error:  # as Ray wraps whatever a job raises
             raise RayTaskError("do", "", error) from error
 
 

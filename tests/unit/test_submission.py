@@ -141,7 +141,7 @@ def test_what_was_heard_of_one_attempt_does_not_undo_another(cluster: Played, tm
     assert _look(tmp_path).status == "LOST"
     new = _retry(tmp_path)
     cluster.known[old.last.submission] = details("STOPPED")
-    told = outcome.follow(old, cluster, tmp_path, print)  # type: ignore[arg-type]
+    told = outcome.follow(old, cluster, tmp_path, print)  # type: ignore[arg-type]  # a stand-in
     assert (told["submission"], told["status"]) == (old.last.submission, "STOPPED")
     kept = JobBook(tmp_path).read("brain")
     assert [one.status for one in kept.attempts] == ["STOPPED", "PENDING"]

@@ -138,7 +138,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
             return await _sent(service, answered, kind)
         except Gone:
             return Response(status_code=499)
-        except Exception:
+        except Exception:  # whatever it is, the client is still sending, and hears of it only afterwards
             await swallow(body)
             raise
 
