@@ -5,7 +5,7 @@ principal components. The maps of the test split then pass the windows of ``fini
 evaluate`` judges them. Restorations are those of runs that were scored on the test split of the same store; of a method
 of slices their differences are taken in the slices that were scored, and stand for those between, as in its own map.
 
-    python tests/benchmarks/residual_windows.py STORE [--voxels all] [--components 20] [--run RUN_FOLDER ...]
+    python tests/benchmarks/residual_windows.py STORE [--voxels all] [--components 20] [--run RUN_FOLDER]...
 """
 
 from __future__ import annotations
@@ -141,7 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--run", type=Path, action="append", default=[], help="folder of a run scored on the test split"
     )
     chosen = parser.parse_args(arguments)
-    runs = {run.name: Kept.of(run) for run in chosen.run}
+    names = [run.resolve().name for run in chosen.run]
+    if twice := {name for name in names if names.count(name) > 1}:
+        parser.error(f"two runs are called {', '.join(sorted(twice))}: a row has its run's name, so give one at a time")
+    runs = {name: Kept.of(run) for name, run in zip(names, chosen.run, strict=True)}
     rows = table(CohortStore.open(chosen.store), chosen.voxels, chosen.components, runs)
     windows = WINDOWS[chosen.voxels]
     sys.stdout.write(f"| map | {' | '.join(windows)} |\n|{'---|' * (1 + len(windows))}\n")

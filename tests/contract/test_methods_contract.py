@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from vesalius.methods import METHODS
@@ -15,6 +16,8 @@ from vesalius.platform.tables import lookup
 from vesalius.platform.testing import methods as contract
 from vesalius.platform.testing import pauses
 from vesalius.platform.testing import stages as settings_contract
+from vesalius.platform.testing.descent import assert_same_changes, descend
+from vesalius.platform.testing.training_runs import build, trained
 
 if TYPE_CHECKING:
     from vesalius.platform.contracts import MethodSettings
@@ -82,6 +85,17 @@ def test_mutable_settings(method_type: type[Method], settings: MethodSettings, p
 
 def test_two_workers_equal_one(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
     contract.assert_two_workers_equal_one(method_type, settings, phantom_store)
+
+
+def test_learns_the_same_in_another_arithmetic(
+    method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descend(monkeypatch)
+    begun = build(method_type, settings, phantom_store)
+    one = trained(method_type, settings, phantom_store).state_dict()
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    other = trained(method_type, settings, phantom_store).state_dict()
+    assert_same_changes(begun, one, other)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])

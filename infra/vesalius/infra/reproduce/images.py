@@ -41,8 +41,8 @@ class ImageLevel(Level):
         return (
             "Whole images by their score; AUROC map: by the highest hundredth of their map's brain voxels, one rule "
             "for all rows. sens, spec: at the Youden point of the validation split; *: at that of these very images, "
-            "as the paper has it, an upper bound. Images that only a fault or an operation marks are no cases of "
-            "screening."
+            "as the paper has it, an upper bound of the two together, not of either. Images that only a fault or an "
+            "operation marks are no cases of screening."
         )
 
     def lacks(self, store: CohortStore) -> str | None:

@@ -16,7 +16,7 @@ from vesalius.infra.reproduce.levels import SPLIT, level_of
 from vesalius.platform.config import Settings, digest, flatten, validate
 from vesalius.platform.errors import DiskSpaceError, SettingError, VesaliusError
 from vesalius.platform.runs import begun_run
-from vesalius.platform.training import Checkpoints, TrainingSettings
+from vesalius.platform.training import Checkpoints, TrainingSettings, choose_device
 from vesalius.platform.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -200,6 +200,7 @@ def _choice(row: Row, conditions: Conditions) -> Choice:
             store.digest,
             conditions.budget_seconds,
             conditions.training().model_dump(mode="json"),
+            str(choose_device(conditions.device)),  # `auto` finds another one on another machine
             conditions.num_workers,
             conditions.small,
             paper_settings(row).model_dump(mode="json"),

@@ -143,12 +143,12 @@ def reproduce(
 
 def said_of(rule: ThresholdRule) -> str:
     """Return a rule in a few words."""
-    if rule.policy == "quantile":
-        quantile = 0.98 if rule.quantile is None else rule.quantile
-        of = "" if rule.subjects is None else f" of {rule.subjects} subjects at most"
-        said = f"the {quantile:g} quantile of healthy {rule.split} voxels{of}"
-    else:
-        said = f"the best Dice on {rule.split}"
+    quantile = 0.98 if rule.quantile is None else rule.quantile
+    of = "" if rule.subjects is None else f" of {rule.subjects} subjects at most"
+    said = f"the {quantile:g} quantile of healthy {rule.split} voxels{of}"
+    if rule.policy != "quantile":
+        best = f"the best Dice on {rule.split}"
+        said = best if rule.policy == "best_dice" else f"{best}, or where nothing is outlined there {said}"
     if rule.min_component > 1:
         said += f", components of fewer than {rule.min_component} voxels dropped"
     return said

@@ -185,10 +185,12 @@ def average_pool(map_DHW: Tensor, size: int | Box, inside_DHW: Tensor | None = N
 
 
 def smooth(map_DHW: Tensor, size: int, brain_DHW: Tensor, settings: MapSettings) -> Tensor:
-    """Return the mean over a cube of ``size`` voxels around each voxel of a (..., D, H, W) map.
+    """Return the mean over a cube of ``size`` voxels around each voxel of a (..., D, H, W) map; of 1 the map itself.
 
     Of a map that is kept inside the brain, what lies outside is zero or left out (``outside``).
     """
+    if size == 1:  # a median that follows sees what lies outside of the brain, as of every other method
+        return map_DHW
     map_DHW, inside = _restricted(map_DHW, brain_DHW, settings)
     return average_pool(map_DHW, size, inside)
 
