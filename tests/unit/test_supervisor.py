@@ -12,7 +12,7 @@ from vesalius.infra import supervisor
 from vesalius.infra.jobs import submission
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord, restarts_left, was_lost
 from vesalius.infra.services import inspection
-from vesalius.platform.errors import JobError, UnansweredError
+from vesalius.platform.errors import JobError, ServiceError, UnansweredError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,6 +165,31 @@ def test_no_error_ends_the_watching(home: Path, monkeypatch: pytest.MonkeyPatch,
     watching.look()
     assert retried == ["a", "a"]
     assert [sentence for sentence in said if type(error).__name__ in sentence] == [said[0]]
+
+
+def test_a_full_disk_under_its_own_log_ends_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    is_full = [True]
+
+    def say(sentence: str) -> None:
+        if is_full[0]:
+            raise OSError(28, "No space left on device")
+        said.append(sentence)
+
+    def damaged(home: Path) -> list[Any]:
+        raise ServiceError("state.json is damaged")
+
+    retried: list[str] = []
+    seconds = [0.0]
+    watching = supervisor.Supervisor(home, say, clock=lambda: seconds[0])
+    monkeypatch.setattr(inspection, "status", damaged)
+    monkeypatch.setattr(submission, "refresh", lambda home: ([_record("a", "LOST")], []))
+    monkeypatch.setattr(submission, "retry", lambda job, **_: retried.append(job))
+    watching.look()
+    assert retried == ["a"]
+    is_full[0], seconds[0] = False, 60.0
+    watching.look()
+    assert "services: state.json is damaged" in said, "it could not be said before"
 
 
 def test_services_that_do_not_come_up_are_tried_again_later(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

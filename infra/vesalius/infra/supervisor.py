@@ -45,7 +45,7 @@ class Supervisor:
             clock: gives seconds.
         """
         self._home = home
-        self._say = say
+        self._write = say
         self._folder = ServicesFolder(home)
         self._silent: dict[str, int] = {}
         self._backoff = Backoff(clock)
@@ -155,9 +155,19 @@ class Supervisor:
 
     def _say_once(self, what: str, sentence: str) -> None:
         """Say a sentence about something, unless it is what was said of it last."""
-        if self._said.get(what) != sentence:
+        if self._said.get(what) != sentence and self._is_said(sentence):
             self._said[what] = sentence
-            self._say(sentence)
+
+    def _say(self, sentence: str) -> None:
+        self._is_said(sentence)
+
+    def _is_said(self, sentence: str) -> bool:
+        """Say a sentence and return whether that could be done: its log lies on a disk that may be full."""
+        try:
+            self._write(sentence)
+        except OSError:
+            return False
+        return True
 
 
 class Backoff:
