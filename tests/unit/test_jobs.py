@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -438,18 +439,28 @@ def test_without_a_cluster_there_is_a_way_to_one(tmp_path: Path, monkeypatch: py
 
 
 @contextlib.contextmanager
-def _dashboard(code: int, body: bytes, jobs: bytes = b"[]") -> Iterator[tuple[str, list[str | None]]]:
-    """Answer as a dashboard would; yields the address and, as they come, the tokens that were sent."""
+def _dashboard(
+    code: int, body: bytes, jobs: bytes = b"[]", *, length: int | None = None
+) -> Iterator[tuple[str, list[str | None]]]:
+    """Answer as a dashboard would; yields the address and, as they come, the tokens that were sent.
+
+    Where a ``length`` is given, that many bytes of jobs are announced, and what is missing never comes.
+    """
     tokens: list[str | None] = []
+    done = threading.Event()
 
     class Answering(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             tokens.append(self.headers.get("Authorization"))
             said = jobs if self.path == "/api/jobs/" else body
             self.send_response(code)
-            self.send_header("Content-Length", str(len(said)))
+            stalls = length is not None and said is jobs
+            self.send_header("Content-Length", str(length if stalls else len(said)))
             self.end_headers()
             self.wfile.write(said)
+            if stalls:
+                self.wfile.flush()
+                done.wait(30)
 
         def log_message(self, *arguments: Any) -> None:
             pass
@@ -459,7 +470,53 @@ def _dashboard(code: int, body: bytes, jobs: bytes = b"[]") -> Iterator[tuple[st
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}", tokens
         finally:
+            done.set()
             server.shutdown()
+
+
+def test_a_head_that_is_stopped_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vesalius.infra.jobs import submission
+
+    book = JobBook(tmp_path)
+    book.make()
+    monkeypatch.setattr(submission, "_LOOK_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # it takes connections, as the system does for it
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        book.write(_record(address=address))
+        looked: list[Any] = []
+        thread = threading.Thread(target=lambda: looked.append(submission.refresh(tmp_path)), daemon=True)
+        thread.start()
+        thread.join(30)
+    assert looked, "the look has not ended"
+    (found,), silent = looked[0]
+    assert found.last.status == "UNKNOWN"
+    assert silent == [f"the cluster at {address} has sent no answer for 0 s: is its head node well?"]
+
+
+def test_an_answer_that_stops_half_way_is_not_waited_for_without_end() -> None:
+    from vesalius.infra.jobs.cluster import Cluster
+
+    with _dashboard(200, _VERSION, b"[", length=10) as (address, _):
+        cluster = Cluster(address, seconds=0.3)
+        with pytest.raises(JobError, match="has sent no answer for 0 s"):
+            cluster.jobs()
+
+
+def test_a_quiet_log_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    from vesalius.infra.jobs import cluster
+
+    class Quiet:
+        async def tail_job_logs(self, submission: str) -> Any:
+            yield "one line"
+            await asyncio.sleep(60)
+            yield "another"
+
+    monkeypatch.setattr(cluster, "_QUIET_SECONDS", 0.1)
+    assert list(cluster._tail(Quiet(), "s-1")) == ["one line"]
 
 
 _VERSION = json.dumps({"ray_version": importlib.metadata.version("ray"), "session_name": "one"}).encode()

@@ -246,15 +246,18 @@ def test_a_run_whose_messages_cannot_be_read_keeps_none_from_being_told(
     class Box:
         def __init__(self, name: str) -> None:
             self._name = name
+            self.uri = "http://away" if name.startswith("b") else "http://there"
 
         def deliver(self) -> None:
+            asked.append(self._name)
             if self._name == "a":
                 raise ValueError("not JSON")
-            if self._name == "b":
+            if self.uri == "http://away":
                 raise UnansweredError("its server is away")
             told.append(self._name)
 
-    for name in ("a", "b", "c"):
+    asked: list[str] = []
+    for name in ("a", "b", "b-2", "c"):
         (home / "runs" / name).mkdir(parents=True)
         (home / "runs" / name / "untold.jsonl").write_text("something")
     monkeypatch.setattr("vesalius.infra.pipeline.tracked.outbox_of", lambda run: Box(run.run_id))
@@ -262,6 +265,7 @@ def test_a_run_whose_messages_cannot_be_read_keeps_none_from_being_told(
     said: list[str] = []
     watching = supervisor.Supervisor(home, said.append)
     watching.look()
+    assert asked == ["a", "b", "c"], "to wait for one server once a look is enough"
     watching.look()
     assert told == ["c", "c"]
     assert said.count("run 'a': ValueError: not JSON") == 1

@@ -136,11 +136,13 @@ class Supervisor:
         return was_lost(last) and last.submission not in self._left_alone and restarts_left(record) > 0
 
     def _tell(self) -> None:
+        away: set[str] = set()
         for path in outboxes(self._home):
             # Where its server is still away, it goes on waiting.
-            self._try(f"run '{path.name}'", functools.partial(self._deliver, path), expected=(UnansweredError,))
+            self._try(f"run '{path.name}'", functools.partial(self._deliver, path, away), expected=(UnansweredError,))
 
-    def _deliver(self, path: Path) -> None:
+    def _deliver(self, path: Path, away: set[str]) -> None:
+        """Tell what a run has kept, unless its server is among those away: each is waited for once a look."""
         from vesalius.infra.pipeline.tracked import outbox_of
         from vesalius.platform.runs import RunFolder
         from vesalius.platform.store.lock import is_held
@@ -149,9 +151,14 @@ class Supervisor:
         if is_held(run.lock):
             return
         outbox = outbox_of(run)
-        if outbox is not None:
+        if outbox is None or outbox.uri in away:
+            return
+        try:
             outbox.deliver()
-            self._say(f"told where it is tracked what run '{run.run_id}' had kept for it")
+        except UnansweredError:
+            away.add(outbox.uri)
+            raise
+        self._say(f"told where it is tracked what run '{run.run_id}' had kept for it")
 
     def _say_once(self, what: str, sentence: str) -> None:
         """Say a sentence about something, unless it is what was said of it last."""

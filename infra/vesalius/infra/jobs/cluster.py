@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _POLL_SECONDS = 0.3
+ANSWER_SECONDS = 60.0
+"""How long a cluster may send nothing before it counts as one that does not answer: Ray's own client waits for ever."""
+
+_QUIET_SECONDS = 120.0
+"""After which the log of a job that writes nothing is asked for anew: its head may have stopped meanwhile."""
+
 _PROBE = "vesalius-probe"
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -31,28 +37,35 @@ class Cluster:
         session: Ray's name for its life; after a restart it is another.
     """
 
-    def __init__(self, address: str, *, headers: Mapping[str, str] | None = None, check_version: bool = True) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        check_version: bool = True,
+        seconds: float = ANSWER_SECONDS,
+    ) -> None:
         """Reach a cluster.
 
         Args:
             address: of its dashboard.
             headers: that let one in; None leaves that to Ray, which reads RAY_AUTH_MODE and the token it names.
             check_version: refuse another Ray than ours.
+            seconds: that it may send nothing while it is asked something.
 
         Raises:
             JobError: nothing answers, it lets nobody in without its token, or its Ray is of another version.
         """
         self.address = address.rstrip("/")
+        self._seconds = seconds
         if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", self.address):
             raise JobError(
                 "--address names no Jobs API: expected http://HOST:PORT of a Ray dashboard, such as "
                 "http://127.0.0.1:8265, without a password (Ray's token goes into RAY_AUTH_TOKEN_PATH)"
             )
         with self._answering():
-            from ray.job_submission import JobSubmissionClient
-
             with _unset(_ADDRESSES):  # Ray lets them take the place of the address that it is given
-                self._client: Any = JobSubmissionClient(self.address, headers=dict(headers) if headers else None)
+                self._client: Any = _client(self.address, headers, seconds)
             for name in ("dashboard_sdk", "job.sdk"):  # that a file is sent and a connection closed is no news
                 logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
             answer = self._client._do_request("GET", "/api/version").json()
@@ -185,8 +198,13 @@ class Cluster:
         try:
             yield
         except (ConnectionError, requests.exceptions.RequestException) as error:
-            # urllib3's own text is about pools and retries.
-            why = "it closed the connection" if "aborted" in str(error) else "nothing answers"
+            # Ray raises Python's own in the place of what it has met; urllib3's texts are about pools and retries.
+            met = str(error if isinstance(error, requests.exceptions.RequestException) else error.__context__)
+            if isinstance(error, requests.exceptions.ReadTimeout) or "Read timed out" in met:
+                raise JobError(
+                    f"the cluster at {self.address} has sent no answer for {self._seconds:.0f} s: is its head node well?"
+                ) from None
+            why = "it closed the connection" if "aborted" in met else "nothing answers"
             raise JobError(
                 f"no Ray cluster takes jobs at {self.address} ({why}): start it (here: `vesalius up`), or name another "
                 "with --address"
@@ -214,6 +232,17 @@ class Cluster:
             ) from None
 
 
+def _client(address: str, headers: Mapping[str, str] | None, seconds: float) -> Any:
+    """Return Ray's client, which gives up where an answer stays away; a file may take as long as it takes to be sent."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            return super()._do_request(*arguments, **{"timeout": seconds, **options})
+
+    return Client(address, headers=dict(headers) if headers else None)
+
+
 @contextlib.contextmanager
 def _unset(names: Sequence[str]) -> Iterator[None]:
     """Take variables out of the environment for a moment."""
@@ -225,7 +254,7 @@ def _unset(names: Sequence[str]) -> Iterator[None]:
 
 
 def _tail(client: Any, submission: str) -> Iterator[str]:
-    """Yield what a job writes until the connection ends."""
+    """Yield what a job writes until the connection ends, or has brought nothing for a long while."""
     import aiohttp
 
     texts = client.tail_job_logs(submission)
@@ -233,8 +262,8 @@ def _tail(client: Any, submission: str) -> Iterator[str]:
         try:
             while True:
                 try:
-                    yield runner.run(anext(texts))
-                except (StopAsyncIteration, aiohttp.ClientError):
+                    yield runner.run(asyncio.wait_for(anext(texts), _QUIET_SECONDS))
+                except (StopAsyncIteration, TimeoutError, aiohttp.ClientError):
                     return
         finally:
             with contextlib.suppress(RuntimeError):

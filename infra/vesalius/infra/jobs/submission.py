@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vesalius.infra import services
 from vesalius.infra.jobs import environment
-from vesalius.infra.jobs.cluster import Cluster
+from vesalius.infra.jobs.cluster import ANSWER_SECONDS, Cluster
 from vesalius.infra.jobs.records import ENDED, Attempt, JobBook, JobRecord, restarts_left, settle, was_lost
 from vesalius.infra.jobs.wheel import Wheel, current_wheel, kept_wheel
 from vesalius.platform.errors import JobError, JobRefusedError, ServiceError
@@ -28,10 +28,20 @@ TRACKED_AT = "VESALIUS_JOB_TRACKED_AT"
 """Tells a job where its runs are to be tracked where the address has a password, which does not travel."""
 
 _STOP_SECONDS = 60.0
+_LOOK_SECONDS = 20.0
+"""How long a look waits for each cluster: it is one of many looks, and what it does not hear now it hears later."""
 
 
-def reach(given: str | None, home: Path, *, check_version: bool = True) -> Cluster:
+def reach(
+    given: str | None, home: Path, *, check_version: bool = True, seconds: float = ANSWER_SECONDS
+) -> Cluster:
     """Return the cluster that was given, else that of ``RAY_API_SERVER_ADDRESS``, else the home's own services.
+
+    Args:
+        given: its address.
+        home: of the services.
+        check_version: refuse another Ray than ours.
+        seconds: that it may send nothing while it is asked something.
 
     Raises:
         JobError: there is none, it does not answer, or it is of another version.
@@ -40,13 +50,13 @@ def reach(given: str | None, home: Path, *, check_version: bool = True) -> Clust
     asked = given or os.environ.get("RAY_API_SERVER_ADDRESS") or None
     own = services.jobs_access(home, asked)
     if own is not None:
-        return Cluster(own[0], headers=own[1], check_version=check_version)
+        return Cluster(own[0], headers=own[1], check_version=check_version, seconds=seconds)
     if asked is None:
         raise JobError(
             "there is no cluster to submit to: `vesalius up` starts one on this machine, --address http://HOST:8265 "
             "names one that runs"
         )
-    return Cluster(asked, check_version=check_version)
+    return Cluster(asked, check_version=check_version, seconds=seconds)
 
 
 def submit(
@@ -197,7 +207,7 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
             continue
         if record.address not in known:
             try:
-                cluster = reach(record.address, home, check_version=False)
+                cluster = reach(record.address, home, check_version=False, seconds=_LOOK_SECONDS)
                 known[record.address] = (cluster.jobs(), cluster.session)
             except (JobError, ServiceError) as error:
                 silent.append(str(error))
