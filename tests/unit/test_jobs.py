@@ -24,7 +24,7 @@ from vesalius.infra.jobs import driver, environment, outcome, records
 from vesalius.infra.jobs.command import VERBS, read_command
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
 from vesalius.infra.jobs.wheel import current_wheel, kept_wheel
-from vesalius.platform.errors import JobError, RunError, SettingError, StudyError
+from vesalius.platform.errors import JobError, RunError, SettingError, StudyError, UnansweredError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -556,6 +556,7 @@ def test_who_only_tracks_sends_no_token_to_other_clusters(tmp_path: Path, monkey
     from vesalius.infra import services
     from vesalius.infra.jobs import submission
     from vesalius.infra.services import ports
+    from vesalius.infra.services.kinds import Services
     from vesalius.infra.services.state import Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
 
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
@@ -565,7 +566,9 @@ def test_who_only_tracks_sends_no_token_to_other_clusters(tmp_path: Path, monkey
     folder.make()
     one = Running(pid=os.getpid(), created=psutil.Process().create_time(), mark="", url="", since="")
     settings = ServiceSettings(ports=dict(ports.PORTS))
-    folder.write(ServicesState(settings=settings, boot=this_boot(), running={"mlflow": one, "ray": one}))
+    running = {"postgres": one, "mlflow": one, "ray": one}
+    folder.write(ServicesState(settings=settings, boot=this_boot(), running=running))
+    monkeypatch.setattr(Services, "problem", lambda services, name: None)
     services.join_tracking(tmp_path)
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
     running = json.dumps([{"type": "SUBMISSION", "submission_id": "s-1", "status": "RUNNING", "entrypoint": "x"}])
@@ -576,6 +579,32 @@ def test_who_only_tracks_sends_no_token_to_other_clusters(tmp_path: Path, monkey
         (found,), silent = submission.refresh(tmp_path)
     assert (found.last.status, silent) == ("RUNNING", [])
     assert set(tokens) == {None}
+
+
+@pytest.mark.parametrize("is_job", [True, False])
+def test_a_training_that_is_a_job_waits_for_its_tracking_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_job: bool
+) -> None:
+    from vesalius.infra import pipeline
+
+    begun: list[str] = []
+
+    def start_run(method: str, *_: Any, **__: Any) -> None:
+        begun.append(method)
+        if len(begun) == 1:
+            raise UnansweredError("no tracking server answers")
+        raise SettingError("it was asked twice")
+
+    monkeypatch.setattr(pipeline, "start_run", start_run)
+    monkeypatch.setattr("vesalius.infra.pipeline.tracked._FIRST_WAIT", 0.01)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    monkeypatch.delenv("VESALIUS_JOB", raising=False)
+    if is_job:
+        monkeypatch.setenv("VESALIUS_JOB", "brain")
+    done = CliRunner().invoke(app, ["train", "m", "s", "--home", str(tmp_path)])
+    assert done.exit_code == 2
+    assert ("it was asked twice" if is_job else "no tracking server answers") in done.stderr
+    assert len(begun) == 1 + is_job
 
 
 def test_jobs_of_a_home_without_any(tmp_path: Path) -> None:
