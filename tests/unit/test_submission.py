@@ -237,3 +237,24 @@ def test_the_log_of_a_job_that_was_lost_is_shown(cluster: Played, tmp_path: Path
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, done.stdout) == (0, "why it was lost\n")
     assert "vesalius retry brain" in done.stderr
+
+
+@pytest.mark.parametrize(("ended", "code", "retry"), [(None, 1, True), (details("SUCCEEDED", 0), 0, False)])
+def test_whoever_follows_a_job_that_was_lost_is_told_so(
+    cluster: Played, tmp_path: Path, ended: Any, code: int, retry: bool
+) -> None:
+    submitted = _submit(tmp_path).last.submission
+    if ended is not None:
+        cluster.known[submitted] = ended
+        _look(tmp_path)
+    cluster.known.clear()
+    words = ["logs", "brain", "--follow", "--home", str(tmp_path)]
+    forgotten = CliRunner().invoke(app, words)
+    assert forgotten.exit_code == 2
+    assert ("vesalius retry" in forgotten.stderr) is retry
+    kept = ServicesFolder(tmp_path).job_log(submitted)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("its end\n")
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, done.stdout) == (code, "its end\n"), "what follows a training on the command line asks"
+    assert ("vesalius retry" in done.stderr) is retry

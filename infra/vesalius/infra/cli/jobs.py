@@ -89,7 +89,7 @@ def logs(job: JobArgument, follow: FollowOption = False, home: HomeOption = None
     With --follow it goes on until the job ends, and ends with the job's exit code.
     """
     with Terminal(as_json, resume_hint=f"vesalius logs {job}") as terminal:
-        from vesalius.infra.jobs import records, submission
+        from vesalius.infra.jobs import outcome, records, submission
         from vesalius.infra.services.state import ServicesFolder
         from vesalius.platform.errors import JobError
 
@@ -100,19 +100,25 @@ def logs(job: JobArgument, follow: FollowOption = False, home: HomeOption = None
             if follow:
                 _follow(terminal, record, folder)
                 return
-            text = cluster.log(record.last.submission)
+            text, code = cluster.log(record.last.submission), 0
         else:
+            record = records.settle(record, {}, cluster.session)
+            is_over = record.last.status == "SUCCEEDED"
             kept = ServicesFolder(folder).job_log(record.last.submission)
             if not kept.is_file():
                 raise JobError(
-                    f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted; to go "
-                    f"on: `vesalius retry {job}`"
+                    f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted"
+                    + ("" if is_over else f"; to go on: `vesalius retry {job}`")
                 )
             terminal.warn(
-                f"the cluster was restarted, and this is what the job had written; to go on: vesalius retry {job}"
+                "the cluster was restarted, and this is what the job had written"
+                + ("" if is_over else f"; to go on: vesalius retry {job}")
             )
             text = kept.read_text(errors="replace")
+            code = outcome.exit_code(records.describe(record)) if follow else 0
         terminal.result({"job": job, "submission": record.last.submission, "log": text}, text.rstrip("\n"))
+        if code:
+            raise typer.Exit(code)
 
 
 def stop(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
