@@ -258,3 +258,23 @@ def test_whoever_follows_a_job_that_was_lost_is_told_so(
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, done.stdout) == (code, "its end\n"), "what follows a training on the command line asks"
     assert ("vesalius retry" in done.stderr) is retry
+
+
+def test_the_log_of_an_attempt_that_another_one_has_followed_is_found(cluster: Played, tmp_path: Path) -> None:
+    """With a supervisor there is another one within seconds."""
+    submitted = _submit(tmp_path).last.submission
+    cluster.known.clear()
+    _look(tmp_path)
+    _retry(tmp_path, only_lost=True)
+    words = ["logs", "brain", "--home", str(tmp_path)]
+    assert "attempt 1" not in CliRunner().invoke(app, words).stderr, "nothing is kept of it"
+    kept = ServicesFolder(tmp_path).job_log(submitted)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("why it was lost\n")
+    assert "vesalius logs brain --attempt 1" in CliRunner().invoke(app, words).stderr
+    done = CliRunner().invoke(app, [*words, "--attempt", "1", "--follow"])
+    assert (done.exit_code, done.stdout) == (1, "why it was lost\n")
+    assert "vesalius retry" not in done.stderr, "its next attempt is under way"
+    done = CliRunner().invoke(app, [*words, "--attempt", "3"])
+    assert done.exit_code == 2
+    assert "job 'brain' has no attempt 3: its attempts are 1 to 2" in done.stderr

@@ -83,10 +83,19 @@ def jobs(home: HomeOption = None, as_json: JsonOption = False) -> None:
         terminal.result({"jobs": rows}, shown, *notes, *lost)
 
 
-def logs(job: JobArgument, follow: FollowOption = False, home: HomeOption = None, as_json: JsonOption = False) -> None:
+def logs(
+    job: JobArgument,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Show what this attempt has written (default: the last one).")
+    ] = None,
+    follow: FollowOption = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a job has written.
 
-    With --follow it goes on until the job ends, and ends with the job's exit code.
+    With --follow it goes on until the job ends, and ends with the job's exit code. Of attempts that were lost with
+    their cluster, `vesalius up` keeps the end.
     """
     with Terminal(as_json, resume_hint=f"vesalius logs {job}") as terminal:
         from vesalius.infra.jobs import outcome, records, submission
@@ -95,6 +104,14 @@ def logs(job: JobArgument, follow: FollowOption = False, home: HomeOption = None
 
         folder = home_folder(home, join=False)
         record = records.JobBook(folder).read(job)
+        number = len(record.attempts)
+        job_log = ServicesFolder(folder).job_log
+        if attempt is None:
+            for earlier, one in enumerate(record.attempts[:-1], 1):
+                if records.was_lost(one) and job_log(one.submission).is_file():
+                    terminal.say(f"attempt {earlier} was lost; its end: vesalius logs {job} --attempt {earlier}")
+        else:
+            record = record.until(attempt)
         cluster = submission.reach(record.address, folder)
         if cluster.job(record.last.submission) is not None:
             if follow:
@@ -103,8 +120,8 @@ def logs(job: JobArgument, follow: FollowOption = False, home: HomeOption = None
             text, code = cluster.log(record.last.submission), 0
         else:
             record = records.settle(record, {}, cluster.session)
-            is_over = record.last.status == "SUCCEEDED"
-            kept = ServicesFolder(folder).job_log(record.last.submission)
+            is_over = record.last.status == "SUCCEEDED" or len(record.attempts) < number
+            kept = job_log(record.last.submission)
             if not kept.is_file():
                 raise JobError(
                     f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted"

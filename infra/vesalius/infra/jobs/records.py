@@ -103,6 +103,16 @@ class JobRecord(Settings):
         """The last attempt."""
         return self.attempts[-1]
 
+    def until(self, number: int) -> JobRecord:
+        """Return the record as it was up to an attempt, counted from one.
+
+        Raises:
+            JobError: there was no such attempt.
+        """
+        if not 1 <= number <= len(self.attempts):
+            raise JobError(f"job '{self.job}' has no attempt {number}: its attempts are 1 to {len(self.attempts)}")
+        return self.model_copy(update={"attempts": self.attempts[:number]})
+
     def changed(self, **changes: Any) -> JobRecord:
         """Return the record with its last attempt changed."""
         return self.model_copy(update={"attempts": (*self.attempts[:-1], self.last.model_copy(update=changes))})
