@@ -24,7 +24,7 @@ from vesalius.infra.jobs import driver, environment, outcome, records
 from vesalius.infra.jobs.command import VERBS, read_command
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
 from vesalius.infra.jobs.wheel import current_wheel, kept_wheel
-from vesalius.platform.errors import JobError, RunError, SettingError, StudyError, UnansweredError
+from vesalius.platform.errors import ClusterGoneError, JobError, RunError, SettingError, StudyError, UnansweredError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -529,13 +529,40 @@ _VERSION = json.dumps({"ray_version": importlib.metadata.version("ray"), "sessio
         (403, b"Forbidden: Invalid token", "lets nobody in without its token: set RAY_AUTH_MODE"),
         (200, b'{"status": "ok"}', "does not answer as a Ray dashboard does"),
         (200, b'{"ray_version": "recent"}', "does not answer as a Ray dashboard does"),
+        (200, b"<html>", "no Ray cluster takes jobs"),
+        (503, b"{}", r"no Ray cluster takes jobs at .* \(it answers 503\)"),
     ],
 )
 def test_a_dashboard_that_does_not_let_one_in_is_a_sentence(code: int, body: bytes, said: str) -> None:
     from vesalius.infra.jobs.cluster import Cluster
 
-    with _dashboard(code, body) as (address, _), pytest.raises(JobError, match=said):
+    with _dashboard(code, body) as (address, _), pytest.raises(JobError, match=said) as error:
         Cluster(address)
+    assert not isinstance(error.value, ClusterGoneError), "something is there, and may have jobs"
+
+
+@pytest.mark.parametrize(("listens", "said"), [(False, "nothing answers"), (True, "it closed the connection")])
+def test_a_cluster_that_is_not_there_is_told_from_one_that_does_not_answer(listens: bool, said: str) -> None:
+    from vesalius.infra.jobs.cluster import Cluster
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        def close() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                connection.recv(4096)  # as a tunnel does whose other end is gone
+                connection.close()
+
+        if listens:
+            threading.Thread(target=close, daemon=True).start()
+        else:
+            listening.close()
+        with pytest.raises(ClusterGoneError, match=said):
+            Cluster(address, seconds=20)
 
 
 @pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])

@@ -20,7 +20,7 @@ from vesalius.infra.services import credentials, database, inspection, lifecycle
 from vesalius.infra.services.addresses import clients_host, is_loopback
 from vesalius.infra.services.kinds import Services, allowed_hosts
 from vesalius.infra.services.state import NAMES, Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
-from vesalius.platform.errors import ServiceError, SettingError
+from vesalius.platform.errors import ClusterGoneError, ServiceError, SettingError
 from vesalius.platform.registry.records import current_user
 
 if TYPE_CHECKING:
@@ -530,7 +530,10 @@ def test_jobs_are_heard_of_while_only_their_head_is_there(
     folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
     assert services.jobs_access(home, None) is not None
     folder.write(well.model_copy(update={"running": {**well.running, "ray": gone}}))
-    with pytest.raises(ServiceError, match="the Ray head of .* ended without `vesalius down`"):
+    with pytest.raises(ClusterGoneError, match="the Ray head of .* ended without `vesalius down`"):
+        services.jobs_access(home, None)
+    folder.write(well.model_copy(update={"running": {"postgres": well.running["postgres"]}}))
+    with pytest.raises(ServiceError, match="the Ray head of .* is not up"):
         services.jobs_access(home, None)
 
 

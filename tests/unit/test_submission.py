@@ -16,7 +16,7 @@ from vesalius.infra.jobs.command import Command
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord, was_lost
 from vesalius.infra.jobs.wheel import Wheel
 from vesalius.infra.services.state import ServicesFolder
-from vesalius.platform.errors import JobError, JobRefusedError
+from vesalius.platform.errors import ClusterGoneError, JobError, JobRefusedError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,12 +201,20 @@ def test_a_job_that_runs_is_not_begun_on_another_cluster(
     with pytest.raises(JobError, match="job 'brain' is running"):
         _retry(tmp_path, address="http://other")
 
+    why: list[Exception] = []
+
     def reach(given: str, *_: Any, **__: Any) -> Any:
         if given == "http://other":
             return other
-        raise JobError("nothing answers")
+        raise why[-1]
 
     monkeypatch.setattr(submission, "reach", reach)
+    for error in (JobRefusedError("no token"), JobError("it answers 503"), ServiceError("state.json is damaged")):
+        why.append(error)
+        with pytest.raises(JobError, match=f"whether job 'brain' still runs .* is not known: {error}"):
+            _retry(tmp_path, address="http://other")
+        assert other.known == {}
+    why.append(ClusterGoneError("nothing answers"))
     record = _retry(tmp_path, address="http://other")
     assert (record.address, [one.status for one in record.attempts]) == ("http://other", ["LOST", "PENDING"])
 

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.jobs.environment import check_ray
-from vesalius.platform.errors import JobError, JobRefusedError
+from vesalius.platform.errors import ClusterGoneError, JobError, JobRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,7 +54,8 @@ class Cluster:
             seconds: that it may send nothing while it is asked something.
 
         Raises:
-            JobError: nothing answers, it lets nobody in without its token, or its Ray is of another version.
+            ClusterGoneError: nothing takes connections there.
+            JobError: it does not answer, lets nobody in without its token, or its Ray is of another version.
         """
         self.address = address.rstrip("/")
         self._seconds = seconds
@@ -198,17 +199,7 @@ class Cluster:
         try:
             yield
         except (ConnectionError, requests.exceptions.RequestException) as error:
-            # Ray raises Python's own in the place of what it has met; urllib3's texts are about pools and retries.
-            met = str(error if isinstance(error, requests.exceptions.RequestException) else error.__context__)
-            if isinstance(error, requests.exceptions.ReadTimeout) or "Read timed out" in met:
-                raise JobError(
-                    f"the cluster at {self.address} has sent no answer for {self._seconds:.0f} s: is its head node well?"
-                ) from None
-            why = "it closed the connection" if "aborted" in met else "nothing answers"
-            raise JobError(
-                f"no Ray cluster takes jobs at {self.address} ({why}): start it (here: `vesalius up`), or name another "
-                "with --address"
-            ) from None
+            raise self._unanswered(error) from None
         except RuntimeError as error:
             if type(error) is not RuntimeError:
                 raise
@@ -230,6 +221,27 @@ class Cluster:
                 f"what answers at {self.address} does not answer as a Ray dashboard does ({said}): name one with "
                 "--address"
             ) from None
+
+    def _unanswered(self, error: Exception) -> JobError:
+        """Return the error that says why no answer came; urllib3's own texts are about pools and retries."""
+        from requests import exceptions
+
+        # Ray raises Python's own in the place of what it has met.
+        met = error if isinstance(error, exceptions.RequestException) else error.__context__ or error
+        advice = "start it (here: `vesalius up`), or name another with --address"
+        if isinstance(met, exceptions.ReadTimeout) or "Read timed out" in str(met):
+            return JobError(
+                f"the cluster at {self.address} has sent no answer for {self._seconds:.0f} s: is its head node well?"
+            )
+        response = getattr(met, "response", None)
+        if response is not None:
+            return JobError(f"no Ray cluster takes jobs at {self.address} (it answers {response.status_code}): {advice}")
+        if isinstance(met, exceptions.SSLError | exceptions.ProxyError) or not isinstance(
+            met, ConnectionError | exceptions.ConnectionError
+        ):
+            return JobError(f"no Ray cluster takes jobs at {self.address} ({type(met).__name__}): {advice}")
+        why = "it closed the connection" if "aborted" in str(met) else "nothing answers"
+        return ClusterGoneError(f"no Ray cluster takes jobs at {self.address} ({why}): {advice}")
 
 
 def _client(address: str, headers: Mapping[str, str] | None, seconds: float) -> Any:

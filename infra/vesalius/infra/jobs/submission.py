@@ -15,7 +15,7 @@ from vesalius.infra.jobs import environment
 from vesalius.infra.jobs.cluster import ANSWER_SECONDS, Cluster
 from vesalius.infra.jobs.records import ENDED, Attempt, JobBook, JobRecord, restarts_left, settle, was_lost
 from vesalius.infra.jobs.wheel import Wheel, current_wheel, kept_wheel
-from vesalius.platform.errors import JobError, JobRefusedError, ServiceError
+from vesalius.platform.errors import ClusterGoneError, JobError, JobRefusedError, ServiceError
 from vesalius.platform.tracking import shown
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def reach(
         seconds: that it may send nothing while it is asked something.
 
     Raises:
-        JobError: there is none, it does not answer, or it is of another version.
-        ServiceError: the home's services were started and are gone.
+        JobError: there is none, it does not answer, or it is of another version; ClusterGoneError where nothing is there.
+        ServiceError: the home's services are damaged, on another machine, or have no head yet.
     """
     asked = given or os.environ.get("RAY_API_SERVER_ADDRESS") or None
     own = services.jobs_access(home, asked)
@@ -133,7 +133,8 @@ def retry(
         only_lost: leave it alone unless it was lost and may still be restarted, and count it as a restart.
 
     Raises:
-        JobError: there is no such job, it still runs or has come to its end, or the cluster cannot run it.
+        JobError: there is no such job, it still runs (or nobody says so) or has come to its end, or the cluster cannot
+            run it.
     """
     book = JobBook(home)
     record = book.read(job)
@@ -221,14 +222,23 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
 
 
 def _as_its_own_cluster_says(record: JobRecord, cluster: Cluster, home: Path) -> JobRecord:
-    """Return a record as the cluster says that has the last attempt; of another one's silence nothing follows."""
+    """Return a record as the cluster says that has the last attempt; of another one's silence nothing follows.
+
+    Raises:
+        JobError: that cluster is there and does not say; what is not known to have ended is begun nowhere else.
+    """
     if record.last.status in ENDED:
         return record
     if cluster.address != record.address:
         try:
-            cluster = reach(record.address, home, check_version=False)
-        except (JobError, ServiceError):
+            cluster = reach(record.address, home, check_version=False, seconds=_LOOK_SECONDS)
+            return settle(record, cluster.jobs(), cluster.session)
+        except ClusterGoneError:
             return record.changed(status="LOST")  # whoever names another cluster knows that this one is gone
+        except (JobError, ServiceError) as error:
+            raise JobError(
+                f"whether job '{record.job}' still runs where it was submitted is not known: {error}"
+            ) from None
     return settle(record, cluster.jobs(), cluster.session)
 
 

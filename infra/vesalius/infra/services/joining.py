@@ -93,7 +93,8 @@ def jobs_access(home: Path, address: str | None) -> tuple[str, dict[str, str]] |
         address: that was asked for: their token goes to nobody else; None is whatever there is.
 
     Raises:
-        ServiceError: services were started and not stopped, and their head is gone.
+        ServiceError: services run, and their head is not among them yet.
+        ClusterGoneError: their head has ended without having been stopped.
     """
     folder = ServicesFolder(home)
     state = folder.read()
@@ -101,14 +102,16 @@ def jobs_access(home: Path, address: str | None) -> tuple[str, dict[str, str]] |
         return None
     from vesalius.infra.services import credentials
     from vesalius.infra.services.kinds import Services
-    from vesalius.platform.errors import ServiceError
+    from vesalius.platform.errors import ClusterGoneError, ServiceError
 
     # The other services are nothing to a cluster: a job runs on, and is heard of, without them.
     head = state.running.get("ray")
     if head is None:
         raise ServiceError(f"{TITLES['ray']} of {home} is not up: wait where `vesalius up` is at work, else call it")
     if _has_ended(head, state):  # another process may have its port by now, and is not to have the token
-        raise ServiceError(f"{TITLES['ray']} of {home} ended without `vesalius down`: `vesalius up` starts it again")
+        raise ClusterGoneError(
+            f"{TITLES['ray']} of {home} ended without `vesalius down`: `vesalius up` starts it again"
+        )
     token = credentials.kept_or_made(folder.secrets / "ray_token")
     return address or Services(folder, state.settings).url("ray"), {"Authorization": f"Bearer {token}"}
 
