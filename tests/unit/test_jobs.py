@@ -298,6 +298,19 @@ def test_what_a_cluster_says_is_asked_once_a_session(tmp_path: Path) -> None:
     assert cluster.asked == 4
 
 
+def test_a_cluster_of_other_versions_is_asked_again_before_it_is_refused(tmp_path: Path) -> None:
+    """With Redis its session outlives the head, and what was installed there when it was asked."""
+    cluster: Any = _Probed()
+    environment.report(cluster, tmp_path, [], home=tmp_path)
+    (kept,) = tmp_path.glob("*.json")
+    text = kept.read_text()
+    before = json.loads(text)
+    kept.write_text(json.dumps({**before, "packages": {**before["packages"], "torch": "1.0.0"}}))
+    environment.check_versions(environment.report(cluster, tmp_path, [], home=tmp_path), "http://c")
+    assert cluster.asked == 2
+    assert kept.read_text() == text
+
+
 def test_two_that_ask_at_once_are_both_answered(tmp_path: Path) -> None:
     barrier = threading.Barrier(2)
 
