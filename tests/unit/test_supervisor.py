@@ -128,6 +128,18 @@ def test_a_cluster_that_is_not_there_yet_is_said_once(home: Path, monkeypatch: p
     assert said.count("job 'new': no cluster answers") == 1
 
 
+def test_each_time_that_a_cluster_is_away_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = "nothing answers at http://c"
+    problems: list[str] = []
+    said: list[str] = []
+    watching = supervisor.Supervisor(home, said.append)
+    monkeypatch.setattr(submission, "refresh", lambda home: ([], problems))
+    for now in ([away], [away], [], [away], [away]):
+        problems[:] = now
+        watching.look()
+    assert said == [away, away]
+
+
 def test_one_refused_job_keeps_no_other_from_being_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     retried: list[str] = []
 

@@ -50,6 +50,7 @@ class Supervisor:
         self._silent: dict[str, int] = {}
         self._backoff = Backoff(clock)
         self._said: dict[str, str] = {}
+        self._problems: set[str] = set()
         # What was lost while nobody watched, perhaps weeks ago, is its owner's to go on with. Which of these that is,
         # their clusters have yet to say.
         self._of_before = {record.last.submission for record in JobBook(home).read_all()[0]}
@@ -110,6 +111,9 @@ class Supervisor:
         from vesalius.infra.jobs import submission
 
         records, problems = submission.refresh(self._home)
+        for gone in self._problems.difference(problems):
+            self._said.pop(gone, None)  # where it comes again it is news
+        self._problems = set(problems)
         for sentence in problems:
             self._say_once(sentence, sentence)
         for record in records:
