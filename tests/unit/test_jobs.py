@@ -578,6 +578,28 @@ def test_a_cluster_that_is_not_there_is_told_from_one_that_does_not_answer(liste
             Cluster(address, seconds=20)
 
 
+def test_a_job_whose_name_has_the_number_is_not_taken_for_unknown() -> None:
+    from vesalius.infra.jobs.cluster import Cluster
+
+    with _dashboard(200, _VERSION) as (address, _):
+        cluster = Cluster(address)
+    said = {"brain-a404": "code 500: job brain-a404 cannot be read", "gone": "code 404: no job gone"}
+
+    def get_job_info(submission: str) -> None:
+        raise RuntimeError(f"Request failed with status {said[submission]}")
+
+    cluster._client.get_job_info = get_job_info
+    assert cluster.job("gone") is None
+    with pytest.raises(JobError, match="brain-a404 cannot be read"):
+        cluster.job("brain-a404")
+
+
+def test_where_a_job_is_submitted_again_is_told_as_it_is() -> None:
+    said = " ".join(CliRunner().invoke(app, ["retry", "--help"], env={"COLUMNS": "300"}).stdout.split())
+    assert "default: the job's own cluster" in said
+    assert "RAY_API_SERVER_ADDRESS" not in said
+
+
 @pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
 def test_the_address_that_was_given_is_the_one_that_is_asked(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from vesalius.infra.jobs.cluster import Cluster

@@ -236,7 +236,7 @@ def test_the_logs_of_jobs_outlive_their_head(folder: ServicesFolder, monkeypatch
     monkeypatch.setattr(lifecycle, "_JOB_LOG_BYTES", 10)
     logs = folder.home / "session_old" / "logs"
     logs.mkdir(parents=True)
-    for age, name in enumerate(("new-1a2b", "brain-2-3c4d", "old-5e6f")):
+    for age, name in enumerate(("vesalius-probe-0a1b2c3d", "new-1a2b", "brain-2-3c4d", "old-5e6f")):
         log = logs / f"job-driver-{name}.log"
         log.write_text("begun\nwhy it was lost")
         os.utime(log, (1000 - age, 1000 - age))

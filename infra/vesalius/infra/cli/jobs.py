@@ -19,6 +19,9 @@ AddressOption = Annotated[
         help="Of a Ray dashboard, http://HOST:8265 (default: $RAY_API_SERVER_ADDRESS, else that of `vesalius up`)"
     ),
 ]
+OtherAddressOption = Annotated[
+    str | None, typer.Option("--address", help="Of another Ray dashboard, http://HOST:8265 (default: the job's own cluster)")
+]
 FollowOption = Annotated[
     bool, typer.Option("--follow", "-f", help="Show the log until the job ends, and end with its exit code.")
 ]
@@ -151,7 +154,7 @@ def stop(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False)
 
 def retry(
     job: JobArgument,
-    address: AddressOption = None,
+    address: OtherAddressOption = None,
     follow: FollowOption = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Take the code that is here now, not that of the last attempt.")

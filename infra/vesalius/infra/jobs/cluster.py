@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.jobs.environment import check_ray
+from vesalius.infra.services.state import PROBE
 from vesalius.platform.errors import ClusterGoneError, JobError, JobRefusedError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ ANSWER_SECONDS = 60.0
 _QUIET_SECONDS = 120.0
 """After which the log of a job that writes nothing is asked for anew: its head may have stopped meanwhile."""
 
-_PROBE = "vesalius-probe"
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -120,7 +120,7 @@ class Cluster:
             try:
                 return self._client.get_job_info(submission)
             except RuntimeError as error:
-                if "404" in str(error):
+                if re.search(r"status code 404\b", str(error)):
                     return None
                 raise
 
@@ -174,7 +174,7 @@ class Cluster:
         Raises:
             JobError: it has not ended in time.
         """
-        submission = f"{_PROBE}-{secrets.token_hex(4)}"
+        submission = f"{PROBE}-{secrets.token_hex(4)}"
         with self._answering():
             self._client.submit_job(entrypoint=entrypoint, submission_id=submission)
             deadline = time.monotonic() + seconds
