@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -133,27 +134,24 @@ def test_detached_stopped_lost_with_the_head_and_gone_on_with(home: ServedHome, 
 
 
 def test_a_cluster_with_other_versions_is_refused_before_anything_is_submitted(
-    home: ServedHome, toy_store: CohortStore
+    home: ServedHome, toy_store: CohortStore, tmp_path: Path
 ) -> None:
+    """The cluster says what it has; what is installed on this side is another torch, as its own files say."""
     number = len(home.ask("jobs")["jobs"])
-    words = ["train", "implicit_field", str(toy_store.path), "--preset", "tiny"]
-    # What clusters have said of themselves; this one has changed its mind.
-    reports = list((home.home / "jobs" / "clusters").glob("*.json"))
-    kept = {path: path.read_text() for path in reports}
-    try:
-        for path, text in kept.items():
-            value = json.loads(text)
-            paths = {**value["paths"], str(toy_store.path): True, os.getcwd(): True}
-            changed = {**value, "python": "3.9.9", "paths": paths, "packages": {**value["packages"], "torch": "1.0.0"}}
-            path.write_text(json.dumps(changed))
-        done = home.call("submit", "--", *words, code=2)
-    finally:
-        for path, text in kept.items():
-            path.write_text(text)
-    assert "Python is 3.9.9 there and 3." in done.stderr
-    assert "torch is 1.0.0 there and 2." in done.stderr
-    assert "nothing was submitted" in done.stderr
+    words = ["train", "implicit_field", str(toy_store.path), "--preset", "tiny", "--name", "other"]
+    other = tmp_path / "torch-1.0.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
+    before = home.environment.get("PYTHONPATH")
+    path = os.pathsep.join([str(tmp_path), *([before] if before else [])])
+    there = importlib.metadata.version("torch")
+    for _ in range(2):  # as it is asked, and as its answer was kept
+        done = home.call("submit", "--", *words, code=2, PYTHONPATH=path)
+        assert f"torch is {there} there and 1.0.0 here" in done.stderr
+        assert "nothing was submitted" in done.stderr
     assert len(home.ask("jobs")["jobs"]) == number
+    assert not (home.home / "jobs" / "other.json").exists()
+    assert not (home.home / "runs" / "other").exists()
 
 
 def test_what_the_cluster_does_not_see_and_whom_it_does_not_know(home: ServedHome, tmp_path: Path) -> None:

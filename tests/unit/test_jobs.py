@@ -349,7 +349,7 @@ def test_a_home_that_was_not_seen_is_asked_about_again(tmp_path: Path) -> None:
 
 
 def _record(**changes: Any) -> JobRecord:
-    attempt = Attempt(submission="s-1", session="one", wheel="w.whl", wheel_sha256="0", submitted="2026-01-01")
+    attempt = Attempt(submission="s-1", wheel="w.whl", wheel_sha256="0", submitted="2026-01-01")
     plain: dict[str, Any] = {
         "job": "brain",
         "command": ("train", "m", "s"),
@@ -368,6 +368,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     book.write(_record())
     assert book.read("brain") == _record()
     assert book.names() == ["brain"]
+    path = book.path / "brain.json"
+    path.write_text(path.read_text().replace('"submission":', '"session": "of an earlier version", "submission":'))
+    assert book.read("brain") == _record()
     with pytest.raises(JobError, match=r"there is no job 'brian'.*did you mean 'brain'\?"):
         book.read("brian")
     for name in ("../brain", "", "a/b"):
@@ -383,15 +386,15 @@ def _details(status: str, code: int | None = None, message: str = "") -> Any:
 
 
 def test_what_a_cluster_says_is_kept() -> None:
-    assert records.settle(_record(), {"s-1": _details("RUNNING", message="is running")}, "one").last.message == ""
-    failed = records.settle(_record(), {"s-1": _details("FAILED", 2, "long log")}, "one").last
+    assert records.settle(_record(), {"s-1": _details("RUNNING", message="is running")}).last.message == ""
+    failed = records.settle(_record(), {"s-1": _details("FAILED", 2, "long log")}).last
     assert (failed.status, failed.exit_code, failed.message) == ("FAILED", 2, "")
-    died = records.settle(_record(), {"s-1": _details("FAILED", None, "node  died\n")}, "one").last
+    died = records.settle(_record(), {"s-1": _details("FAILED", None, "node  died\n")}).last
     assert (died.status, died.message) == ("FAILED", "node died")
-    assert records.settle(_record(), {}, "two").last.status == "LOST"
-    assert records.settle(_record(), None, None).last.status == "UNKNOWN"
+    assert records.settle(_record(), {}).last.status == "LOST"
+    assert records.settle(_record(), None).last.status == "UNKNOWN"
     ended = _record().changed(status="SUCCEEDED", exit_code=0)
-    assert records.settle(ended, {}, "two") == ended, "a restarted cluster takes nothing back"
+    assert records.settle(ended, {}) == ended, "a restarted cluster takes nothing back"
 
 
 def test_a_job_is_gone_on_with_where_there_is_something_to(tmp_path: Path) -> None:

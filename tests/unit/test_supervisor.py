@@ -22,7 +22,7 @@ def _record(
     job: str, status: str, *, exit_code: int | None = None, attempt: int = 1, by_hand: int = 0, restarts: int = 3
 ) -> JobRecord:
     """Return a job whose last attempt is this one; the ones before it were submitted by hand or by the supervisor."""
-    plain = {"session": "s", "wheel": "w", "wheel_sha256": "0", "submitted": "2026-01-01T00:00:00+00:00"}
+    plain = {"wheel": "w", "wheel_sha256": "0", "submitted": "2026-01-01T00:00:00+00:00"}
     attempts = [
         Attempt(submission=f"{job}-{number}", restart=number > by_hand + 1, **plain) for number in range(1, attempt + 1)
     ]

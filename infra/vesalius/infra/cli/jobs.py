@@ -122,7 +122,7 @@ def logs(
                 return
             text, code = cluster.log(record.last.submission), 0
         else:
-            record = records.settle(record, {}, cluster.session)
+            record = records.settle(record, {})
             is_over = record.last.status == "SUCCEEDED" or len(record.attempts) < number
             kept = job_log(record.last.submission)
             if not kept.is_file():

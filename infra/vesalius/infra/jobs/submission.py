@@ -176,14 +176,14 @@ def stop(job: str, *, home: Path) -> JobRecord:
     with book.alone(job):
         record = book.read(job)
         cluster = reach(record.address, home)
-        record = settle(record, cluster.jobs(), cluster.session)
+        record = settle(record, cluster.jobs())
         if record.last.status in ("PENDING", "RUNNING"):
             cluster.stop(record.last.submission)
             deadline = time.monotonic() + _STOP_SECONDS
             while record.last.status in ("PENDING", "RUNNING") and time.monotonic() < deadline:
                 time.sleep(0.3)
                 found = cluster.job(record.last.submission)
-                record = settle(record, {} if found is None else {record.last.submission: found}, cluster.session)
+                record = settle(record, {} if found is None else {record.last.submission: found})
             if record.last.status in ("PENDING", "RUNNING"):
                 raise JobError(f"job '{job}' has not ended {_STOP_SECONDS:.0f} s after it was asked to: ask again")
         if was_lost(record.last):
@@ -200,7 +200,7 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
     records, silent = book.read_all()
     # After the records and before the clusters: a job whose submission is over by then is one that its cluster knows.
     left = {record.job for record in records if record.last.status in ENDED or book.is_held(record.job)}
-    known: dict[str, tuple[Mapping[str, Any] | None, str | None]] = {}
+    known: dict[str, Mapping[str, Any] | None] = {}
     settled = []
     for record in records:
         if record.job in left:
@@ -209,12 +209,12 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
         if record.address not in known:
             try:
                 cluster = reach(record.address, home, check_version=False, seconds=_LOOK_SECONDS)
-                known[record.address] = (cluster.jobs(), cluster.session)
+                known[record.address] = cluster.jobs()
             except (JobError, ServiceError) as error:
                 silent.append(str(error))
-                known[record.address] = (None, None)
-        found, session = known[record.address]
-        fresh = settle(record, None if found is None else dict(found), session)
+                known[record.address] = None
+        found = known[record.address]
+        fresh = settle(record, found)
         if found is not None and fresh != record:  # UNKNOWN is of this moment: it is not kept
             fresh = book.update(record.job, fresh.last)
         settled.append(fresh)
@@ -232,14 +232,14 @@ def _as_its_own_cluster_says(record: JobRecord, cluster: Cluster, home: Path) ->
     if cluster.address != record.address:
         try:
             cluster = reach(record.address, home, check_version=False, seconds=_LOOK_SECONDS)
-            return settle(record, cluster.jobs(), cluster.session)
+            return settle(record, cluster.jobs())
         except ClusterGoneError:
             return record.changed(status="LOST")  # whoever names another cluster knows that this one is gone
         except (JobError, ServiceError) as error:
             raise JobError(
                 f"whether job '{record.job}' still runs where it was submitted is not known: {error}"
             ) from None
-    return settle(record, cluster.jobs(), cluster.session)
+    return settle(record, cluster.jobs())
 
 
 def _checked(
@@ -271,7 +271,6 @@ def _submit(record: JobRecord, cluster: Cluster, book: JobBook, wheel: Wheel, *,
     )
     attempt = Attempt(
         submission=submission,
-        session=cluster.session,
         wheel=wheel.path.name,
         wheel_sha256=wheel.sha256,
         submitted=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

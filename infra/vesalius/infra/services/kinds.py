@@ -17,7 +17,7 @@ import psutil
 
 from vesalius.infra.services import credentials, database
 from vesalius.infra.services.addresses import clients_host, is_loopback
-from vesalius.infra.services.asking import asked, told
+from vesalius.infra.services.asking import asked, why_not
 from vesalius.platform.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -251,5 +251,5 @@ def _ask(url: str) -> str | None:
     try:
         asked(url, _ASKING_SECONDS)
     except (OSError, ValueError) as error:
-        return told(error)
+        return why_not(error)
     return None
