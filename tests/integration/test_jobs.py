@@ -120,8 +120,10 @@ def test_detached_stopped_lost_with_the_head_and_gone_on_with(home: ServedHome, 
     home.call("up")
     rows = {row["job"]: row for row in home.ask("jobs")["jobs"]}
     assert rows["long"]["status"] == "LOST"
-    forgotten = home.call("logs", "long", code=2)
-    assert "vesalius retry long" in forgotten.stderr
+    kept = home.call("logs", "long")
+    assert "training " in kept.stdout
+    assert "vesalius retry long" in kept.stderr
+    assert home.call("logs", "long", "--follow", code=1).stdout == kept.stdout, "its end is no success"
 
     done = home.call("retry", "long", "--follow", "--json", seconds=900)
     said_last = json.loads(done.stdout)
@@ -129,6 +131,7 @@ def test_detached_stopped_lost_with_the_head_and_gone_on_with(home: ServedHome, 
     assert said_last["mlflow_run_id"] == tracked, "in the same tracked run"
     assert said_last["wheel"] == stopped["wheel"], "the code of the first attempt"
     assert _tracked(home, tracked).info.status == "FINISHED"
+    assert home.call("logs", "long", "--attempt", 2).stdout == kept.stdout
     first = next(line for line in done.stderr.splitlines() if line.startswith("training "))
     assert int(first.split()[1].split("/")[0]) >= 20, "not from the beginning"
 

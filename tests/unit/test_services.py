@@ -530,10 +530,10 @@ def test_jobs_are_heard_of_while_only_their_head_is_there(
     folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
     assert services.jobs_access(home, None) is not None
     folder.write(well.model_copy(update={"running": {**well.running, "ray": gone}}))
-    with pytest.raises(ClusterGoneError, match="the Ray head of .* ended without `vesalius down`"):
+    with pytest.raises(ClusterGoneError, match=r"the Ray head of .* ended without `vesalius down`"):
         services.jobs_access(home, None)
     folder.write(well.model_copy(update={"running": {"postgres": well.running["postgres"]}}))
-    with pytest.raises(ServiceError, match="the Ray head of .* is not up"):
+    with pytest.raises(ServiceError, match=r"the Ray head of .* is not up"):
         services.jobs_access(home, None)
 
 

@@ -20,7 +20,8 @@ AddressOption = Annotated[
     ),
 ]
 OtherAddressOption = Annotated[
-    str | None, typer.Option("--address", help="Of another Ray dashboard, http://HOST:8265 (default: the job's own cluster)")
+    str | None,
+    typer.Option("--address", help="Of another Ray dashboard, http://HOST:8265 (default: the job's own cluster)"),
 ]
 FollowOption = Annotated[
     bool, typer.Option("--follow", "-f", help="Show the log until the job ends, and end with its exit code.")

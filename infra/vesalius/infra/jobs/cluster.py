@@ -23,6 +23,9 @@ _POLL_SECONDS = 0.3
 ANSWER_SECONDS = 60.0
 """How long a cluster may send nothing before it counts as one that does not answer: Ray's own client waits for ever."""
 
+_SENDING_SECONDS = 600.0
+"""How long a wheel may take to be sent."""
+
 _QUIET_SECONDS = 120.0
 """After which the log of a job that writes nothing is asked for anew: its head may have stopped meanwhile."""
 
@@ -235,7 +238,9 @@ class Cluster:
             )
         response = getattr(met, "response", None)
         if response is not None:
-            return JobError(f"no Ray cluster takes jobs at {self.address} (it answers {response.status_code}): {advice}")
+            return JobError(
+                f"no Ray cluster takes jobs at {self.address} (it answers {response.status_code}): {advice}"
+            )
         if isinstance(met, exceptions.SSLError | exceptions.ProxyError) or not isinstance(
             met, ConnectionError | exceptions.ConnectionError
         ):
@@ -245,12 +250,14 @@ class Cluster:
 
 
 def _client(address: str, headers: Mapping[str, str] | None, seconds: float) -> Any:
-    """Return Ray's client, which gives up where an answer stays away; a file may take as long as it takes to be sent."""
+    """Return Ray's client, which gives up where an answer stays away."""
     from ray.job_submission import JobSubmissionClient
 
-    class Client(JobSubmissionClient):
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         def _do_request(self, *arguments: Any, **options: Any) -> Any:
-            return super()._do_request(*arguments, **{"timeout": seconds, **options})
+            # The first limit is for the connection and for all that is sent, the second for each silence after that.
+            limits = (max(seconds, _SENDING_SECONDS) if options.get("data") else seconds, seconds)
+            return super()._do_request(*arguments, **{"timeout": limits, **options})
 
     return Client(address, headers=dict(headers) if headers else None)
 

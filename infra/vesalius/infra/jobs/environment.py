@@ -1,8 +1,8 @@
 """Whether a cluster can run this code: its Python, its packages, and the folders that it sees.
 
 Ray says its own version over HTTP. The rest is asked by a job of a second that imports the standard library alone.
-Its answer is kept as long as the cluster's session lasts; that something is not there, or is of another version, is asked
-again: with Redis a session outlives its head, and what is installed there.
+Its answer is kept as long as the cluster's session lasts; that something is not there, or is of another version, is
+asked again: with Redis a session outlives its head, and what is installed there.
 """
 
 from __future__ import annotations

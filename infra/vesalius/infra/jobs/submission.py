@@ -32,9 +32,7 @@ _LOOK_SECONDS = 20.0
 """How long a look waits for each cluster: it is one of many looks, and what it does not hear now it hears later."""
 
 
-def reach(
-    given: str | None, home: Path, *, check_version: bool = True, seconds: float = ANSWER_SECONDS
-) -> Cluster:
+def reach(given: str | None, home: Path, *, check_version: bool = True, seconds: float = ANSWER_SECONDS) -> Cluster:
     """Return the cluster that was given, else that of ``RAY_API_SERVER_ADDRESS``, else the home's own services.
 
     Args:
@@ -44,7 +42,8 @@ def reach(
         seconds: that it may send nothing while it is asked something.
 
     Raises:
-        JobError: there is none, it does not answer, or it is of another version; ClusterGoneError where nothing is there.
+        ClusterGoneError: nothing takes connections there.
+        JobError: there is none, it does not answer, or it is of another version.
         ServiceError: the home's services are damaged, on another machine, or have no head yet.
     """
     asked = given or os.environ.get("RAY_API_SERVER_ADDRESS") or None

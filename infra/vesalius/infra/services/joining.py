@@ -186,9 +186,8 @@ def _problem(services: Services, state: ServicesState) -> str | None:
             silent.append(TITLES[name])
         elif _has_ended(one, state):
             ended.append(TITLES[name])
-        elif JOB in os.environ or time.time() - one.created < STARTING_SECONDS:
-            if services.problem(name) is not None:
-                silent.append(TITLES[name])
+        elif (JOB in os.environ or time.time() - one.created < STARTING_SECONDS) and services.problem(name) is not None:
+            silent.append(TITLES[name])
     home = services.folder.home
     if ended:
         return f"{' and '.join(ended)} of {home} ended without `vesalius down`"

@@ -136,8 +136,8 @@ def until_told(server: Running) -> None:
             except (OSError, ValueError) as error:
                 if time.monotonic() - answered > _LOST_SECONDS:
                     raise RunError(
-                        f"the server at {server.address} is gone ({why_not(error)}): its application was taken from Ray "
-                        "Serve, or the cluster is away; serve the model again"
+                        f"the server at {server.address} is gone ({why_not(error)}): its application was taken from "
+                        "Ray Serve, or the cluster is away; serve the model again"
                     ) from None
     finally:
         for number, handler in earlier.items():
