@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -119,8 +120,10 @@ def test_detached_stopped_lost_with_the_head_and_gone_on_with(home: ServedHome, 
     home.call("up")
     rows = {row["job"]: row for row in home.ask("jobs")["jobs"]}
     assert rows["long"]["status"] == "LOST"
-    forgotten = home.call("logs", "long", code=2)
-    assert "vesalius retry long" in forgotten.stderr
+    kept = home.call("logs", "long")
+    assert "training " in kept.stdout
+    assert "vesalius retry long" in kept.stderr
+    assert home.call("logs", "long", "--follow", code=1).stdout == kept.stdout, "its end is no success"
 
     done = home.call("retry", "long", "--follow", "--json", seconds=900)
     said_last = json.loads(done.stdout)
@@ -128,32 +131,30 @@ def test_detached_stopped_lost_with_the_head_and_gone_on_with(home: ServedHome, 
     assert said_last["mlflow_run_id"] == tracked, "in the same tracked run"
     assert said_last["wheel"] == stopped["wheel"], "the code of the first attempt"
     assert _tracked(home, tracked).info.status == "FINISHED"
+    assert home.call("logs", "long", "--attempt", 2).stdout == kept.stdout
     first = next(line for line in done.stderr.splitlines() if line.startswith("training "))
     assert int(first.split()[1].split("/")[0]) >= 20, "not from the beginning"
 
 
 def test_a_cluster_with_other_versions_is_refused_before_anything_is_submitted(
-    home: ServedHome, toy_store: CohortStore
+    home: ServedHome, toy_store: CohortStore, tmp_path: Path
 ) -> None:
+    """The cluster says what it has; what is installed on this side is another torch, as its own files say."""
     number = len(home.ask("jobs")["jobs"])
-    words = ["train", "implicit_field", str(toy_store.path), "--preset", "tiny"]
-    # What clusters have said of themselves; this one has changed its mind.
-    reports = list((home.home / "jobs" / "clusters").glob("*.json"))
-    kept = {path: path.read_text() for path in reports}
-    try:
-        for path, text in kept.items():
-            value = json.loads(text)
-            paths = {**value["paths"], str(toy_store.path): True, os.getcwd(): True}
-            changed = {**value, "python": "3.9.9", "paths": paths, "packages": {**value["packages"], "torch": "1.0.0"}}
-            path.write_text(json.dumps(changed))
-        done = home.call("submit", "--", *words, code=2)
-    finally:
-        for path, text in kept.items():
-            path.write_text(text)
-    assert "Python is 3.9.9 there and 3." in done.stderr
-    assert "torch is 1.0.0 there and 2." in done.stderr
-    assert "nothing was submitted" in done.stderr
+    words = ["train", "implicit_field", str(toy_store.path), "--preset", "tiny", "--name", "other"]
+    other = tmp_path / "torch-1.0.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
+    before = home.environment.get("PYTHONPATH")
+    path = os.pathsep.join([str(tmp_path), *([before] if before else [])])
+    there = importlib.metadata.version("torch")
+    for _ in range(2):  # as it is asked, and as its answer was kept
+        done = home.call("submit", "--", *words, code=2, PYTHONPATH=path)
+        assert f"torch is {there} there and 1.0.0 here" in done.stderr
+        assert "nothing was submitted" in done.stderr
     assert len(home.ask("jobs")["jobs"]) == number
+    assert not (home.home / "jobs" / "other.json").exists()
+    assert not (home.home / "runs" / "other").exists()
 
 
 def test_what_the_cluster_does_not_see_and_whom_it_does_not_know(home: ServedHome, tmp_path: Path) -> None:

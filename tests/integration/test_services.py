@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from vesalius.infra.services import processes
+from vesalius.infra.services.addresses import is_loopback
 from vesalius.infra.services.ports import is_free
 from vesalius.infra.services.state import Running, ServicesFolder
 
@@ -130,16 +131,17 @@ def test_no_secret_is_shown(home: ServedHome) -> None:
 
 
 def test_nothing_but_rays_own_ports_is_open_to_others(home: ServedHome) -> None:
-    pids = {pid for one in _running(home).values() for pid in (one.pid, *processes.leftovers(one))}
-    ours = {
-        row.laddr.port: row.laddr.ip
+    owners = {pid: name for name, one in _running(home).items() for pid in (one.pid, *processes.leftovers(one))}
+    listening = [
+        (owners[row.pid], row.laddr.ip, row.laddr.port)
         for row in psutil.net_connections(kind="tcp")
-        if row.status == psutil.CONN_LISTEN and row.pid in pids and row.laddr
-    }
-    assert ours[home.ports["postgres"]] == "127.0.0.1"
-    assert ours[home.ports["mlflow"]] == "127.0.0.1"
-    assert ours[home.ports["studies"]] == "127.0.0.1"
-    assert ours[home.ports["ray_dashboard"]] == "127.0.0.1"
+        if row.status == psutil.CONN_LISTEN and row.pid in owners and row.laddr
+    ]
+    expected = {(name, home.ports[name]) for name in ("postgres", "mlflow", "studies", "ray")}
+    expected.add(("ray", home.ports["ray_dashboard"]))
+    assert expected <= {(name, port) for name, _, port in listening}, "what is to be looked at was not seen"
+    closed = {home.ports["ray_dashboard"], *(port for name, _, port in listening if name != "ray")}
+    assert [row for row in listening if row[2] in closed and not is_loopback(row[1])] == []
 
 
 def test_a_port_that_is_taken_is_told_and_nothing_is_left(

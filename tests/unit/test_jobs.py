@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -11,7 +10,6 @@ import sys
 import threading
 import zipfile
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +21,9 @@ from vesalius.infra.jobs import driver, environment, outcome, records
 from vesalius.infra.jobs.command import VERBS, read_command
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
 from vesalius.infra.jobs.wheel import current_wheel, kept_wheel
-from vesalius.platform.errors import JobError, RunError, SettingError, StudyError
+from vesalius.platform.errors import JobError, RunError, SettingError, StudyError, UnansweredError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from vesalius.platform.store import CohortStore
@@ -297,6 +294,19 @@ def test_what_a_cluster_says_is_asked_once_a_session(tmp_path: Path) -> None:
     assert cluster.asked == 4
 
 
+def test_a_cluster_of_other_versions_is_asked_again_before_it_is_refused(tmp_path: Path) -> None:
+    """With Redis its session outlives the head, and what was installed there when it was asked."""
+    cluster: Any = _Probed()
+    environment.report(cluster, tmp_path, [], home=tmp_path)
+    (kept,) = tmp_path.glob("*.json")
+    text = kept.read_text()
+    before = json.loads(text)
+    kept.write_text(json.dumps({**before, "packages": {**before["packages"], "torch": "1.0.0"}}))
+    environment.check_versions(environment.report(cluster, tmp_path, [], home=tmp_path), "http://c")
+    assert cluster.asked == 2
+    assert kept.read_text() == text
+
+
 def test_two_that_ask_at_once_are_both_answered(tmp_path: Path) -> None:
     barrier = threading.Barrier(2)
 
@@ -335,7 +345,7 @@ def test_a_home_that_was_not_seen_is_asked_about_again(tmp_path: Path) -> None:
 
 
 def _record(**changes: Any) -> JobRecord:
-    attempt = Attempt(submission="s-1", session="one", wheel="w.whl", wheel_sha256="0", submitted="2026-01-01")
+    attempt = Attempt(submission="s-1", wheel="w.whl", wheel_sha256="0", submitted="2026-01-01")
     plain: dict[str, Any] = {
         "job": "brain",
         "command": ("train", "m", "s"),
@@ -354,6 +364,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     book.write(_record())
     assert book.read("brain") == _record()
     assert book.names() == ["brain"]
+    path = book.path / "brain.json"
+    path.write_text(path.read_text().replace('"submission":', '"session": "of an earlier version", "submission":'))
+    assert book.read("brain") == _record()
     with pytest.raises(JobError, match=r"there is no job 'brian'.*did you mean 'brain'\?"):
         book.read("brian")
     for name in ("../brain", "", "a/b"):
@@ -369,15 +382,15 @@ def _details(status: str, code: int | None = None, message: str = "") -> Any:
 
 
 def test_what_a_cluster_says_is_kept() -> None:
-    assert records.settle(_record(), {"s-1": _details("RUNNING", message="is running")}, "one").last.message == ""
-    failed = records.settle(_record(), {"s-1": _details("FAILED", 2, "long log")}, "one").last
+    assert records.settle(_record(), {"s-1": _details("RUNNING", message="is running")}).last.message == ""
+    failed = records.settle(_record(), {"s-1": _details("FAILED", 2, "long log")}).last
     assert (failed.status, failed.exit_code, failed.message) == ("FAILED", 2, "")
-    died = records.settle(_record(), {"s-1": _details("FAILED", None, "node  died\n")}, "one").last
+    died = records.settle(_record(), {"s-1": _details("FAILED", None, "node  died\n")}).last
     assert (died.status, died.message) == ("FAILED", "node died")
-    assert records.settle(_record(), {}, "two").last.status == "LOST"
-    assert records.settle(_record(), None, None).last.status == "UNKNOWN"
+    assert records.settle(_record(), {}).last.status == "LOST"
+    assert records.settle(_record(), None).last.status == "UNKNOWN"
     ended = _record().changed(status="SUCCEEDED", exit_code=0)
-    assert records.settle(ended, {}, "two") == ended, "a restarted cluster takes nothing back"
+    assert records.settle(ended, {}) == ended, "a restarted cluster takes nothing back"
 
 
 def test_a_job_is_gone_on_with_where_there_is_something_to(tmp_path: Path) -> None:
@@ -437,88 +450,36 @@ def test_without_a_cluster_there_is_a_way_to_one(tmp_path: Path, monkeypatch: py
         submission.reach("http://127.0.0.1:9", tmp_path)
 
 
-@contextlib.contextmanager
-def _dashboard(code: int, body: bytes, jobs: bytes = b"[]") -> Iterator[tuple[str, list[str | None]]]:
-    """Answer as a dashboard would; yields the address and, as they come, the tokens that were sent."""
-    tokens: list[str | None] = []
-
-    class Answering(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            tokens.append(self.headers.get("Authorization"))
-            said = jobs if self.path == "/api/jobs/" else body
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(said)))
-            self.end_headers()
-            self.wfile.write(said)
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", tokens
-        finally:
-            server.shutdown()
+def test_where_a_job_is_submitted_again_is_told_as_it_is() -> None:
+    said = " ".join(CliRunner().invoke(app, ["retry", "--help"], env={"COLUMNS": "300"}).stdout.split())
+    assert "default: the job's own cluster" in said
+    assert "RAY_API_SERVER_ADDRESS" not in said
 
 
-_VERSION = json.dumps({"ray_version": importlib.metadata.version("ray"), "session_name": "one"}).encode()
+@pytest.mark.parametrize("is_job", [True, False])
+def test_a_training_that_is_a_job_waits_for_its_tracking_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_job: bool
+) -> None:
+    from vesalius.infra import pipeline
 
+    begun: list[str] = []
 
-@pytest.mark.parametrize(
-    ("code", "body", "said"),
-    [
-        (401, b"Unauthorized: Missing authentication token", "lets nobody in without its token: set RAY_AUTH_MODE"),
-        (403, b"Forbidden: Invalid token", "lets nobody in without its token: set RAY_AUTH_MODE"),
-        (200, b'{"status": "ok"}', "does not answer as a Ray dashboard does"),
-        (200, b'{"ray_version": "recent"}', "does not answer as a Ray dashboard does"),
-    ],
-)
-def test_a_dashboard_that_does_not_let_one_in_is_a_sentence(code: int, body: bytes, said: str) -> None:
-    from vesalius.infra.jobs.cluster import Cluster
+    def start_run(method: str, *_: Any, **__: Any) -> None:
+        begun.append(method)
+        if len(begun) == 1:
+            raise UnansweredError("no tracking server answers")
+        raise SettingError("it was asked twice")
 
-    with _dashboard(code, body) as (address, _), pytest.raises(JobError, match=said):
-        Cluster(address)
-
-
-@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
-def test_the_address_that_was_given_is_the_one_that_is_asked(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vesalius.infra.jobs.cluster import Cluster
-
-    with _dashboard(200, _VERSION) as (address, asked), _dashboard(200, _VERSION) as (other, others):
-        monkeypatch.setenv(variable, other)
-        assert Cluster(address, headers={"Authorization": "Bearer ours"}).jobs() == {}
-        assert os.environ[variable] == other
-    assert set(asked) == {"Bearer ours"}
-    assert others == []
-
-
-def test_who_only_tracks_sends_no_token_to_other_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import psutil
-
-    from vesalius.infra import services
-    from vesalius.infra.jobs import submission
-    from vesalius.infra.services import ports
-    from vesalius.infra.services.state import Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
-
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    folder = ServicesFolder(tmp_path)
-    folder.make()
-    one = Running(pid=os.getpid(), created=psutil.Process().create_time(), mark="", url="", since="")
-    settings = ServiceSettings(ports=dict(ports.PORTS))
-    folder.write(ServicesState(settings=settings, boot=this_boot(), running={"mlflow": one, "ray": one}))
-    services.join_tracking(tmp_path)
-    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
-    running = json.dumps([{"type": "SUBMISSION", "submission_id": "s-1", "status": "RUNNING", "entrypoint": "x"}])
-    with _dashboard(200, _VERSION, running.encode()) as (address, tokens):
-        book = JobBook(tmp_path)
-        book.make()
-        book.write(_record(address=address))
-        (found,), silent = submission.refresh(tmp_path)
-    assert (found.last.status, silent) == ("RUNNING", [])
-    assert set(tokens) == {None}
+    monkeypatch.setattr(pipeline, "start_run", start_run)
+    monkeypatch.setattr("vesalius.infra.pipeline.tracked._FIRST_WAIT", 0.01)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    monkeypatch.delenv("VESALIUS_JOB", raising=False)
+    if is_job:
+        monkeypatch.setenv("VESALIUS_JOB", "brain")
+    done = CliRunner().invoke(app, ["train", "m", "s", "--home", str(tmp_path)])
+    assert done.exit_code == 2
+    assert ("it was asked twice" if is_job else "no tracking server answers") in done.stderr
+    assert len(begun) == 1 + is_job
 
 
 def test_jobs_of_a_home_without_any(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vesalius.infra.services import credentials, database, inspection, lifecycle
 from vesalius.infra.services.addresses import clients_host, is_loopback
 from vesalius.infra.services.kinds import Services, allowed_hosts
 from vesalius.infra.services.state import NAMES, Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
-from vesalius.platform.errors import ServiceError, SettingError
+from vesalius.platform.errors import ClusterGoneError, ServiceError, SettingError
 from vesalius.platform.registry.records import current_user
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in _VARIABLES:
         monkeypatch.setenv(name, "")  # so that it is put back whatever join() makes of it
         monkeypatch.delenv(name)
+    monkeypatch.setattr(Services, "problem", lambda services, name: None)
     return monkeypatch
 
 
@@ -235,7 +236,7 @@ def test_the_logs_of_jobs_outlive_their_head(folder: ServicesFolder, monkeypatch
     monkeypatch.setattr(lifecycle, "_JOB_LOG_BYTES", 10)
     logs = folder.home / "session_old" / "logs"
     logs.mkdir(parents=True)
-    for age, name in enumerate(("new-1a2b", "brain-2-3c4d", "old-5e6f")):
+    for age, name in enumerate(("vesalius-probe-0a1b2c3d", "new-1a2b", "brain-2-3c4d", "old-5e6f")):
         log = logs / f"job-driver-{name}.log"
         log.write_text("begun\nwhy it was lost")
         os.utime(log, (1000 - age, 1000 - age))
@@ -369,7 +370,8 @@ def _joined_home(folder: ServicesFolder, **changes: Any) -> Path:
     innocent = psutil.Process()
     one = Running(pid=innocent.pid, created=innocent.create_time(), mark="", url="", since="")
     settings = ServiceSettings(ports={**ports.PORTS, "mlflow": 5055}, **changes)
-    folder.write(ServicesState(settings=settings, boot=this_boot(), running={"mlflow": one, "ray": one}))
+    running = {"postgres": one, "mlflow": one, "ray": one}
+    folder.write(ServicesState(settings=settings, boot=this_boot(), running=running))
     return folder.home
 
 
@@ -447,7 +449,7 @@ def test_a_service_that_no_verb_needs_stops_none(
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5055"
 
 
-def test_a_job_waits_for_a_service_that_is_started_again(
+def test_a_job_waits_until_a_service_that_is_started_again_answers(
     folder: ServicesFolder, environment: pytest.MonkeyPatch
 ) -> None:
     home = _joined_home(folder)
@@ -456,16 +458,83 @@ def test_a_job_waits_for_a_service_that_is_started_again(
     gone = well.running["mlflow"].model_copy(update={"created": 1.0})
     folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
     environment.setenv("VESALIUS_JOB", "brain")
+    silent: set[str] = set()
+    environment.setattr(Services, "problem", lambda services, name: "starting" if name in silent else None)
     waited: list[float] = []
 
     def sleep(seconds: float) -> None:
+        """Play what `up` does: it notes what is well, starts the rest, and that takes its time to answer."""
         waited.append(seconds)
-        folder.write(well)
+        if len(waited) == 1:
+            running = {name: one for name, one in well.running.items() if name != "mlflow"}
+            folder.write(well.model_copy(update={"running": running}))
+        elif len(waited) == 2:
+            silent.add("mlflow")
+            folder.write(well)
+        else:
+            silent.clear()
 
     environment.setattr("vesalius.infra.services.joining.time.sleep", sleep)
     services.join(home)
-    assert len(waited) == 1
+    assert len(waited) == 3
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5055"
+
+
+def test_a_job_whose_services_are_stopped_meanwhile_is_joined_to_none(
+    folder: ServicesFolder, environment: pytest.MonkeyPatch
+) -> None:
+    home = _joined_home(folder)
+    well = folder.read()
+    assert well is not None
+    gone = well.running["mlflow"].model_copy(update={"created": 1.0})
+    folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
+    environment.setenv("VESALIUS_JOB", "brain")
+    environment.setattr(
+        "vesalius.infra.services.joining.time.sleep",
+        lambda seconds: folder.write(well.model_copy(update={"running": {}})),
+    )
+    services.join(home)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    assert services.jobs_access(home, None) is None
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_verb_beside_services_that_are_being_started_says_so(
+    folder: ServicesFolder, environment: pytest.MonkeyPatch, noted: bool
+) -> None:
+    home = _joined_home(folder)
+    well = folder.read()
+    assert well is not None
+    environment.setattr(lifecycle, "STARTING_SECONDS", time.time())
+    if noted:
+        environment.setattr(Services, "problem", lambda services, name: "starting" if name == "mlflow" else None)
+    else:
+        running = {name: one for name, one in well.running.items() if name != "mlflow"}
+        folder.write(well.model_copy(update={"running": running}))
+    with pytest.raises(ServiceError, match=r"^MLflow of .* does not answer, or not yet \(see `vesalius status`\)"):
+        services.join(home)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    if noted:  # one that has long been there is busy, and not asked
+        environment.setattr(lifecycle, "STARTING_SECONDS", 0.0)
+        services.join(home)
+        assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5055"
+
+
+def test_jobs_are_heard_of_while_only_their_head_is_there(
+    folder: ServicesFolder, environment: pytest.MonkeyPatch
+) -> None:
+    home = _joined_home(folder)
+    well = folder.read()
+    assert well is not None
+    gone = well.running["mlflow"].model_copy(update={"created": 1.0})
+    folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
+    assert services.jobs_access(home, None) is not None
+    folder.write(well.model_copy(update={"running": {**well.running, "ray": gone}}))
+    with pytest.raises(ClusterGoneError, match=r"the Ray head of .* ended without `vesalius down`"):
+        services.jobs_access(home, None)
+    folder.write(well.model_copy(update={"running": {"postgres": well.running["postgres"]}}))
+    with pytest.raises(ServiceError, match=r"the Ray head of .* is not up"):
+        services.jobs_access(home, None)
 
 
 def test_the_token_opens_our_own_head_and_goes_to_nobody_else(

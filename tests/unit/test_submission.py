@@ -16,7 +16,7 @@ from vesalius.infra.jobs.command import Command
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord, was_lost
 from vesalius.infra.jobs.wheel import Wheel
 from vesalius.infra.services.state import ServicesFolder
-from vesalius.platform.errors import JobError, JobRefusedError
+from vesalius.platform.errors import ClusterGoneError, JobError, JobRefusedError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,12 +201,20 @@ def test_a_job_that_runs_is_not_begun_on_another_cluster(
     with pytest.raises(JobError, match="job 'brain' is running"):
         _retry(tmp_path, address="http://other")
 
+    why: list[Exception] = []
+
     def reach(given: str, *_: Any, **__: Any) -> Any:
         if given == "http://other":
             return other
-        raise JobError("nothing answers")
+        raise why[-1]
 
     monkeypatch.setattr(submission, "reach", reach)
+    for error in (JobRefusedError("no token"), JobError("it answers 503"), ServiceError("state.json is damaged")):
+        why.append(error)
+        with pytest.raises(JobError, match=f"whether job 'brain' still runs .* is not known: {error}"):
+            _retry(tmp_path, address="http://other")
+        assert other.known == {}
+    why.append(ClusterGoneError("nothing answers"))
     record = _retry(tmp_path, address="http://other")
     assert (record.address, [one.status for one in record.attempts]) == ("http://other", ["LOST", "PENDING"])
 
@@ -237,3 +245,44 @@ def test_the_log_of_a_job_that_was_lost_is_shown(cluster: Played, tmp_path: Path
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, done.stdout) == (0, "why it was lost\n")
     assert "vesalius retry brain" in done.stderr
+
+
+@pytest.mark.parametrize(("ended", "code", "retry"), [(None, 1, True), (details("SUCCEEDED", 0), 0, False)])
+def test_whoever_follows_a_job_that_was_lost_is_told_so(
+    cluster: Played, tmp_path: Path, ended: Any, code: int, retry: bool
+) -> None:
+    submitted = _submit(tmp_path).last.submission
+    if ended is not None:
+        cluster.known[submitted] = ended
+        _look(tmp_path)
+    cluster.known.clear()
+    words = ["logs", "brain", "--follow", "--home", str(tmp_path)]
+    forgotten = CliRunner().invoke(app, words)
+    assert forgotten.exit_code == 2
+    assert ("vesalius retry" in forgotten.stderr) is retry
+    kept = ServicesFolder(tmp_path).job_log(submitted)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("its end\n")
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, done.stdout) == (code, "its end\n"), "what follows a training on the command line asks"
+    assert ("vesalius retry" in done.stderr) is retry
+
+
+def test_the_log_of_an_attempt_that_another_one_has_followed_is_found(cluster: Played, tmp_path: Path) -> None:
+    """With a supervisor there is another one within seconds."""
+    submitted = _submit(tmp_path).last.submission
+    cluster.known.clear()
+    _look(tmp_path)
+    _retry(tmp_path, only_lost=True)
+    words = ["logs", "brain", "--home", str(tmp_path)]
+    assert "attempt 1" not in CliRunner().invoke(app, words).stderr, "nothing is kept of it"
+    kept = ServicesFolder(tmp_path).job_log(submitted)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("why it was lost\n")
+    assert "vesalius logs brain --attempt 1" in CliRunner().invoke(app, words).stderr
+    done = CliRunner().invoke(app, [*words, "--attempt", "1", "--follow"])
+    assert (done.exit_code, done.stdout) == (1, "why it was lost\n")
+    assert "vesalius retry" not in done.stderr, "its next attempt is under way"
+    done = CliRunner().invoke(app, [*words, "--attempt", "3"])
+    assert done.exit_code == 2
+    assert "job 'brain' has no attempt 3: its attempts are 1 to 2" in done.stderr

@@ -12,7 +12,7 @@ from vesalius.infra import supervisor
 from vesalius.infra.jobs import submission
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord, restarts_left, was_lost
 from vesalius.infra.services import inspection
-from vesalius.platform.errors import JobError, UnansweredError
+from vesalius.platform.errors import JobError, ServiceError, UnansweredError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ def _record(
     job: str, status: str, *, exit_code: int | None = None, attempt: int = 1, by_hand: int = 0, restarts: int = 3
 ) -> JobRecord:
     """Return a job whose last attempt is this one; the ones before it were submitted by hand or by the supervisor."""
-    plain = {"session": "s", "wheel": "w", "wheel_sha256": "0", "submitted": "2026-01-01T00:00:00+00:00"}
+    plain = {"wheel": "w", "wheel_sha256": "0", "submitted": "2026-01-01T00:00:00+00:00"}
     attempts = [
         Attempt(submission=f"{job}-{number}", restart=number > by_hand + 1, **plain) for number in range(1, attempt + 1)
     ]
@@ -128,6 +128,18 @@ def test_a_cluster_that_is_not_there_yet_is_said_once(home: Path, monkeypatch: p
     assert said.count("job 'new': no cluster answers") == 1
 
 
+def test_each_time_that_a_cluster_is_away_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = "nothing answers at http://c"
+    problems: list[str] = []
+    said: list[str] = []
+    watching = supervisor.Supervisor(home, said.append)
+    monkeypatch.setattr(submission, "refresh", lambda home: ([], problems))
+    for now in ([away], [away], [], [away], [away]):
+        problems[:] = now
+        watching.look()
+    assert said == [away, away]
+
+
 def test_one_refused_job_keeps_no_other_from_being_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     retried: list[str] = []
 
@@ -165,6 +177,31 @@ def test_no_error_ends_the_watching(home: Path, monkeypatch: pytest.MonkeyPatch,
     watching.look()
     assert retried == ["a", "a"]
     assert [sentence for sentence in said if type(error).__name__ in sentence] == [said[0]]
+
+
+def test_a_full_disk_under_its_own_log_ends_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    is_full = [True]
+
+    def say(sentence: str) -> None:
+        if is_full[0]:
+            raise OSError(28, "No space left on device")
+        said.append(sentence)
+
+    def damaged(home: Path) -> list[Any]:
+        raise ServiceError("state.json is damaged")
+
+    retried: list[str] = []
+    seconds = [0.0]
+    watching = supervisor.Supervisor(home, say, clock=lambda: seconds[0])
+    monkeypatch.setattr(inspection, "status", damaged)
+    monkeypatch.setattr(submission, "refresh", lambda home: ([_record("a", "LOST")], []))
+    monkeypatch.setattr(submission, "retry", lambda job, **_: retried.append(job))
+    watching.look()
+    assert retried == ["a"]
+    is_full[0], seconds[0] = False, 60.0
+    watching.look()
+    assert "services: state.json is damaged" in said, "it could not be said before"
 
 
 def test_services_that_do_not_come_up_are_tried_again_later(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,15 +258,18 @@ def test_a_run_whose_messages_cannot_be_read_keeps_none_from_being_told(
     class Box:
         def __init__(self, name: str) -> None:
             self._name = name
+            self.uri = "http://away" if name.startswith("b") else "http://there"
 
         def deliver(self) -> None:
+            asked.append(self._name)
             if self._name == "a":
                 raise ValueError("not JSON")
-            if self._name == "b":
+            if self.uri == "http://away":
                 raise UnansweredError("its server is away")
             told.append(self._name)
 
-    for name in ("a", "b", "c"):
+    asked: list[str] = []
+    for name in ("a", "b", "b-2", "c"):
         (home / "runs" / name).mkdir(parents=True)
         (home / "runs" / name / "untold.jsonl").write_text("something")
     monkeypatch.setattr("vesalius.infra.pipeline.tracked.outbox_of", lambda run: Box(run.run_id))
@@ -237,6 +277,7 @@ def test_a_run_whose_messages_cannot_be_read_keeps_none_from_being_told(
     said: list[str] = []
     watching = supervisor.Supervisor(home, said.append)
     watching.look()
+    assert asked == ["a", "b", "c"], "to wait for one server once a look is enough"
     watching.look()
     assert told == ["c", "c"]
     assert said.count("run 'a': ValueError: not JSON") == 1

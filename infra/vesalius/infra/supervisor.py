@@ -45,11 +45,12 @@ class Supervisor:
             clock: gives seconds.
         """
         self._home = home
-        self._say = say
+        self._write = say
         self._folder = ServicesFolder(home)
         self._silent: dict[str, int] = {}
         self._backoff = Backoff(clock)
         self._said: dict[str, str] = {}
+        self._problems: set[str] = set()
         # What was lost while nobody watched, perhaps weeks ago, is its owner's to go on with. Which of these that is,
         # their clusters have yet to say.
         self._of_before = {record.last.submission for record in JobBook(home).read_all()[0]}
@@ -110,6 +111,9 @@ class Supervisor:
         from vesalius.infra.jobs import submission
 
         records, problems = submission.refresh(self._home)
+        for gone in self._problems.difference(problems):
+            self._said.pop(gone, None)  # where it comes again it is news
+        self._problems = set(problems)
         for sentence in problems:
             self._say_once(sentence, sentence)
         for record in records:
@@ -136,11 +140,13 @@ class Supervisor:
         return was_lost(last) and last.submission not in self._left_alone and restarts_left(record) > 0
 
     def _tell(self) -> None:
+        away: set[str] = set()
         for path in outboxes(self._home):
             # Where its server is still away, it goes on waiting.
-            self._try(f"run '{path.name}'", functools.partial(self._deliver, path), expected=(UnansweredError,))
+            self._try(f"run '{path.name}'", functools.partial(self._deliver, path, away), expected=(UnansweredError,))
 
-    def _deliver(self, path: Path) -> None:
+    def _deliver(self, path: Path, away: set[str]) -> None:
+        """Tell what a run has kept, unless its server is among those away: each is waited for once a look."""
         from vesalius.infra.pipeline.tracked import outbox_of
         from vesalius.platform.runs import RunFolder
         from vesalius.platform.store.lock import is_held
@@ -149,15 +155,30 @@ class Supervisor:
         if is_held(run.lock):
             return
         outbox = outbox_of(run)
-        if outbox is not None:
+        if outbox is None or outbox.uri in away:
+            return
+        try:
             outbox.deliver()
-            self._say(f"told where it is tracked what run '{run.run_id}' had kept for it")
+        except UnansweredError:
+            away.add(outbox.uri)
+            raise
+        self._say(f"told where it is tracked what run '{run.run_id}' had kept for it")
 
     def _say_once(self, what: str, sentence: str) -> None:
         """Say a sentence about something, unless it is what was said of it last."""
-        if self._said.get(what) != sentence:
+        if self._said.get(what) != sentence and self._is_said(sentence):
             self._said[what] = sentence
-            self._say(sentence)
+
+    def _say(self, sentence: str) -> None:
+        self._is_said(sentence)
+
+    def _is_said(self, sentence: str) -> bool:
+        """Say a sentence and return whether that could be done: its log lies on a disk that may be full."""
+        try:
+            self._write(sentence)
+        except OSError:
+            return False
+        return True
 
 
 class Backoff:

@@ -15,7 +15,8 @@
     │   ├── StudyError                a study: missing, of another cohort or other spaces, its storage out of reach
     │   ├── ServiceError              a local service: does not start, does not answer, its port is taken
     │   ├── JobError                  a job: missing, its cluster out of reach or of other versions
-    │   │   └── JobRefusedError       its cluster has it not, and says so
+    │   │   ├── JobRefusedError       its cluster has it not, and says so
+    │   │   └── ClusterGoneError      nothing takes connections where its cluster was
     │   └── DiskSpaceError            not enough room for what is about to be written
     ├── PartialIngestError            some subjects failed; the others are committed  (exit code 2)
     ├── PartialScoreError             some volumes could not be scored; the others are kept    (exit code 2)
@@ -91,6 +92,10 @@ class JobError(InputError):
 
 class JobRefusedError(JobError):
     """A cluster answers that it does not do what it is asked to, so that nothing is left in doubt."""
+
+
+class ClusterGoneError(JobError):
+    """Nothing takes connections where a cluster takes jobs, or its head is known to have ended."""
 
 
 class DiskSpaceError(InputError):

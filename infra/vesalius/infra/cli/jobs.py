@@ -19,6 +19,10 @@ AddressOption = Annotated[
         help="Of a Ray dashboard, http://HOST:8265 (default: $RAY_API_SERVER_ADDRESS, else that of `vesalius up`)"
     ),
 ]
+OtherAddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Of another Ray dashboard, http://HOST:8265 (default: the job's own cluster)"),
+]
 FollowOption = Annotated[
     bool, typer.Option("--follow", "-f", help="Show the log until the job ends, and end with its exit code.")
 ]
@@ -83,36 +87,59 @@ def jobs(home: HomeOption = None, as_json: JsonOption = False) -> None:
         terminal.result({"jobs": rows}, shown, *notes, *lost)
 
 
-def logs(job: JobArgument, follow: FollowOption = False, home: HomeOption = None, as_json: JsonOption = False) -> None:
+def logs(
+    job: JobArgument,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Show what this attempt has written (default: the last one).")
+    ] = None,
+    follow: FollowOption = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a job has written.
 
-    With --follow it goes on until the job ends, and ends with the job's exit code.
+    With --follow it goes on until the job ends, and ends with the job's exit code. Of attempts that were lost with
+    their cluster, `vesalius up` keeps the end.
     """
     with Terminal(as_json, resume_hint=f"vesalius logs {job}") as terminal:
-        from vesalius.infra.jobs import records, submission
+        from vesalius.infra.jobs import outcome, records, submission
         from vesalius.infra.services.state import ServicesFolder
         from vesalius.platform.errors import JobError
 
         folder = home_folder(home, join=False)
         record = records.JobBook(folder).read(job)
+        number = len(record.attempts)
+        job_log = ServicesFolder(folder).job_log
+        if attempt is None:
+            for earlier, one in enumerate(record.attempts[:-1], 1):
+                if records.was_lost(one) and job_log(one.submission).is_file():
+                    terminal.say(f"attempt {earlier} was lost; its end: vesalius logs {job} --attempt {earlier}")
+        else:
+            record = record.until(attempt)
         cluster = submission.reach(record.address, folder)
         if cluster.job(record.last.submission) is not None:
             if follow:
                 _follow(terminal, record, folder)
                 return
-            text = cluster.log(record.last.submission)
+            text, code = cluster.log(record.last.submission), 0
         else:
-            kept = ServicesFolder(folder).job_log(record.last.submission)
+            record = records.settle(record, {})
+            is_over = record.last.status == "SUCCEEDED" or len(record.attempts) < number
+            kept = job_log(record.last.submission)
             if not kept.is_file():
                 raise JobError(
-                    f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted; to go "
-                    f"on: `vesalius retry {job}`"
+                    f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted"
+                    + ("" if is_over else f"; to go on: `vesalius retry {job}`")
                 )
             terminal.warn(
-                f"the cluster was restarted, and this is what the job had written; to go on: vesalius retry {job}"
+                "the cluster was restarted, and this is what the job had written"
+                + ("" if is_over else f"; to go on: vesalius retry {job}")
             )
             text = kept.read_text(errors="replace")
+            code = outcome.exit_code(records.describe(record)) if follow else 0
         terminal.result({"job": job, "submission": record.last.submission, "log": text}, text.rstrip("\n"))
+        if code:
+            raise typer.Exit(code)
 
 
 def stop(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -128,7 +155,7 @@ def stop(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False)
 
 def retry(
     job: JobArgument,
-    address: AddressOption = None,
+    address: OtherAddressOption = None,
     follow: FollowOption = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Take the code that is here now, not that of the last attempt.")

@@ -12,14 +12,23 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.jobs.environment import check_ray
-from vesalius.platform.errors import JobError, JobRefusedError
+from vesalius.infra.services.state import PROBE
+from vesalius.platform.errors import ClusterGoneError, JobError, JobRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _POLL_SECONDS = 0.3
-_PROBE = "vesalius-probe"
+ANSWER_SECONDS = 60.0
+"""How long a cluster may send nothing before it counts as one that does not answer: Ray's own client waits for ever."""
+
+_SENDING_SECONDS = 600.0
+"""How long a wheel may take to be sent."""
+
+_QUIET_SECONDS = 120.0
+"""After which the log of a job that writes nothing is asked for anew: its head may have stopped meanwhile."""
+
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -31,28 +40,36 @@ class Cluster:
         session: Ray's name for its life; after a restart it is another.
     """
 
-    def __init__(self, address: str, *, headers: Mapping[str, str] | None = None, check_version: bool = True) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        check_version: bool = True,
+        seconds: float = ANSWER_SECONDS,
+    ) -> None:
         """Reach a cluster.
 
         Args:
             address: of its dashboard.
             headers: that let one in; None leaves that to Ray, which reads RAY_AUTH_MODE and the token it names.
             check_version: refuse another Ray than ours.
+            seconds: that it may send nothing while it is asked something.
 
         Raises:
-            JobError: nothing answers, it lets nobody in without its token, or its Ray is of another version.
+            ClusterGoneError: nothing takes connections there.
+            JobError: it does not answer, lets nobody in without its token, or its Ray is of another version.
         """
         self.address = address.rstrip("/")
+        self._seconds = seconds
         if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", self.address):
             raise JobError(
                 "--address names no Jobs API: expected http://HOST:PORT of a Ray dashboard, such as "
                 "http://127.0.0.1:8265, without a password (Ray's token goes into RAY_AUTH_TOKEN_PATH)"
             )
         with self._answering():
-            from ray.job_submission import JobSubmissionClient
-
             with _unset(_ADDRESSES):  # Ray lets them take the place of the address that it is given
-                self._client: Any = JobSubmissionClient(self.address, headers=dict(headers) if headers else None)
+                self._client: Any = _client(self.address, headers, seconds)
             for name in ("dashboard_sdk", "job.sdk"):  # that a file is sent and a connection closed is no news
                 logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
             answer = self._client._do_request("GET", "/api/version").json()
@@ -106,7 +123,7 @@ class Cluster:
             try:
                 return self._client.get_job_info(submission)
             except RuntimeError as error:
-                if "404" in str(error):
+                if re.search(r"status code 404\b", str(error)):
                     return None
                 raise
 
@@ -160,7 +177,7 @@ class Cluster:
         Raises:
             JobError: it has not ended in time.
         """
-        submission = f"{_PROBE}-{secrets.token_hex(4)}"
+        submission = f"{PROBE}-{secrets.token_hex(4)}"
         with self._answering():
             self._client.submit_job(entrypoint=entrypoint, submission_id=submission)
             deadline = time.monotonic() + seconds
@@ -185,12 +202,7 @@ class Cluster:
         try:
             yield
         except (ConnectionError, requests.exceptions.RequestException) as error:
-            # urllib3's own text is about pools and retries.
-            why = "it closed the connection" if "aborted" in str(error) else "nothing answers"
-            raise JobError(
-                f"no Ray cluster takes jobs at {self.address} ({why}): start it (here: `vesalius up`), or name another "
-                "with --address"
-            ) from None
+            raise self._unanswered(error) from None
         except RuntimeError as error:
             if type(error) is not RuntimeError:
                 raise
@@ -213,6 +225,42 @@ class Cluster:
                 "--address"
             ) from None
 
+    def _unanswered(self, error: Exception) -> JobError:
+        """Return the error that says why no answer came; urllib3's own texts are about pools and retries."""
+        from requests import exceptions
+
+        # Ray raises Python's own in the place of what it has met.
+        met = error if isinstance(error, exceptions.RequestException) else error.__context__ or error
+        advice = "start it (here: `vesalius up`), or name another with --address"
+        if isinstance(met, exceptions.ReadTimeout) or "Read timed out" in str(met):
+            return JobError(
+                f"the cluster at {self.address} has sent no answer for {self._seconds:.0f} s: is its head node well?"
+            )
+        response = getattr(met, "response", None)
+        if response is not None:
+            return JobError(
+                f"no Ray cluster takes jobs at {self.address} (it answers {response.status_code}): {advice}"
+            )
+        if isinstance(met, exceptions.SSLError | exceptions.ProxyError) or not isinstance(
+            met, ConnectionError | exceptions.ConnectionError
+        ):
+            return JobError(f"no Ray cluster takes jobs at {self.address} ({type(met).__name__}): {advice}")
+        why = "it closed the connection" if "aborted" in str(met) else "nothing answers"
+        return ClusterGoneError(f"no Ray cluster takes jobs at {self.address} ({why}): {advice}")
+
+
+def _client(address: str, headers: Mapping[str, str] | None, seconds: float) -> Any:
+    """Return Ray's client, which gives up where an answer stays away."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            # The first limit is for the connection and for all that is sent, the second for each silence after that.
+            limits = (max(seconds, _SENDING_SECONDS) if options.get("data") else seconds, seconds)
+            return super()._do_request(*arguments, **{"timeout": limits, **options})
+
+    return Client(address, headers=dict(headers) if headers else None)
+
 
 @contextlib.contextmanager
 def _unset(names: Sequence[str]) -> Iterator[None]:
@@ -225,7 +273,7 @@ def _unset(names: Sequence[str]) -> Iterator[None]:
 
 
 def _tail(client: Any, submission: str) -> Iterator[str]:
-    """Yield what a job writes until the connection ends."""
+    """Yield what a job writes until the connection ends, or has brought nothing for a long while."""
     import aiohttp
 
     texts = client.tail_job_logs(submission)
@@ -233,8 +281,8 @@ def _tail(client: Any, submission: str) -> Iterator[str]:
         try:
             while True:
                 try:
-                    yield runner.run(anext(texts))
-                except (StopAsyncIteration, aiohttp.ClientError):
+                    yield runner.run(asyncio.wait_for(anext(texts), _QUIET_SECONDS))
+                except (StopAsyncIteration, TimeoutError, aiohttp.ClientError):
                     return
         finally:
             with contextlib.suppress(RuntimeError):

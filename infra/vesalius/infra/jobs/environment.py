@@ -1,7 +1,8 @@
 """Whether a cluster can run this code: its Python, its packages, and the folders that it sees.
 
 Ray says its own version over HTTP. The rest is asked by a job of a second that imports the standard library alone.
-Its answer is kept as long as the cluster's session lasts; that something is not there is asked again.
+Its answer is kept as long as the cluster's session lasts; that something is not there, or is of another version, is
+asked again: with Redis a session outlives its head, and what is installed there.
 """
 
 from __future__ import annotations
@@ -81,12 +82,13 @@ def report(cluster: Cluster, folder: Path, paths: Sequence[str], *, home: Path) 
     found: Report | None = None
     with contextlib.suppress(OSError, ValueError):
         found = Report.model_validate_json(kept.read_text())
-    # What was not there may have come since, the home too.
+    # What was not there may have come since, the home too, and what was of another version may not be so any more.
     if (
         found is not None
         and found.sees_home
         and all(found.paths.get(path) for path in paths)
         and set(found.packages) >= set(_names())
+        and not _differences(found)
     ):
         return found
     # Another process may ask at the same time, and takes its own proof away.
@@ -103,27 +105,7 @@ def check_versions(found: Report, address: str) -> dict[str, str]:
     Raises:
         JobError: Python, Ray, torch or vesalius are others there, or a requirement is not met; names both versions.
     """
-    from packaging.requirements import Requirement
-
-    wrong = []
-    ours, theirs = platform.python_version(), found.python
-    if ours.split(".")[:2] != theirs.split(".")[:2]:
-        wrong.append(f"Python is {theirs} there and {ours} here")
-    for name in _EXACT:
-        there, here = found.packages.get(name), importlib.metadata.version(name)
-        if there is None or _public(there) != _public(here):
-            wrong.append(f"{name} is {there or 'not installed'} there and {here} here")
-    there, here = found.packages.get("vesalius"), importlib.metadata.version("vesalius")
-    if there is not None and _public(there) != _public(here):  # where it is not installed the wheel brings it
-        wrong.append(f"vesalius is {there} there and {here} here")
-    for text in _requirements():
-        requirement = Requirement(text)
-        there = found.packages.get(requirement.name)
-        if requirement.name in _EXACT:
-            continue
-        if there is None or not requirement.specifier.contains(there, prereleases=True):
-            here = importlib.metadata.version(requirement.name)
-            wrong.append(f"{requirement.name} is {there or 'not installed'} there and {here} here")
+    wrong = _differences(found)
     if wrong:
         raise JobError(
             f"the cluster at {address} cannot run this code: {'; '.join(wrong)}; bring both to the same versions, "
@@ -145,6 +127,32 @@ def check_ray(version: str, address: str) -> None:
             f"the cluster at {address} runs Ray {version} and this is Ray {here}: bring both to the same version, "
             "nothing was submitted"
         )
+
+
+def _differences(found: Report) -> list[str]:
+    """Return what a cluster has in other versions than it must be, each with both of them."""
+    from packaging.requirements import Requirement
+
+    wrong = []
+    ours, theirs = platform.python_version(), found.python
+    if ours.split(".")[:2] != theirs.split(".")[:2]:
+        wrong.append(f"Python is {theirs} there and {ours} here")
+    for name in _EXACT:
+        there, here = found.packages.get(name), importlib.metadata.version(name)
+        if there is None or _public(there) != _public(here):
+            wrong.append(f"{name} is {there or 'not installed'} there and {here} here")
+    there, here = found.packages.get("vesalius"), importlib.metadata.version("vesalius")
+    if there is not None and _public(there) != _public(here):  # where it is not installed the wheel brings it
+        wrong.append(f"vesalius is {there} there and {here} here")
+    for text in _requirements():
+        requirement = Requirement(text)
+        there = found.packages.get(requirement.name)
+        if requirement.name in _EXACT:
+            continue
+        if there is None or not requirement.specifier.contains(there, prereleases=True):
+            here = importlib.metadata.version(requirement.name)
+            wrong.append(f"{requirement.name} is {there or 'not installed'} there and {here} here")
+    return wrong
 
 
 def _ask(cluster: Cluster, paths: Sequence[str], proof: Path) -> Report:

@@ -20,14 +20,14 @@ import re
 import time
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from vesalius.infra.services.credentials import keep
 from vesalius.platform.config import Settings, validate
 from vesalius.platform.errors import JobError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 Status = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED", "REFUSED", "LOST", "UNKNOWN"]
@@ -44,7 +44,6 @@ class Attempt(Settings):
 
     Attributes:
         submission: Ray's id for it.
-        session: of the cluster; another one later means that it was restarted.
         wheel: file name of the code.
         wheel_sha256: its digest.
         submitted: UTC, ISO 8601.
@@ -54,8 +53,9 @@ class Attempt(Settings):
         restart: whether the supervisor has submitted it.
     """
 
+    model_config = ConfigDict(extra="ignore")  # earlier versions wrote the cluster's session too
+
     submission: str
-    session: str
     wheel: str
     wheel_sha256: str
     submitted: str
@@ -102,6 +102,16 @@ class JobRecord(Settings):
     def last(self) -> Attempt:
         """The last attempt."""
         return self.attempts[-1]
+
+    def until(self, number: int) -> JobRecord:
+        """Return the record as it was up to an attempt, counted from one.
+
+        Raises:
+            JobError: there was no such attempt.
+        """
+        if not 1 <= number <= len(self.attempts):
+            raise JobError(f"job '{self.job}' has no attempt {number}: its attempts are 1 to {len(self.attempts)}")
+        return self.model_copy(update={"attempts": self.attempts[:number]})
 
     def changed(self, **changes: Any) -> JobRecord:
         """Return the record with its last attempt changed."""
@@ -227,13 +237,12 @@ def _taken(file: IO[str], how: int) -> bool:
     return True
 
 
-def settle(record: JobRecord, known: dict[str, Any] | None, session: str | None) -> JobRecord:
+def settle(record: JobRecord, known: Mapping[str, Any] | None) -> JobRecord:
     """Return a record with what its cluster says of the last attempt.
 
     Args:
         record: as kept.
         known: Ray's details by submission, or None where the cluster does not answer.
-        session: of the cluster, or None.
     """
     last = record.last
     if last.status in ENDED:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from vesalius.infra import services
 from vesalius.infra.jobs import environment
-from vesalius.infra.jobs.cluster import Cluster
+from vesalius.infra.jobs.cluster import ANSWER_SECONDS, Cluster
 from vesalius.infra.jobs.records import ENDED, Attempt, JobBook, JobRecord, restarts_left, settle, was_lost
 from vesalius.infra.jobs.wheel import Wheel, current_wheel, kept_wheel
-from vesalius.platform.errors import JobError, JobRefusedError, ServiceError
+from vesalius.platform.errors import ClusterGoneError, JobError, JobRefusedError, ServiceError
 from vesalius.platform.tracking import shown
 
 if TYPE_CHECKING:
@@ -28,25 +28,34 @@ TRACKED_AT = "VESALIUS_JOB_TRACKED_AT"
 """Tells a job where its runs are to be tracked where the address has a password, which does not travel."""
 
 _STOP_SECONDS = 60.0
+_LOOK_SECONDS = 20.0
+"""How long a look waits for each cluster: it is one of many looks, and what it does not hear now it hears later."""
 
 
-def reach(given: str | None, home: Path, *, check_version: bool = True) -> Cluster:
+def reach(given: str | None, home: Path, *, check_version: bool = True, seconds: float = ANSWER_SECONDS) -> Cluster:
     """Return the cluster that was given, else that of ``RAY_API_SERVER_ADDRESS``, else the home's own services.
 
+    Args:
+        given: its address.
+        home: of the services.
+        check_version: refuse another Ray than ours.
+        seconds: that it may send nothing while it is asked something.
+
     Raises:
+        ClusterGoneError: nothing takes connections there.
         JobError: there is none, it does not answer, or it is of another version.
-        ServiceError: the home's services were started and are gone.
+        ServiceError: the home's services are damaged, on another machine, or have no head yet.
     """
     asked = given or os.environ.get("RAY_API_SERVER_ADDRESS") or None
     own = services.jobs_access(home, asked)
     if own is not None:
-        return Cluster(own[0], headers=own[1], check_version=check_version)
+        return Cluster(own[0], headers=own[1], check_version=check_version, seconds=seconds)
     if asked is None:
         raise JobError(
             "there is no cluster to submit to: `vesalius up` starts one on this machine, --address http://HOST:8265 "
             "names one that runs"
         )
-    return Cluster(asked, check_version=check_version)
+    return Cluster(asked, check_version=check_version, seconds=seconds)
 
 
 def submit(
@@ -123,7 +132,8 @@ def retry(
         only_lost: leave it alone unless it was lost and may still be restarted, and count it as a restart.
 
     Raises:
-        JobError: there is no such job, it still runs or has come to its end, or the cluster cannot run it.
+        JobError: there is no such job, it still runs (or nobody says so) or has come to its end, or the cluster cannot
+            run it.
     """
     book = JobBook(home)
     record = book.read(job)
@@ -165,14 +175,14 @@ def stop(job: str, *, home: Path) -> JobRecord:
     with book.alone(job):
         record = book.read(job)
         cluster = reach(record.address, home)
-        record = settle(record, cluster.jobs(), cluster.session)
+        record = settle(record, cluster.jobs())
         if record.last.status in ("PENDING", "RUNNING"):
             cluster.stop(record.last.submission)
             deadline = time.monotonic() + _STOP_SECONDS
             while record.last.status in ("PENDING", "RUNNING") and time.monotonic() < deadline:
                 time.sleep(0.3)
                 found = cluster.job(record.last.submission)
-                record = settle(record, {} if found is None else {record.last.submission: found}, cluster.session)
+                record = settle(record, {} if found is None else {record.last.submission: found})
             if record.last.status in ("PENDING", "RUNNING"):
                 raise JobError(f"job '{job}' has not ended {_STOP_SECONDS:.0f} s after it was asked to: ask again")
         if was_lost(record.last):
@@ -189,7 +199,7 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
     records, silent = book.read_all()
     # After the records and before the clusters: a job whose submission is over by then is one that its cluster knows.
     left = {record.job for record in records if record.last.status in ENDED or book.is_held(record.job)}
-    known: dict[str, tuple[Mapping[str, Any] | None, str | None]] = {}
+    known: dict[str, Mapping[str, Any] | None] = {}
     settled = []
     for record in records:
         if record.job in left:
@@ -197,13 +207,13 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
             continue
         if record.address not in known:
             try:
-                cluster = reach(record.address, home, check_version=False)
-                known[record.address] = (cluster.jobs(), cluster.session)
+                cluster = reach(record.address, home, check_version=False, seconds=_LOOK_SECONDS)
+                known[record.address] = cluster.jobs()
             except (JobError, ServiceError) as error:
                 silent.append(str(error))
-                known[record.address] = (None, None)
-        found, session = known[record.address]
-        fresh = settle(record, None if found is None else dict(found), session)
+                known[record.address] = None
+        found = known[record.address]
+        fresh = settle(record, found)
         if found is not None and fresh != record:  # UNKNOWN is of this moment: it is not kept
             fresh = book.update(record.job, fresh.last)
         settled.append(fresh)
@@ -211,15 +221,24 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
 
 
 def _as_its_own_cluster_says(record: JobRecord, cluster: Cluster, home: Path) -> JobRecord:
-    """Return a record as the cluster says that has the last attempt; of another one's silence nothing follows."""
+    """Return a record as the cluster says that has the last attempt; of another one's silence nothing follows.
+
+    Raises:
+        JobError: that cluster is there and does not say; what is not known to have ended is begun nowhere else.
+    """
     if record.last.status in ENDED:
         return record
     if cluster.address != record.address:
         try:
-            cluster = reach(record.address, home, check_version=False)
-        except (JobError, ServiceError):
+            cluster = reach(record.address, home, check_version=False, seconds=_LOOK_SECONDS)
+            return settle(record, cluster.jobs())
+        except ClusterGoneError:
             return record.changed(status="LOST")  # whoever names another cluster knows that this one is gone
-    return settle(record, cluster.jobs(), cluster.session)
+        except (JobError, ServiceError) as error:
+            raise JobError(
+                f"whether job '{record.job}' still runs where it was submitted is not known: {error}"
+            ) from None
+    return settle(record, cluster.jobs())
 
 
 def _checked(
@@ -251,7 +270,6 @@ def _submit(record: JobRecord, cluster: Cluster, book: JobBook, wheel: Wheel, *,
     )
     attempt = Attempt(
         submission=submission,
-        session=cluster.session,
         wheel=wheel.path.name,
         wheel_sha256=wheel.sha256,
         submitted=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -274,7 +292,7 @@ def _submit(record: JobRecord, cluster: Cluster, book: JobBook, wheel: Wheel, *,
             submission,
             shlex.join(words),
             wheel=wheel.path,
-            environment={**record.environment, "VESALIUS_HOME": record.home, "VESALIUS_JOB": record.job},
+            environment={**record.environment, "VESALIUS_HOME": record.home, services.JOB: record.job},
             metadata={"job": record.job, "attempt": str(number), "wheel": wheel.path.name},
             cpus=record.cpus,
             gpus=record.gpus,

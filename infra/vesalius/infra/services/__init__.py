@@ -16,6 +16,6 @@
     joining.py      how the verbs come to use them
 """
 
-from vesalius.infra.services.joining import VARIABLE, jobs_access, join, join_tracking, study_storage
+from vesalius.infra.services.joining import JOB, JOB_SECONDS, VARIABLE, jobs_access, join, join_tracking, study_storage
 
-__all__ = ["VARIABLE", "jobs_access", "join", "join_tracking", "study_storage"]
+__all__ = ["JOB", "JOB_SECONDS", "VARIABLE", "jobs_access", "join", "join_tracking", "study_storage"]

@@ -30,7 +30,7 @@ def asked(request: str | urllib.request.Request, seconds: float) -> bytes:
         raise OSError(f"it does not answer in HTTP ({type(error).__name__})") from None
 
 
-def told(error: OSError | ValueError) -> str:
+def why_not(error: OSError | ValueError) -> str:
     """Return why :func:`asked` came to nothing; where a server says so itself, in its own words."""
     if isinstance(error, urllib.error.HTTPError):
         try:

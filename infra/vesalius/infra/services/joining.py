@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from vesalius.infra.services.state import TITLES, ServicesFolder, this_boot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from vesalius.infra.services.kinds import Services
@@ -23,7 +22,10 @@ VARIABLE = "VESALIUS_SERVICES"
 _NEEDED: tuple[Name, ...] = ("postgres", "mlflow", "ray")
 """Services without which a verb would do its work elsewhere."""
 
-_JOB_SECONDS, _BETWEEN_SECONDS = 180.0, 1.0
+JOB = "VESALIUS_JOB"
+"""Set in the environment of a job, to its name."""
+
+JOB_SECONDS, _BETWEEN_SECONDS = 180.0, 1.0
 """How long a job waits for one of them: a supervisor starts it again, and not a job that has ended in words."""
 
 
@@ -91,19 +93,27 @@ def jobs_access(home: Path, address: str | None) -> tuple[str, dict[str, str]] |
         address: that was asked for: their token goes to nobody else; None is whatever there is.
 
     Raises:
-        ServiceError: services were started and not stopped, and one of them is gone.
+        ServiceError: services run, and their head is not among them yet.
+        ClusterGoneError: their head has ended without having been stopped.
     """
     folder = ServicesFolder(home)
     state = folder.read()
-    if state is None or (address is not None and not _is_head(address, state)):
-        return None
-    services = _services(home)
-    if services is None:
+    if _is_off() or state is None or not state.running or (address is not None and not _is_head(address, state)):
         return None
     from vesalius.infra.services import credentials
+    from vesalius.infra.services.kinds import Services
+    from vesalius.platform.errors import ClusterGoneError, ServiceError
 
-    token = credentials.kept_or_made(services.folder.secrets / "ray_token")
-    return address or services.url("ray"), {"Authorization": f"Bearer {token}"}
+    # The other services are nothing to a cluster: a job runs on, and is heard of, without them.
+    head = state.running.get("ray")
+    if head is None:
+        raise ServiceError(f"{TITLES['ray']} of {home} is not up: wait where `vesalius up` is at work, else call it")
+    if _has_ended(head, state):  # another process may have its port by now, and is not to have the token
+        raise ClusterGoneError(
+            f"{TITLES['ray']} of {home} ended without `vesalius down`: `vesalius up` starts it again"
+        )
+    token = credentials.kept_or_made(folder.secrets / "ray_token")
+    return address or Services(folder, state.settings).url("ray"), {"Authorization": f"Bearer {token}"}
 
 
 def _is_head(address: str, state: ServicesState) -> bool:
@@ -121,36 +131,77 @@ def _is_head(address: str, state: ServicesState) -> bool:
     return port == state.settings.ports.get("ray_dashboard") and (host == ours or is_loopback(host))
 
 
+def _is_off() -> bool:
+    return os.environ.get(VARIABLE, "").strip().lower() == "off"
+
+
 def _services(home: Path) -> Services | None:
-    if os.environ.get(VARIABLE, "").strip().lower() == "off":
+    """Return the services that a verb uses, or None where it is to use none.
+
+    Raises:
+        ServiceError: one of them is gone or not there yet; a job waits for it first.
+    """
+    if _is_off():
         return None
     folder = ServicesFolder(home)
     if not (folder.path / "state.json").is_file():  # most homes: nothing is imported for them
         return None
-    state = folder.read()
-    if state is None or not state.running:
-        return None
-    from vesalius.infra.services.kinds import Services
     from vesalius.platform.errors import ServiceError
 
-    deadline = time.monotonic() + (_JOB_SECONDS if "VESALIUS_JOB" in os.environ else 0.0)
-    while dead := _dead(state):
+    deadline = time.monotonic() + (JOB_SECONDS if JOB in os.environ else 0.0)
+    while True:
+        state = folder.read()
+        if state is None or not state.running:
+            return None
+        from vesalius.infra.services.kinds import Services
+
+        services = Services(folder, state.settings)
+        problem = _problem(services, state)
+        if problem is None:
+            return services
         if time.monotonic() >= deadline:
             raise ServiceError(
-                f"{' and '.join(dead)} of {home} ended without `vesalius down`: `vesalius up` starts it again, "
-                "`vesalius down` goes back to files and this machine's own cores"
+                f"{problem}: `vesalius up` starts it again, `vesalius down` goes back to files and this machine's own "
+                "cores"
             )
         time.sleep(_BETWEEN_SECONDS)
-        state = folder.read() or state
-    return Services(folder, state.settings)
 
 
-def _dead(state: ServicesState) -> list[str]:
-    """Return which services that a verb needs have ended, as far as it can be seen on this machine."""
+def _problem(services: Services, state: ServicesState) -> str | None:
+    """Return which services that a verb needs are not there, as far as it can be seen on this machine.
+
+    While ``up`` is at work it has noted only what runs, and what it has just started does not answer yet. So what is
+    young is asked; a job, which can wait, asks them all.
+    """
+    from vesalius.infra.services.lifecycle import STARTING_SECONDS
+
+    if _is_elsewhere(state):
+        return None
+    ended, silent = [], []
+    for name in services.names:
+        one = state.running.get(name)
+        if name not in _NEEDED:
+            continue
+        if one is None:
+            silent.append(TITLES[name])
+        elif _has_ended(one, state):
+            ended.append(TITLES[name])
+        elif (JOB in os.environ or time.time() - one.created < STARTING_SECONDS) and services.problem(name) is not None:
+            silent.append(TITLES[name])
+    home = services.folder.home
+    if ended:
+        return f"{' and '.join(ended)} of {home} ended without `vesalius down`"
+    if silent:
+        return f"{' and '.join(silent)} of {home} does not answer, or not yet (see `vesalius status`)"
+    return None
+
+
+def _is_elsewhere(state: ServicesState) -> bool:
+    """Return whether services run on another machine, whose processes cannot be seen from here."""
+    return this_boot().partition("/")[0] != state.boot.partition("/")[0]
+
+
+def _has_ended(one: Running, state: ServicesState) -> bool:
     from vesalius.infra.services import processes
 
-    here = this_boot()
-    if here.partition("/")[0] != state.boot.partition("/")[0]:
-        return []
-    needed: Mapping[Name, Running] = {name: one for name, one in state.running.items() if name in _NEEDED}
-    return [TITLES[name] for name, one in needed.items() if state.boot != here or not processes.is_alive(one)]
+    return not _is_elsewhere(state) and (state.boot != this_boot() or not processes.is_alive(one))

@@ -17,7 +17,7 @@ import psutil
 
 from vesalius.infra.services import credentials, database
 from vesalius.infra.services.addresses import clients_host, is_loopback
-from vesalius.infra.services.asking import asked, told
+from vesalius.infra.services.asking import asked, why_not
 from vesalius.platform.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -206,7 +206,9 @@ class Services:
     def _supervisor(self) -> Plan:
         self.folder.beat.unlink(missing_ok=True)  # an earlier one's
         command = [sys.executable, "-m", "vesalius.infra.supervisor", "--home", str(self.folder.home)]
-        return Plan(command, _environment(), self.url("supervisor"))
+        # It has more to look after than one server that does not answer, and tries again by itself.
+        patience = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+        return Plan(command, {**_environment(), **patience}, self.url("supervisor"))
 
     def _beat_problem(self) -> str | None:
         """Return what is wrong with the supervisor, which answers nobody: how long it has not looked."""
@@ -249,5 +251,5 @@ def _ask(url: str) -> str | None:
     try:
         asked(url, _ASKING_SECONDS)
     except (OSError, ValueError) as error:
-        return told(error)
+        return why_not(error)
     return None

@@ -15,7 +15,7 @@ from vesalius.infra.services import credentials, database, ports, processes, red
 from vesalius.infra.services.addresses import is_loopback
 from vesalius.infra.services.asking import asked
 from vesalius.infra.services.kinds import STOP_SECONDS, Services
-from vesalius.infra.services.state import NAMES, TITLES, ServicesFolder, ServicesState, present, this_boot
+from vesalius.infra.services.state import NAMES, PROBE, TITLES, ServicesFolder, ServicesState, present, this_boot
 from vesalius.platform.errors import ServiceError, SettingError
 from vesalius.platform.progress import silent
 
@@ -252,6 +252,8 @@ def _link_logs(services: Services) -> None:
 def _keep_job_logs(folder: ServicesFolder, logs: Path) -> None:
     """Keep what jobs of an earlier head have written last: why one was lost stands there alone."""
     for log in logs.glob(f"{_JOB_LOG}*.log"):
+        if log.name.startswith(f"{_JOB_LOG}{PROBE}-"):
+            continue
         kept = folder.job_log(log.stem.removeprefix(_JOB_LOG))
         with contextlib.suppress(OSError):
             kept.parent.mkdir(exist_ok=True)

@@ -41,6 +41,10 @@ TITLES: Mapping[Name, str] = {
 }
 
 
+PROBE = "vesalius-probe"
+"""Begins the name of a job of a second, which asks a cluster what it has; what it wrote is of no interest later."""
+
+
 class ServiceSettings(Settings):
     """How services run; kept with them, so that a second ``up`` needs no options.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.services.addresses import is_loopback
-from vesalius.infra.services.asking import asked, told
+from vesalius.infra.services.asking import asked, why_not
 from vesalius.platform.cluster import available_cores, joins_another, session
 from vesalius.platform.errors import RunError, SettingError
 from vesalius.platform.progress import silent
@@ -136,8 +136,8 @@ def until_told(server: Running) -> None:
             except (OSError, ValueError) as error:
                 if time.monotonic() - answered > _LOST_SECONDS:
                     raise RunError(
-                        f"the server at {server.address} is gone ({told(error)}): its application was taken from Ray "
-                        "Serve, or the cluster is away; serve the model again"
+                        f"the server at {server.address} is gone ({why_not(error)}): its application was taken from "
+                        "Ray Serve, or the cluster is away; serve the model again"
                     ) from None
     finally:
         for number, handler in earlier.items():
@@ -182,7 +182,7 @@ def _when_ready(address: str) -> dict[str, Any]:
             model: dict[str, Any] = json.loads(asked(f"{address}/readyz", _ASKING_SECONDS))["model"]
             return model
         except (OSError, ValueError) as error:
-            said = told(error)
+            said = why_not(error)
         if "(it is being loaded)" not in said and "no model is loaded yet (" in said:
             break
         time.sleep(0.2)

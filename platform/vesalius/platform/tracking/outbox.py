@@ -49,9 +49,9 @@ class Outbox:
             uri: the tracking store.
             run_id: the run's id in MLflow.
         """
+        self.uri = uri
         self._folder = folder
         self._path = folder / _OUTBOX
-        self._uri = uri
         self._run_id = run_id
 
     def log_metrics(self, metrics: Mapping[str, float | None]) -> None:
@@ -89,7 +89,7 @@ class Outbox:
         with self._alone():
             journal = training_journal(self._folder)
             if journal.is_file() and journal.stat().st_size:
-                with RunLogger(self._uri, self._run_id, unsent=journal) as logger:
+                with RunLogger(self.uri, self._run_id, unsent=journal) as logger:
                     logger.flush()
             messages = self._read()
             while messages:
@@ -134,6 +134,6 @@ class Outbox:
     def _send(self, message: dict[str, Any]) -> None:
         # With the time at which it was said: sent twice, where an answer was lost, it is one value all the same.
         if "metrics" in message:
-            log_metrics(self._uri, self._run_id, message["metrics"], timestamp=message["timestamp"])
+            log_metrics(self.uri, self._run_id, message["metrics"], timestamp=message["timestamp"])
         if message.get("status") in get_args(RunStatus):
-            end_run(self._uri, self._run_id, message["status"], timestamp=message["timestamp"])
+            end_run(self.uri, self._run_id, message["status"], timestamp=message["timestamp"])
