@@ -1,6 +1,14 @@
 """MLflow runs: where they are kept, started, logged to and ended. MLflow is imported when it is first needed."""
 
-from vesalius.platform.tracking.connection import answering, client, is_tracking_off, shown, tracking_uri, with_password
+from vesalius.platform.tracking.connection import (
+    LOGIN_FOR,
+    answering,
+    client,
+    is_tracking_off,
+    shown,
+    tracking_uri,
+    with_password,
+)
 from vesalius.platform.tracking.logger import RunLogger, artifact_name, metric_key
 from vesalius.platform.tracking.outbox import Outbox, outboxes, training_journal
 from vesalius.platform.tracking.runs import (
@@ -18,6 +26,7 @@ from vesalius.platform.tracking.runs import (
 )
 
 __all__ = [
+    "LOGIN_FOR",
     "Outbox",
     "RunLogger",
     "TrackedRun",
