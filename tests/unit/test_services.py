@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import os
 import socket
@@ -24,7 +25,7 @@ from vesalius.infra.services.addresses import clients_host, is_loopback
 from vesalius.infra.services.kinds import Services, allowed_hosts
 from vesalius.infra.services.state import NAMES, Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
 from vesalius.platform import tracking
-from vesalius.platform.errors import ServiceError, SettingError
+from vesalius.platform.errors import DiskSpaceError, ServiceError, SettingError
 from vesalius.platform.registry.records import current_user
 
 if TYPE_CHECKING:
@@ -372,6 +373,24 @@ def test_mlflow_is_started_for_the_names_that_it_is_called_by(
 def test_mlflow_unpacks_no_pickle(folder: ServicesFolder) -> None:
     plan = Services(folder, ServiceSettings(ports=dict(ports.PORTS))).plan("mlflow")
     assert plan.environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, DiskSpaceError), (errno.EDQUOT, DiskSpaceError), (errno.EIO, OSError)]
+)
+def test_what_cannot_be_written_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    path = credentials.keep(tmp_path / "job.json", "before")
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(error, match=f"{path}: the disk or quota is full" if error is DiskSpaceError else "error"):
+        credentials.keep(path, "after")
+    assert [one.name for one in tmp_path.iterdir()] == ["job.json"]
+    assert path.read_text() == "before"
 
 
 # ---- joining

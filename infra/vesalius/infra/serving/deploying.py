@@ -88,8 +88,8 @@ def check_room(settings: ServingSettings) -> None:
     grows = any(most.get(name, 0.0) > sum(node.get(name, 0.0) for node in nodes) + 1e-6 for name in ("CPU", "GPU"))
     if not grows and not _fits(settings, nodes):  # of nodes to come nobody knows what each will have
         raise RunError(
-            f"there is no room for {_asked(settings)} on {_amount(most)} of {len(nodes)} node(s), each scorer on one of "
-            f"them: {_ADVICE}"
+            f"there is no room for {_asked(settings)} on {_amount(most)} of {len(nodes)} node(s), each scorer on one "
+            f"of them: {_ADVICE}"
         )
 
 
