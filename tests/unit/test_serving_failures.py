@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import socket
 import threading
 import zipfile
@@ -93,6 +94,38 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_left_behind(model: Path, mon
             patch.setattr(answering, "write_native", fails)
             assert_full(await ask(app, answer["result"]["map"], method="GET"))
             assert_full(await ask(app, "/v1/score?answer=both", BODY))
+
+    serve(model, talk)
+
+
+@pytest.mark.parametrize("part", ["map.nii.gz", "view"])
+def test_an_answer_that_is_removed_while_it_is_fetched_is_no_failure_of_the_disk(
+    model: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    async def talk(app: Any, service: Service) -> None:
+        place = json.loads((await ask(app, "/v1/score", BODY))[2])["result"]["map"].replace("map.nii.gz", part)
+        with monkeypatch.context() as patch:
+
+            def fails(*_: Any) -> None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            patch.setattr(np, "load", fails)
+            status, _, content = await ask(app, place, method="GET")
+            assert (status, sentence(content)) == (
+                503,
+                "the server's disk failed (Input/output error): try again later",
+            )
+        get = service.results.get
+
+        def swept(name: str) -> Any:
+            kept = get(name)
+            shutil.rmtree(kept.folder)
+            return kept
+
+        monkeypatch.setattr(service.results, "get", swept)
+        status, _, content = await ask(app, place, method="GET")
+        assert status == 404
+        assert sentence(content).startswith("there is no such result")
 
     serve(model, talk)
 
