@@ -33,6 +33,9 @@ _UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_event_stats": "0"}
 
 _CGROUP = Path("/sys/fs/cgroup")
 
+_given: dict[str, str] = {}
+"""What :func:`session` has put into the environment for a runtime that it began."""
+
 _own = threading.Event()
 """Set while a runtime lives that :func:`session` began on this machine: there is one a process."""
 
@@ -79,7 +82,21 @@ def _let_no_one_else_in() -> None:
     cluster from then on.
     """
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        _given["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _forget_own_token() -> None:
+    """Take back the token of an earlier runtime of our own: Ray would offer it to the cluster that is joined now."""
+    token = _given.pop("RAY_AUTH_TOKEN", None)
+    if token is None or os.environ.get("RAY_AUTH_TOKEN") != token:
+        return
+    from ray._raylet import AuthenticationTokenLoader, Config  # Ray keeps both, and has no public way to look anew
+
+    del os.environ["RAY_AUTH_TOKEN"]
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.pop("RAY_AUTH_MODE", None)  # set by Ray, for that runtime
+    Config.initialize("")  # first: whoever finds the mode without a token ends the process
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
@@ -103,6 +120,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray's own start-up
         if os.environ.get("RAY_ADDRESS"):
+            _forget_own_token()
             try:
                 ray.init(log_to_driver=False, logging_level="ERROR")
             except ConnectionError:
