@@ -29,17 +29,52 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(monkeypatch: pytest.Monkey
         pass
 
 
-def test_a_runtime_that_does_not_come_up_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(**options: object) -> None:
-        # Of Ray 2.60 on a machine that had no time for it.
-        raise Exception("The current node timed out during startup. This could happen because some raylet failed.")
+class Starts:
+    """Begins runtimes as Ray 2.60 does on a machine that has no time for the first few of them."""
 
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", init)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    wanted = r"Ray did not start on this machine \(The current node timed out during startup\): nothing was begun"
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        starts = self
+
+        class Node:
+            def __init__(self) -> None:
+                self.number = len(starts.begun) + 1
+                starts.begun.append(self.number)
+                if self.number <= failing:
+                    raise Exception("The current node timed out during startup. This could happen because of much.")
+
+            def kill_all_processes(self, **_: bool) -> None:
+                starts.ended.append(self.number)
+
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        monkeypatch.setattr("ray._private.node.Node", Node)
+        monkeypatch.setattr("ray.init", lambda **_: Node())
+        monkeypatch.setattr("ray.shutdown", lambda: None)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_a_runtime_that_does_not_come_up_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(monkeypatch, failing=2)
+    wanted = (
+        r"Ray did not start on this machine \(The current node timed out during startup\), twice: nothing was begun"
+    )
     with pytest.raises(RunError, match=wanted), cluster.session():
         pass
+    assert starts.begun == starts.ended == [1, 2]
+
+
+def test_a_runtime_that_comes_up_at_the_second_try_is_held(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starts = Starts(monkeypatch, failing=1)
+    with cluster.session():
+        assert not cluster.joins_another()
+        assert starts.begun == [1, 2]
+        assert starts.ended == [1], "what was begun in vain takes no time from the next"
+    assert [record.getMessage() for record in caplog.records] == [
+        "Ray did not start on this machine (The current node timed out during startup): trying once more"
+    ]
 
 
 _OF_OTHER_VERSIONS = RuntimeError(
