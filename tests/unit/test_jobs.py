@@ -369,15 +369,15 @@ def _details(status: str, code: int | None = None, message: str = "") -> Any:
 
 
 def test_what_a_cluster_says_is_kept() -> None:
-    assert records.settle(_record(), {"s-1": _details("RUNNING", message="is running")}, "one").last.message == ""
-    failed = records.settle(_record(), {"s-1": _details("FAILED", 2, "long log")}, "one").last
+    assert records.settle(_record(), {"s-1": _details("RUNNING", message="is running")}).last.message == ""
+    failed = records.settle(_record(), {"s-1": _details("FAILED", 2, "long log")}).last
     assert (failed.status, failed.exit_code, failed.message) == ("FAILED", 2, "")
-    died = records.settle(_record(), {"s-1": _details("FAILED", None, "node  died\n")}, "one").last
+    died = records.settle(_record(), {"s-1": _details("FAILED", None, "node  died\n")}).last
     assert (died.status, died.message) == ("FAILED", "node died")
-    assert records.settle(_record(), {}, "two").last.status == "LOST"
-    assert records.settle(_record(), None, None).last.status == "UNKNOWN"
+    assert records.settle(_record(), {}).last.status == "LOST"
+    assert records.settle(_record(), None).last.status == "UNKNOWN"
     ended = _record().changed(status="SUCCEEDED", exit_code=0)
-    assert records.settle(ended, {}, "two") == ended, "a restarted cluster takes nothing back"
+    assert records.settle(ended, {}) == ended, "a restarted cluster takes nothing back"
 
 
 def test_a_job_is_gone_on_with_where_there_is_something_to(tmp_path: Path) -> None:

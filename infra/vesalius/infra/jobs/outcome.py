@@ -24,7 +24,7 @@ def follow(record: JobRecord, cluster: Cluster, home: Path, write: Callable[[str
         JobError: the cluster does not answer any more, or has forgotten the job.
     """
     found = cluster.follow(record.last.submission, _without_outcome(write))
-    record = settle(record, {record.last.submission: found}, cluster.session)
+    record = settle(record, {record.last.submission: found})
     JobBook(home).update(record.job, record.last)
     return came_to(record, cluster)
 

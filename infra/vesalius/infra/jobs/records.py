@@ -27,7 +27,7 @@ from vesalius.platform.config import Settings, validate
 from vesalius.platform.errors import JobError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 Status = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED", "REFUSED", "LOST", "UNKNOWN"]
@@ -227,13 +227,12 @@ def _taken(file: IO[str], how: int) -> bool:
     return True
 
 
-def settle(record: JobRecord, known: dict[str, Any] | None, session: str | None) -> JobRecord:
+def settle(record: JobRecord, known: Mapping[str, Any] | None) -> JobRecord:
     """Return a record with what its cluster says of the last attempt.
 
     Args:
         record: as kept.
         known: Ray's details by submission, or None where the cluster does not answer.
-        session: of the cluster, or None.
     """
     last = record.last
     if last.status in ENDED:

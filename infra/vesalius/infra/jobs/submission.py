@@ -165,14 +165,14 @@ def stop(job: str, *, home: Path) -> JobRecord:
     with book.alone(job):
         record = book.read(job)
         cluster = reach(record.address, home)
-        record = settle(record, cluster.jobs(), cluster.session)
+        record = settle(record, cluster.jobs())
         if record.last.status in ("PENDING", "RUNNING"):
             cluster.stop(record.last.submission)
             deadline = time.monotonic() + _STOP_SECONDS
             while record.last.status in ("PENDING", "RUNNING") and time.monotonic() < deadline:
                 time.sleep(0.3)
                 found = cluster.job(record.last.submission)
-                record = settle(record, {} if found is None else {record.last.submission: found}, cluster.session)
+                record = settle(record, {} if found is None else {record.last.submission: found})
             if record.last.status in ("PENDING", "RUNNING"):
                 raise JobError(f"job '{job}' has not ended {_STOP_SECONDS:.0f} s after it was asked to: ask again")
         if was_lost(record.last):
@@ -189,7 +189,7 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
     records, silent = book.read_all()
     # After the records and before the clusters: a job whose submission is over by then is one that its cluster knows.
     left = {record.job for record in records if record.last.status in ENDED or book.is_held(record.job)}
-    known: dict[str, tuple[Mapping[str, Any] | None, str | None]] = {}
+    known: dict[str, Mapping[str, Any] | None] = {}
     settled = []
     for record in records:
         if record.job in left:
@@ -197,13 +197,12 @@ def refresh(home: Path) -> tuple[list[JobRecord], list[str]]:
             continue
         if record.address not in known:
             try:
-                cluster = reach(record.address, home, check_version=False)
-                known[record.address] = (cluster.jobs(), cluster.session)
+                known[record.address] = reach(record.address, home, check_version=False).jobs()
             except (JobError, ServiceError) as error:
                 silent.append(str(error))
-                known[record.address] = (None, None)
-        found, session = known[record.address]
-        fresh = settle(record, None if found is None else dict(found), session)
+                known[record.address] = None
+        found = known[record.address]
+        fresh = settle(record, found)
         if found is not None and fresh != record:  # UNKNOWN is of this moment: it is not kept
             fresh = book.update(record.job, fresh.last)
         settled.append(fresh)
@@ -219,7 +218,7 @@ def _as_its_own_cluster_says(record: JobRecord, cluster: Cluster, home: Path) ->
             cluster = reach(record.address, home, check_version=False)
         except (JobError, ServiceError):
             return record.changed(status="LOST")  # whoever names another cluster knows that this one is gone
-    return settle(record, cluster.jobs(), cluster.session)
+    return settle(record, cluster.jobs())
 
 
 def _checked(
