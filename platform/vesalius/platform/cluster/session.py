@@ -94,7 +94,8 @@ def _forget_own_token() -> None:
     token = _given.pop("RAY_AUTH_TOKEN", None)
     if token is None or os.environ.get("RAY_AUTH_TOKEN") != token:
         return
-    from ray._raylet import AuthenticationTokenLoader, Config  # Ray keeps both, and has no public way to look anew
+    # Ray keeps both, and has no public way to look anew.
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
 
     del os.environ["RAY_AUTH_TOKEN"]
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
