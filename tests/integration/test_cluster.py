@@ -64,6 +64,40 @@ def test_nobody_else_is_let_into_a_runtime_of_our_own(ray_session: None) -> None
     assert answers == {"ours": "in", "nothing": "refused", "a guess": "refused"}
 
 
+_LATE = """
+import psutil
+import ray
+from ray._private import services
+from vesalius.platform import cluster
+
+found, asked = services.get_node, []
+
+
+def get_node(*arguments, **options):
+    asked.append(1)
+    if len(asked) == 1:
+        raise Exception("The current node timed out during startup. This could happen because some raylet failed.")
+    return found(*arguments, **options)
+
+
+services.get_node = get_node
+with cluster.session(1):
+    one = ray.get(ray.remote(lambda: 1).remote())
+    alive = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    names = [child.name() for child in alive]
+    print(one, names.count("raylet"), names.count("gcs_server"))
+"""
+
+
+@pytest.mark.long
+def test_a_runtime_that_comes_up_late_is_begun_anew_and_leaves_no_process() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", _LATE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout.split() == ["1", "1", "1"], done.stderr[-2000:]
+    assert "trying once more" in done.stderr
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_tasks_hand_over_results_and_errors(num_workers: int, ray_session: None) -> None:
     seen: list[tuple[int, int]] = []

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import resource
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vesalius.platform.errors import DiskSpaceError
+from vesalius.platform.registry.champions import alone
 from vesalius.platform.registry.line import fold, moved_line
 from vesalius.platform.registry.records import Entry, PromotionRecord, current_user, one_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def entry(number: int, kind: Any, version: str, follows: int, **more: Any) -> Entry:
@@ -89,6 +96,21 @@ def test_whoever_reads_a_part_of_the_log_reads_the_same_of_it(plan: list[tuple[s
     for one in whole:
         if not one.overtaken:
             assert one.record.follows == max(head for head in heads if head < one.number)
+
+
+def test_a_full_disk_keeps_a_promotion_from_beginning(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # a full disk says much the same
+    try:
+        said = pytest.raises(DiskSpaceError, match=r"promote-brain\.lock: the disk or quota is full")
+        with said, alone(tmp_path, "brain"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with alone(tmp_path, "brain") as first:
+        pass
+    with alone(tmp_path, "brain") as second:
+        assert first == second
 
 
 def test_who_is_asking_is_one_line_of_text(monkeypatch: Any) -> None:

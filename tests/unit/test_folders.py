@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vesalius.infra.folders import Case, cases_in, results
+from vesalius.infra.folders import Case, cases_in, results, scoring
 from vesalius.infra.folders.results import clear_partial, keep_result, kept_result
 from vesalius.platform.errors import SettingError, StoreError
 
@@ -153,3 +153,25 @@ def test_a_result_of_another_format_is_none(tmp_path: Path, answer: Any) -> None
     (tmp_path / "anna").mkdir()
     with pytest.raises(StoreError, match="is no result of this command"):
         keep_result(tmp_path, case, "key", answer)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError),
+        (RuntimeError("a defect"), RuntimeError),
+    ],
+)
+def test_torchs_want_of_memory_has_the_name_by_which_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(scoring, "load_model", lambda *_: (None, None))
+    monkeypatch.setattr(scoring, "key_of", lambda *_: "key")
+    monkeypatch.setattr(scoring, "score_with", fail)
+    work = scoring.FolderWork(model=tmp_path, out=tmp_path, device="cpu")()
+    with pytest.raises(Exception, match=str(error)) as raised:
+        work(Case(name="anna", files=()))
+    assert type(raised.value) is expected

@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from vesalius.platform.cluster import holding
 from vesalius.platform.cluster.holding import map_held
+from vesalius.platform.cluster.queueing import ShortOfMemory
 from vesalius.platform.errors import WorkerLostError, told
 
 if TYPE_CHECKING:
@@ -192,6 +193,29 @@ def test_where_memory_runs_out_the_actors_become_fewer(cluster: Cluster) -> None
     assert dict(map_held(make, range(40), num_workers=4)) == {item: item for item in range(40)}
     assert living[0] > 2
     assert set(living[-20:]) == {2}
+
+
+@pytest.mark.parametrize("num_workers", [0, 4])
+def test_what_is_short_of_memory_is_tried_with_fewer_and_then_taken_as_it_is(
+    cluster: Cluster, num_workers: int
+) -> None:
+    beside: dict[int, list[int]] = {4: [], 20: []}
+
+    def make() -> Callable[[int], int | ShortOfMemory]:
+        def work(item: int) -> int | ShortOfMemory:
+            if item in beside:
+                beside[item].append(len(cluster.living) - 1)
+            return ShortOfMemory(-item) if item == 20 or (item == 4 and len(cluster.living) > 1) else item
+
+        return work
+
+    outcomes = dict(map_held(make, range(40), num_workers=num_workers))
+    assert outcomes == {**{item: item for item in range(40)}, 20: -20}
+    if num_workers:
+        assert beside[4][0] == 3
+        assert beside[20][-1] == 0
+        assert len(beside[20]) == 3
+        assert sum(actor.state == "dead" for actor in cluster.actors) == len(cluster.actors) == 4
 
 
 def test_nothing_to_do_starts_nothing(cluster: Cluster) -> None:

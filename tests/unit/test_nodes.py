@@ -192,7 +192,8 @@ class Groups:
         self.again.append(again)
         return run.spec.num_workers
 
-    def fit(self, run: RunFolder, config: dict[str, Any], *_: Any, **__: Any) -> Exception | None:
+    def fit(self, run: RunFolder, config: dict[str, Any], name: str, *_: Any, **__: Any) -> Exception | None:
+        (run.path / "ray" / name).mkdir(parents=True)
         assert not (run.path / "failure.json").exists(), "workers that find one begin nothing"
         assert config["attempt"] == run.attempt
         self.lost.append(config["lost"])
@@ -241,7 +242,9 @@ def test_a_busy_cluster_is_waited_for(
 
 def test_waiting_is_no_loss_between_losses(train: Callable[[Groups, int], RunFolder]) -> None:
     groups = Groups([RuntimeError("one"), _busy(), _busy(), RuntimeError("two"), None])
-    assert train(groups, 2).state == "finished"
+    run = train(groups, 2)
+    assert run.state == "finished"
+    assert len(list((run.path / "ray").iterdir())) == 3, "of a group that only waited no folder is left"
     assert groups.again == [False, True, True, True, True]
     assert groups.lost == ["", "one", "one", "one", "two"]
 

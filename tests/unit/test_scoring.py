@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import nibabel
@@ -16,6 +17,8 @@ import pytest
 import torch
 from scipy import ndimage
 
+from vesalius.platform.cluster import scoring as splits
+from vesalius.platform.cluster.queueing import ShortOfMemory
 from vesalius.platform.contracts import CohortFacts, Effort, Method, MethodSettings, Score, Volume
 from vesalius.platform.errors import CohortError, DivergenceError, ModelError, SettingError, StoreError
 from vesalius.platform.evaluation import Threshold
@@ -594,3 +597,31 @@ def test_a_record_that_leads_elsewhere_is_not_read(name: str) -> None:
     assert ScoreRecord.model_validate({**facts, "subject_id": "sub-01"}).subject_id == "sub-01"
     with pytest.raises(ValidationError, match="cannot be a subject id"):
         ScoreRecord.model_validate({**facts, "subject_id": name})
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_a_worker_that_is_short_of_memory_says_so_beside_what_it_has_scored(
+    toy_store: CohortStore, toy: Toy, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    large, *others = names = [record.subject_id for record in toy_store.subjects("test")]
+
+    def score(volumes: Sequence[Volume], *, effort: Effort = "full") -> Sequence[Score]:
+        if len(volumes) > 1 or volumes[0].subject_id == large:
+            raise error
+        return Toy.score(toy, volumes, effort=effort)
+
+    monkeypatch.setattr(splits, "load_model", lambda *_: (toy, SimpleNamespace(method="toy")))
+    monkeypatch.setattr(splits, "resolve", lambda _: {})
+    monkeypatch.setattr(toy, "score", score)
+    work = splits.SplitWork(model=Path("model"), methods="", store=toy_store.path, device="cpu")()
+    short = work(names)
+    assert isinstance(short, ShortOfMemory)
+    assert [(one.subject_id, bool(one.problem), one.score is None) for one in short.result] == [
+        (large, True, True),
+        *((name, False, False) for name in others),
+    ]
+    whole = work(others)
+    assert isinstance(whole, list), "what could be scored one by one is not tried again"
+    assert not any(one.problem for one in whole)

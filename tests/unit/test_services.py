@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import http.server
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +24,8 @@ from vesalius.infra.services import credentials, database, inspection, lifecycle
 from vesalius.infra.services.addresses import clients_host, is_loopback
 from vesalius.infra.services.kinds import Services, allowed_hosts
 from vesalius.infra.services.state import NAMES, Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
-from vesalius.platform.errors import ClusterGoneError, ServiceError, SettingError
+from vesalius.platform import tracking
+from vesalius.platform.errors import ClusterGoneError, DiskSpaceError, ServiceError, SettingError
 from vesalius.platform.registry.records import current_user
 
 if TYPE_CHECKING:
@@ -29,7 +34,15 @@ if TYPE_CHECKING:
 
 _VARIABLES = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-    *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "VESALIUS_SERVICES", "VESALIUS_USER", "VESALIUS_JOB"),
+    *(
+        "VESALIUS_LOGIN_FOR",
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "VESALIUS_SERVICES",
+        "VESALIUS_USER",
+        "VESALIUS_JOB",
+    ),
 )
 _PARENT = """
 import subprocess, sys, time
@@ -363,6 +376,24 @@ def test_mlflow_unpacks_no_pickle(folder: ServicesFolder) -> None:
     assert plan.environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, DiskSpaceError), (errno.EDQUOT, DiskSpaceError), (errno.EIO, OSError)]
+)
+def test_what_cannot_be_written_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    path = credentials.keep(tmp_path / "job.json", "before")
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(error, match=f"{path}: the disk or quota is full" if error is DiskSpaceError else "error"):
+        credentials.keep(path, "after")
+    assert [one.name for one in tmp_path.iterdir()] == ["job.json"]
+    assert path.read_text() == "before"
+
+
 # ---- joining
 
 
@@ -381,6 +412,7 @@ def test_verbs_use_the_services_of_their_home(folder: ServicesFolder, environmen
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5055"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "admin"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == (folder.secrets / "mlflow_password").read_text()
+    assert "127.0.0.1:5055" in os.environ[tracking.LOGIN_FOR].split()
     assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6379"
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert (folder.secrets / "ray_token").samefile(os.environ["RAY_AUTH_TOKEN_PATH"])
@@ -399,6 +431,65 @@ def test_who_promotes_is_not_the_login_of_the_services(
     services.join(_joined_home(folder, auth=True))
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == (login or "admin")
     assert current_user() == (login or "ada")
+
+
+@pytest.fixture
+def trackers() -> Iterator[list[tuple[str, list[str | None]]]]:
+    """Give two servers that answer whatever MLflow asks, each with its address and the logins that it was sent."""
+    with contextlib.ExitStack() as stack:
+        made = []
+        for _ in range(2):
+            logins: list[str | None] = []
+
+            class Answering(http.server.BaseHTTPRequestHandler):
+                heard = logins
+
+                def do_GET(self) -> None:
+                    self.heard.append(self.headers["Authorization"])
+                    self.rfile.read(int(self.headers["Content-Length"] or 0))
+                    self.send_response(200)
+                    self.send_header("Content-Length", "2")
+                    self.end_headers()
+                    self.wfile.write(b"{}")
+
+                do_POST = do_GET
+
+                def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
+
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering))
+            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            made.append((f"http://127.0.0.1:{server.server_port}", logins))
+        yield made
+
+
+def test_the_login_goes_to_the_services_alone(
+    folder: ServicesFolder, environment: pytest.MonkeyPatch, trackers: list[tuple[str, list[str | None]]]
+) -> None:
+    (ours, to_us), (other, to_others) = trackers
+    port = int(ours.rpartition(":")[2])
+    settings = ServiceSettings(ports={**ports.PORTS, "mlflow": port}, auth=True, allowed_hosts=("proxy.example",))
+    for name, value in Services(folder, settings).cluster_environment().items():
+        environment.setenv(name, value)  # as a job finds it
+    tracking.client(ours)
+    assert to_us
+    assert all(login is not None and login.startswith("Basic ") for login in to_us)
+    tracking.client(other)
+    assert to_others
+    assert set(to_others) == {None}
+    del to_us[:]
+    tracking.client(ours).search_experiments()
+    assert len(to_us) == 1
+    assert to_us[0] is not None, "it was put back"
+    assert {f"localhost:{port}", "proxy.example"} <= set(os.environ[tracking.LOGIN_FOR].split())
+
+
+def test_a_login_of_ones_own_is_not_the_services(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MLFLOW_TRACKING_PASSWORD", "hers")
+    services.join(_joined_home(folder, auth=True))
+    assert tracking.LOGIN_FOR not in os.environ
 
 
 def test_what_was_set_before_stays(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import socket
 import threading
 import zipfile
@@ -31,6 +32,8 @@ from vesalius.infra.serving.uploads import Upload
 from vesalius.platform.errors import ModelError, RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vesalius.infra.serving.service import Service
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -91,6 +94,38 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_left_behind(model: Path, mon
             patch.setattr(answering, "write_native", fails)
             assert_full(await ask(app, answer["result"]["map"], method="GET"))
             assert_full(await ask(app, "/v1/score?answer=both", BODY))
+
+    serve(model, talk)
+
+
+@pytest.mark.parametrize("part", ["map.nii.gz", "view"])
+def test_an_answer_that_is_removed_while_it_is_fetched_is_no_failure_of_the_disk(
+    model: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    async def talk(app: Any, service: Service) -> None:
+        place = json.loads((await ask(app, "/v1/score", BODY))[2])["result"]["map"].replace("map.nii.gz", part)
+        with monkeypatch.context() as patch:
+
+            def fails(*_: Any) -> None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            patch.setattr(np, "load", fails)
+            status, _, content = await ask(app, place, method="GET")
+            assert (status, sentence(content)) == (
+                503,
+                "the server's disk failed (Input/output error): try again later",
+            )
+        get = service.results.get
+
+        def swept(name: str) -> Any:
+            kept = get(name)
+            shutil.rmtree(kept.folder)
+            return kept
+
+        monkeypatch.setattr(service.results, "get", swept)
+        status, _, content = await ask(app, place, method="GET")
+        assert status == 404
+        assert sentence(content).startswith("there is no such result")
 
     serve(model, talk)
 
@@ -269,21 +304,51 @@ def test_a_zip_of_large_voxels_is_held_to_what_the_recipe_makes_of_it(tmp_path: 
 def test_each_scorer_gets_the_most_that_the_nodes_have() -> None:
     from vesalius.infra.serving.deploying import most_each
 
-    assert most_each([8.0], 1) == 7
-    assert most_each([8.0], 2) == 3
-    assert most_each([1.0], 1) == 0.9
-    assert most_each([1.0], 2) == 0.4
-    assert most_each([8.0, 4.0], 3) == 3
-    assert most_each([2.0, 0.0], 1) == 1
-    assert most_each([0.0, 0.05], 1) == 0
-    assert most_each([], 1) == 0
+    def most(cores: Sequence[float], replicas: int) -> float:
+        return most_each([{"CPU": have} for have in cores], replicas, 0)
+
+    assert most([8.0], 1) == 7
+    assert most([8.0], 2) == 3
+    assert most([1.0], 1) == 0.9
+    assert most([1.0], 2) == 0.4
+    assert most([8.0, 4.0], 3) == 3
+    assert most([2.0, 0.0], 1) == 1
+    assert most([0.0, 0.05], 1) == 0
+    assert most([], 1) == 0
+
+
+_MIXED = [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}]
+"""A head of many cores and a node of few beside a GPU."""
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "gpus", "cpus"),
+    [
+        (_MIXED, 1, 0, 63),
+        (_MIXED, 1, 1, 7),
+        (_MIXED, 2, 0.5, 3),
+        ([{"CPU": 64.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}], 3, 1, 7),
+    ],
+)
+def test_a_scorer_with_a_gpu_gets_the_cores_beside_one(
+    nodes: list[dict[str, float]], replicas: int, gpus: float, cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vesalius.infra.serving import deploying
+
+    monkeypatch.setattr(
+        "ray._private.state.available_resources_per_node", lambda: dict(zip("abcd", nodes, strict=False))
+    )
+    assert deploying.scorer_cpus(replicas, gpus) == cpus
 
 
 def test_what_a_cluster_can_never_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from vesalius.infra.serving import deploying
     from vesalius.infra.serving.settings import ServingSettings
 
-    monkeypatch.setattr(deploying, "capacity", lambda: {"CPU": 2.0})
+    most = {"CPU": 2.0}
+    nodes: list[dict[str, float]] = [{"CPU": 2.0}]
+    monkeypatch.setattr(deploying, "capacity", lambda: most)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     deploying.check_room(ServingSettings(model="m", cpus=1.9))
     for asked, said in (
         ({"cpus": 2}, r"1 scorer\(s\) of 2 CPU\(s\) and an ingress of 0\.1 on 2 CPU\(s\): .* --cpus"),
@@ -292,6 +357,14 @@ def test_what_a_cluster_can_never_hold_is_refused(monkeypatch: pytest.MonkeyPatc
     ):
         with pytest.raises(RunError, match=said):
             deploying.check_room(ServingSettings.model_validate({"model": "m", **asked}))
+
+    most, nodes = {"CPU": 72.0, "GPU": 1.0}, _MIXED
+    with pytest.raises(RunError, match=r"on 72 CPU\(s\) and 1 GPU\(s\) of 2 node\(s\), each scorer on one of them"):
+        deploying.check_room(ServingSettings(model="m", cpus=63, gpus=1))
+    deploying.check_room(ServingSettings(model="m", cpus=8, gpus=1))  # the ingress has room beside the other
+    deploying.check_room(ServingSettings(model="m", cpus=63))
+    most = {"CPU": 200.0, "GPU": 3.0}
+    deploying.check_room(ServingSettings(model="m", cpus=63, gpus=1))  # on a node to come
 
 
 def test_a_server_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from vesalius.platform import cluster
 from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -28,17 +29,52 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(monkeypatch: pytest.Monkey
         pass
 
 
-def test_a_runtime_that_does_not_come_up_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(**options: object) -> None:
-        # Of Ray 2.60 on a machine that had no time for it.
-        raise Exception("The current node timed out during startup. This could happen because some raylet failed.")
+class Starts:
+    """Begins runtimes as Ray 2.60 does on a machine that has no time for the first few of them."""
 
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", init)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    wanted = r"Ray did not start on this machine \(The current node timed out during startup\): nothing was begun"
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        starts = self
+
+        class Node:
+            def __init__(self) -> None:
+                self.number = len(starts.begun) + 1
+                starts.begun.append(self.number)
+                if self.number <= failing:
+                    raise Exception("The current node timed out during startup. This could happen because of much.")
+
+            def kill_all_processes(self, **_: bool) -> None:
+                starts.ended.append(self.number)
+
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        monkeypatch.setattr("ray._private.node.Node", Node)
+        monkeypatch.setattr("ray.init", lambda **_: Node())
+        monkeypatch.setattr("ray.shutdown", lambda: None)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_a_runtime_that_does_not_come_up_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(monkeypatch, failing=2)
+    wanted = (
+        r"Ray did not start on this machine \(The current node timed out during startup\), twice: nothing was begun"
+    )
     with pytest.raises(RunError, match=wanted), cluster.session():
         pass
+    assert starts.begun == starts.ended == [1, 2]
+
+
+def test_a_runtime_that_comes_up_at_the_second_try_is_held(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starts = Starts(monkeypatch, failing=1)
+    with cluster.session():
+        assert not cluster.joins_another()
+        assert starts.begun == [1, 2]
+        assert starts.ended == [1], "what was begun in vain takes no time from the next"
+    assert [record.getMessage() for record in caplog.records] == [
+        "Ray did not start on this machine (The current node timed out during startup): trying once more"
+    ]
 
 
 _OF_OTHER_VERSIONS = RuntimeError(
@@ -94,6 +130,67 @@ def test_a_runtime_of_our_own_is_none_that_others_may_join(monkeypatch: pytest.M
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with cluster.session():
         assert cluster.joins_another()
+
+
+@pytest.fixture
+def access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Begin without any access to a Ray, and leave what Ray keeps of it in this process as it was."""
+    from ray._private.authentication_test_utils import reset_auth_token_state
+
+    with monkeypatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.setenv(name, "")
+            patch.delenv(name)
+        patch.setenv("HOME", str(tmp_path))
+        reset_auth_token_state()
+        yield patch
+    reset_auth_token_state()
+
+
+@pytest.mark.parametrize("theirs", [None, "c" * 64])
+def test_the_token_of_our_own_runtime_is_offered_to_no_cluster(
+    access: pytest.MonkeyPatch, tmp_path: Path, theirs: str | None
+) -> None:
+    from ray._private.authentication import authentication_token_setup as setup
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    offered: list[str | None] = []
+
+    def init(**options: object) -> None:  # as much of it as is about tokens
+        if options.get("address") == "local":
+            setup.enable_token_auth_by_default()
+        setup.ensure_token_if_auth_enabled(None, create_token_if_missing=False)
+        offered.append(get_auth_headers_if_auth_enabled({}).get("authorization"))
+
+    access.setattr("ray.is_initialized", lambda: False)
+    access.setattr("ray.init", init)
+    access.setattr("ray.shutdown", lambda: None)
+    for _ in range(2):
+        with cluster.session():
+            assert os.environ["RAY_AUTH_TOKEN"]
+    assert offered[0] == offered[1] == f"Bearer {os.environ['RAY_AUTH_TOKEN']}"
+    access.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    if theirs is not None:
+        (tmp_path / "token").write_text(theirs)
+        access.setenv("RAY_AUTH_MODE", "token")
+        access.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with cluster.session():
+        assert "RAY_AUTH_TOKEN" not in os.environ
+    assert offered[2] == (None if theirs is None else f"Bearer {theirs}")
+
+
+def test_a_runtime_of_our_own_after_a_cluster_has_a_token_again(access: pytest.MonkeyPatch) -> None:
+    access.setattr("ray.is_initialized", lambda: False)
+    access.setattr("ray.init", lambda **_: None)
+    access.setattr("ray.shutdown", lambda: None)
+    tokens = []
+    for address in ("", "10.0.0.1:6379", ""):
+        access.setenv("RAY_ADDRESS", address)
+        with cluster.session():
+            tokens.append(os.environ.get("RAY_AUTH_TOKEN"))
+    assert tokens[1] is None
+    assert tokens[0] != tokens[2]
+    assert None not in (tokens[0], tokens[2])
 
 
 @pytest.mark.parametrize(

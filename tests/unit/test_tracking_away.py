@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import resource
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vesalius.infra.pipeline import tracked, trials
+from vesalius.infra.pipeline import tracked, training, trials
 from vesalius.infra.pipeline.tracked import resume_tracked
 from vesalius.infra.pipeline.trials import TrialTrainer
-from vesalius.platform import tracking
+from vesalius.platform import cluster, tracking
 from vesalius.platform.errors import RunError, UnansweredError
-from vesalius.platform.runs import RunSpec, create_run
+from vesalius.platform.runs import RunFolder, RunSpec, create_run
+from vesalius.platform.tracking import Outbox
 from vesalius.platform.training import TrainingSettings
 
 if TYPE_CHECKING:
@@ -59,6 +61,19 @@ def _start(home: Path, server: _Server, monkeypatch: pytest.MonkeyPatch) -> Any:
     return TrialTrainer(home).start(told, 3, {})
 
 
+def _spec(uri: str, run_id: str) -> RunSpec:
+    return RunSpec(
+        run_id="run",
+        method="vq_vae",
+        settings={},
+        store="/store",
+        cohort_digest="0",
+        created="2026-01-01T00:00:00Z",
+        mlflow_tracking_uri=uri,
+        mlflow_run_id=run_id,
+    )
+
+
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracked, "_FIRST_WAIT", 0.01)
@@ -91,23 +106,60 @@ def test_what_is_wrong_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     assert server.asked == 1
 
 
+def test_the_end_of_a_training_that_found_no_room_is_told_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run_id = tracking.start_run(uri, "vesalius", "run", {})
+    run = create_run(tmp_path, _spec(uri, run_id))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    card: Any = object()
+
+    def train(run: RunFolder, *_: Any, **__: Any) -> None:
+        run.set_state("finished")
+
+    def write_model(run: RunFolder) -> Any:
+        run.model.mkdir()
+        (run.model / "model.json").touch()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # a full disk says much the same
+        return card
+
+    monkeypatch.setattr(cluster, "train", train)
+    monkeypatch.setattr(training, "_write_model", write_model)
+    monkeypatch.setattr(training, "read_card", lambda _: card)
+    try:
+        assert training.advance(run) is card
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert tracking.is_running(uri, run_id)
+    assert training.advance(run) is card
+    assert not tracking.is_running(uri, run_id)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the disk or quota is full" in caplog.text
+    assert "`vesalius train --resume run`" in caplog.text
+    monkeypatch.setattr(Outbox, "ended", None)  # once is enough
+    assert training.advance(run) is card
+
+
+def test_a_finished_run_asks_for_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    run.set_state("finished")
+    run.model.mkdir()
+    (run.model / "model.json").touch()
+    card: Any = object()
+    monkeypatch.setattr(training, "read_card", lambda _: card)
+    assert training.advance(run) is card
+
+
 def test_a_trial_that_has_begun_goes_on_without_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: Any) -> None:
         raise UnansweredError("no tracking server answers")
 
     monkeypatch.setattr(tracking, "resume_run", away)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    spec = RunSpec(
-        run_id="run",
-        method="vq_vae",
-        settings={},
-        store="/store",
-        cohort_digest="0",
-        created="2026-01-01T00:00:00Z",
-        mlflow_tracking_uri="http://127.0.0.1:1",
-        mlflow_run_id="0",
-    )
-    run = create_run(tmp_path, spec)
+    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
     with pytest.raises(UnansweredError):
         resume_tracked(run)
     resume_tracked(run, is_trial=True)

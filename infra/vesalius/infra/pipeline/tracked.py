@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from vesalius.platform import tracking
-from vesalius.platform.errors import UnansweredError
+from vesalius.platform.errors import RunError, UnansweredError, VesaliusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
     from vesalius.platform.runs import RunFolder, RunSpec
+    from vesalius.platform.tracking.runs import RunStatus
 
     T = TypeVar("T")
 
@@ -43,6 +45,40 @@ def outbox_of(run: RunFolder) -> tracking.Outbox | None:
     """
     tracked = tracked_as(run.spec)
     return None if tracked is None else tracking.Outbox(run.path, *tracked)
+
+
+def tell_end(run: RunFolder, outbox: tracking.Outbox, status: RunStatus) -> None:
+    """Tell how a training has ended, which what is wrong with the telling does not alter.
+
+    Args:
+        run: that has ended.
+        outbox: its.
+        status: FINISHED, or another where an error is on its way, which says more than one of the telling.
+    """
+    try:
+        outbox.ended(status)
+    except VesaliusError as error:
+        if status == "FINISHED":
+            _LOG.warning(
+                "%s (the training is complete, and its tracking server takes it for running: tell it with `vesalius "
+                "train --resume %s`)",
+                error,
+                run.run_id,
+            )
+
+
+def end_again(run: RunFolder, outbox: tracking.Outbox) -> None:
+    """Tell the end of a training that is complete once more, where its server takes it for running.
+
+    Args:
+        run: trained to its end.
+        outbox: its.
+    """
+    tracked = tracked_as(run.spec)
+    # Nothing waits and the server is away, or has the run no more: whoever asks for a finished run need not hear it.
+    with contextlib.suppress(UnansweredError, RunError):
+        if tracked is not None and tracking.is_running(*tracked):
+            tell_end(run, outbox, "FINISHED")
 
 
 def await_server(begin: Callable[[], T], seconds: float, advice: str) -> T:

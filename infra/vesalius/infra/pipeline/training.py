@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from vesalius.infra.pipeline.sharing import find_shared
-from vesalius.infra.pipeline.tracked import outbox_of, resume_tracked
+from vesalius.infra.pipeline.tracked import end_again, outbox_of, resume_tracked, tell_end
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
 from vesalius.platform.cluster import check_store
 from vesalius.platform.config import flatten, override, parse_assignments, validate
 from vesalius.platform.contracts import read_after, trains_in_bfloat16
-from vesalius.platform.errors import RunError, SettingError, VesaliusError
+from vesalius.platform.errors import RunError, SettingError
 from vesalius.platform.models import ModelCard, read_card, save_model
 from vesalius.platform.progress import silent
 from vesalius.platform.runs import RunFolder, RunSettings, RunSpec, check_new_run, create_run, find_run, new_run_id
@@ -257,6 +256,7 @@ def advance(run: RunFolder, *, progress: Progress = silent, tuned: bool = False)
     if run.state == "finished" and (run.model / "model.json").is_file():
         if outbox is not None:
             outbox.attempt()
+            end_again(run, outbox)
         return read_card(run.model)
     if run.state == "paused" and run.paused is not None:
         return None
@@ -272,8 +272,7 @@ def advance(run: RunFolder, *, progress: Progress = silent, tuned: bool = False)
         raise
     finally:
         if outbox is not None:
-            with suppress(VesaliusError):  # the error on its way says more than a tracked run that is gone
-                outbox.ended(status)
+            tell_end(run, outbox, status)
     return card
 
 

@@ -17,14 +17,27 @@ ADMINISTRATOR = "admin"
 
 
 def keep(path: Path, text: str) -> Path:
-    """Write a file of mode 0600, whole or not at all."""
+    """Write a file of mode 0600, whole or not at all.
+
+    Raises:
+        DiskSpaceError: there is no room for it.
+    """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        from vesalius.platform.store.space import space_errors  # slow to import, and verbs that only ask come by here
+
+        with space_errors(path):
+            raise
     return path
 
 

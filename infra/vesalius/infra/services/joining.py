@@ -62,6 +62,8 @@ def join_tracking(home: Path) -> None:
 
 def _track(services: Services) -> None:
     from vesalius.infra.services import credentials
+    from vesalius.infra.services.kinds import login_places
+    from vesalius.platform import tracking
 
     if "MLFLOW_TRACKING_URI" not in os.environ:
         os.environ["MLFLOW_TRACKING_URI"] = services.url("mlflow")
@@ -72,7 +74,9 @@ def _track(services: Services) -> None:
         os.environ.setdefault("VESALIUS_USER", current_user())
         name, password = credentials.tracking_login(services.folder.secrets)
         os.environ.setdefault("MLFLOW_TRACKING_USERNAME", name)
-        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", password)
+        if os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", password) == password:
+            # Runs of this home may be tracked elsewhere as well.
+            os.environ[tracking.LOGIN_FOR] = login_places(services.settings)
 
 
 def study_storage(home: Path) -> str | None:

@@ -18,6 +18,7 @@ import psutil
 from vesalius.infra.services import credentials, database
 from vesalius.infra.services.addresses import clients_host, is_loopback
 from vesalius.infra.services.asking import asked, why_not
+from vesalius.platform import tracking
 from vesalius.platform.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ class Services:
         if self.settings.auth:
             name, password = credentials.tracking_login(self.folder.secrets)
             environment |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
+            environment[tracking.LOGIN_FOR] = login_places(self.settings)  # a job may be told to track elsewhere
         return environment
 
     def _memory_of_the_head(self) -> dict[str, str]:
@@ -224,6 +226,13 @@ def allowed_hosts(settings: ServiceSettings) -> list[str]:
     port = settings.ports["mlflow"]
     names = ["localhost", "127.0.0.1", clients_host(settings.host), socket.gethostname(), *settings.allowed_hosts]
     return [text for name in dict.fromkeys(names) for text in (name, f"{name}:{port}")]
+
+
+def login_places(settings: ServiceSettings) -> str:
+    """Return where MLflow's login may be sent: here, and to the proxies that the settings name."""
+    here = ("localhost", "127.0.0.1", clients_host(settings.host), socket.gethostname())
+    places = [*(f"{host}:{settings.ports['mlflow']}" for host in here), *settings.allowed_hosts]
+    return " ".join(dict.fromkeys(places))
 
 
 def ray_access(folder: ServicesFolder) -> dict[str, str]:

@@ -12,11 +12,11 @@ from ray import serve
 
 from vesalius.infra.serving.application import build
 from vesalius.infra.serving.settings import INGRESS_CPUS
-from vesalius.platform.cluster.capacity import capacity, cores_by_node
+from vesalius.platform.cluster.capacity import capacity, num_fitting, resources_by_node
 from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vesalius.infra.serving.settings import ServingSettings
 
@@ -39,41 +39,69 @@ def refuse_second() -> None:
         )
 
 
-def scorer_cpus(replicas: int) -> float:
-    """Return the cores for each scorer on a cluster that is joined: of those that are free, else of all."""
+def scorer_cpus(replicas: int, gpus: float) -> float:
+    """Return the cores for each scorer on a cluster that is joined: of those that are free, else of all.
+
+    Args:
+        replicas: scorers.
+        gpus: of each, so that only the cores beside them count.
+    """
     for free in (True, False):
-        cpus = most_each(cores_by_node(free=free), replicas)
+        cpus = most_each(resources_by_node(free=free), replicas, gpus)
         if cpus:
             return cpus
     return 1.0  # what an autoscaler is asked for where no node stands
 
 
-def most_each(cores: Sequence[float], replicas: int) -> float:
+def most_each(nodes: Sequence[Mapping[str, float]], replicas: int, gpus: float) -> float:
     """Return the most cores that each scorer can have beside the ingress: whole ones, or tenths of one; 0 for none.
 
     Args:
-        cores: of each node.
+        nodes: what each has.
         replicas: scorers.
+        gpus: of each scorer.
     """
     # Whichever node the ingress is put on has room for it.
-    left = [max(0.0, have - INGRESS_CPUS) for have in cores]
-    whole = range(int(max(left, default=0.0)), 0, -1)
+    left = [_without_ingress(node) for node in nodes if node.get("GPU", 0.0) >= gpus]
+    whole = range(int(max((node["CPU"] for node in left), default=0.0)), 0, -1)
     for cpus in (*whole, *(tenths / 10 for tenths in range(9, 0, -1))):
-        if sum(int(have / cpus + 1e-6) for have in left) >= replicas:
+        if num_fitting({"CPU": cpus, "GPU": gpus}, left) >= replicas:
             return float(cpus)
     return 0.0
+
+
+def _without_ingress(node: Mapping[str, float]) -> dict[str, float]:
+    return {**node, "CPU": max(0.0, node.get("CPU", 0.0) - INGRESS_CPUS)}
 
 
 def check_room(settings: ServingSettings) -> None:
     """Refuse what the cluster cannot hold however long it is waited for.
 
     Raises:
-        RunError: it has fewer CPUs or GPUs, with all that its autoscaler may add.
+        RunError: it has fewer CPUs or GPUs, with all that its autoscaler may add; or none is added, and its nodes have
+            enough of them together only.
     """
-    most = capacity()
+    most, nodes = capacity(), resources_by_node(free=False)
     cpus, gpus = settings.replicas * settings.cpus + INGRESS_CPUS, settings.replicas * settings.gpus
     if cpus > most.get("CPU", 0.0) + 1e-6 or gpus > most.get("GPU", 0.0) + 1e-6:
         raise RunError(f"there is no room for {_asked(settings)} on {_amount(most)}: {_ADVICE}")
+    grows = any(most.get(name, 0.0) > sum(node.get(name, 0.0) for node in nodes) + 1e-6 for name in ("CPU", "GPU"))
+    if not grows and not _fits(settings, nodes):  # of nodes to come nobody knows what each will have
+        raise RunError(
+            f"there is no room for {_asked(settings)} on {_amount(most)} of {len(nodes)} node(s), each scorer on one "
+            f"of them: {_ADVICE}"
+        )
+
+
+def _fits(settings: ServingSettings, nodes: Sequence[Mapping[str, float]]) -> bool:
+    bundle = {"CPU": settings.cpus, "GPU": settings.gpus}
+    total = num_fitting(bundle, nodes)
+    with_ingress = (
+        total - num_fitting(bundle, [node]) + num_fitting(bundle, [_without_ingress(node)])
+        for node in nodes
+        if node.get("CPU", 0.0) >= INGRESS_CPUS
+    )
+    return max(with_ingress, default=0) >= settings.replicas
 
 
 def start(host: str, port: int) -> None:

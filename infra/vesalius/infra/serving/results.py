@@ -48,10 +48,11 @@ class Kept:
 
         Raises:
             Refusal: it was removed at this moment.
+            OSError: the disk failed.
         """
         try:
             image, found = np.load(self.folder / "image.npy"), np.load(self.folder / "map.npy")
-        except OSError:
+        except FileNotFoundError:
             raise Refusal(404, _GONE) from None
         arrays = replace(self.answer.arrays, image=image)
         return replace(self.answer, arrays=arrays, score=replace(self.answer.score, map=torch.from_numpy(found)))

@@ -101,7 +101,7 @@ def serving(
         if joined:
             deploying.refuse_second()
             port = _usable(host, port)
-            own = cpus or deploying.scorer_cpus(settings.replicas)
+            own = cpus or deploying.scorer_cpus(settings.replicas, settings.gpus)
         settings = settings.model_copy(update={"cpus": own})
         deploying.check_room(settings)
         progress(0, 3, "starting Ray Serve")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
 
 def capacity() -> dict[str, float]:
     """Return what the cluster that this process has joined can offer of each resource, at most.
@@ -17,9 +22,23 @@ def capacity() -> dict[str, float]:
     return {name: max(there.get(name, 0.0), float(most.get(name, 0))) for name in {*there, *most}}
 
 
-def cores_by_node(*, free: bool) -> list[float]:
-    """Return the cores of each node that stands: those that nothing has reserved at this moment, or all."""
-    from ray._private import state  # Ray's public sums do not say what one node has
+def resources_by_node(*, free: bool) -> list[Mapping[str, float]]:
+    """Return what each node that lives has of each resource: what nothing has reserved at this moment, or all."""
+    import ray
 
-    nodes = state.available_resources_per_node() if free else state.total_resources_per_node()
-    return [float(resources.get("CPU", 0.0)) for resources in nodes.values()]
+    if not free:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    from ray._private.state import available_resources_per_node  # there is no public way that tells nodes apart
+
+    return list(available_resources_per_node().values())
+
+
+def num_fitting(bundle: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
+    """Return how many workers have room on nodes, each of them on one.
+
+    Args:
+        bundle: resources of one worker; one of them at least is more than nothing.
+        nodes: what each has, see :func:`resources_by_node`.
+    """
+    wanted = {name: amount for name, amount in bundle.items() if amount}
+    return sum(min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()) for node in nodes)

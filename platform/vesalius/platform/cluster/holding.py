@@ -13,7 +13,16 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vesalius.platform.cluster.capacity import capacity
-from vesalius.platform.cluster.queueing import ATTEMPTS, STARVED_SECONDS, Queue, is_lost, named, outcome_of
+from vesalius.platform.cluster.queueing import (
+    ATTEMPTS,
+    STARVED_SECONDS,
+    Queue,
+    ShortOfMemory,
+    is_lost,
+    is_out_of_memory_in_words,
+    named,
+    outcome_of,
+)
 from vesalius.platform.cluster.session import session
 from vesalius.platform.errors import WorkerLostError
 
@@ -31,7 +40,7 @@ _JOBS = 2
 
 
 def map_held(
-    make: Callable[[], Callable[[Item], Result]],
+    make: Callable[[], Callable[[Item], Result | ShortOfMemory]],
     items: Iterable[Item],
     *,
     num_workers: int,
@@ -43,7 +52,8 @@ def map_held(
     are then ended.
 
     Args:
-        make: importable on the workers, as is what it returns.
+        make: importable on the workers, as is what it returns; where memory runs out, that raises a MemoryError, or
+            returns :class:`ShortOfMemory`.
         items: what to apply it to; each may be tried again.
         num_workers: actors of one core each, or fewer where the cluster has no room for all of them; 0 works in the
             calling process, in order, without Ray.
@@ -60,19 +70,22 @@ def map_held(
 
 
 def _in_turn(
-    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
+    make: Callable[[], Callable[[Item], Result | ShortOfMemory]], items: Iterable[Item]
 ) -> Generator[tuple[Item, Result | Exception]]:
     work = _Held(make)
     for item in items:
         try:
-            outcome: Result | Exception = work.do(item)
+            outcome = work.do(item)
         except Exception as error:  # handed to the caller, who names the item and goes on with the others
             outcome = error
-        yield item, outcome
+        yield item, outcome.result if isinstance(outcome, ShortOfMemory) else outcome
 
 
 def _on_actors(
-    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], num_workers: int, num_gpus: float
+    make: Callable[[], Callable[[Item], Result | ShortOfMemory]],
+    items: Iterable[Item],
+    num_workers: int,
+    num_gpus: float,
 ) -> Generator[tuple[Item, Result | Exception]]:
     with session(num_workers):
         import ray
@@ -174,7 +187,7 @@ class _Pool(Generic[Item]):
                 self._failed_starts = 0
             return None
         trial, actor = self.flying.pop(reference)
-        if is_lost(outcome) and not isinstance(outcome, MemoryError):
+        if is_lost(outcome) and not is_out_of_memory_in_words(outcome):
             # All that it had been handed is lost with it.
             self._end(actor)
             self._failed_starts = 0

@@ -9,12 +9,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from vesalius.platform.cluster.capacity import capacity
+from vesalius.platform.cluster.capacity import capacity, num_fitting, resources_by_node
 from vesalius.platform.cluster.session import joins_another
 from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
     from vesalius.platform.runs import RunFolder
 
@@ -26,20 +26,12 @@ _STEADY_SECONDS = 5.0
 
 def num_possible(bundle: dict[str, float]) -> int:
     """Return how many workers of these resources the nodes that live have room for, were nothing else at work there."""
-    import ray
-
-    return _fitting(bundle, (node["Resources"] for node in ray.nodes() if node["Alive"]))
+    return num_fitting(bundle, resources_by_node(free=False))
 
 
 def num_free(bundle: dict[str, float]) -> int:
     """Return how many workers of these resources the nodes that live have room for, beside what is at work there."""
-    from ray._private.state import available_resources_per_node  # there is no public way that tells nodes apart
-
-    return _fitting(bundle, available_resources_per_node().values())
-
-
-def _fitting(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
-    return sum(min(int(node.get(name, 0) // amount) for name, amount in bundle.items() if amount) for node in nodes)
+    return num_fitting(bundle, resources_by_node(free=True))
 
 
 def await_nodes(run: RunFolder, bundle: dict[str, float], *, again: bool) -> int:

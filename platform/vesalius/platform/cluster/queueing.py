@@ -30,6 +30,17 @@ class Trial(Generic[Item]):
     number: int = 1
 
 
+@dataclass(frozen=True)
+class ShortOfMemory:
+    """What a job returns whose memory ran out over a part of it: it is tried again, and taken as it is in the end.
+
+    Attributes:
+        result: of the job, with what became of that part.
+    """
+
+    result: Any
+
+
 class Queue(Generic[Item]):
     """What is to be tried next, and how much at once."""
 
@@ -94,17 +105,24 @@ def is_lost(outcome: object) -> bool:
     import ray
 
     own = isinstance(outcome, ray.exceptions.RayTaskError)
-    return isinstance(outcome, MemoryError) or (isinstance(outcome, ray.exceptions.RayError) and not own)
+    return is_out_of_memory_in_words(outcome) or (isinstance(outcome, ray.exceptions.RayError) and not own)
+
+
+def is_out_of_memory_in_words(outcome: object) -> bool:
+    """Say whether memory ran out and the worker lives to say so."""
+    return isinstance(outcome, MemoryError | ShortOfMemory)
 
 
 def _is_out_of_memory(outcome: object) -> bool:
     import ray
 
-    return isinstance(outcome, MemoryError | ray.exceptions.OutOfMemoryError)
+    return is_out_of_memory_in_words(outcome) or isinstance(outcome, ray.exceptions.OutOfMemoryError)
 
 
 def named(trial: Trial[Item], outcome: Any) -> Any:
     """Return an outcome as its owner is to read it: what was lost for good is an error that says how often."""
+    if isinstance(outcome, ShortOfMemory):
+        return outcome.result
     if not is_lost(outcome) or isinstance(outcome, MemoryError):
         return outcome
     why = "it ran out of memory" if _is_out_of_memory(outcome) else f"it crashed, {type(outcome).__name__}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vesalius.platform.cluster.holding import map_held
 from vesalius.platform.cluster.metrics import SCORING_ERRORS, SCORING_SECONDS, VOLUMES_SCORED, count, observe
+from vesalius.platform.cluster.queueing import ShortOfMemory
 from vesalius.platform.errors import DivergenceError, PartialScoreError, StoreError, told
 from vesalius.platform.models import load_model
 from vesalius.platform.progress import silent
@@ -15,6 +16,7 @@ from vesalius.platform.scoring import ScoreStore, score_volumes, volume_of
 from vesalius.platform.scoring.split import batches, map_bytes, score_record, wanted_subjects
 from vesalius.platform.store import CohortStore, require_space
 from vesalius.platform.tables import resolve
+from vesalius.platform.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -42,16 +44,17 @@ class SplitWork:
     store: Place
     device: str
 
-    def __call__(self) -> Callable[[list[str]], list[Outcome]]:
+    def __call__(self) -> Callable[[list[str]], list[Outcome] | ShortOfMemory]:
         """Load the model and return what scores a batch of subjects."""
         method, card = load_model(self.model, resolve(self.methods), self.device)
         store = CohortStore.open(self.store)
 
-        def score(subjects: list[str]) -> list[Outcome]:
+        def score(subjects: list[str]) -> list[Outcome] | ShortOfMemory:
             try:
                 return together(subjects)
             except Exception:  # each by itself says whose it is, and no one pays for another
-                return [alone(subject) for subject in subjects]
+                outcomes = [alone(subject) for subject in subjects]
+            return ShortOfMemory(outcomes) if any(one.is_short_of_memory for one in outcomes) else outcomes
 
         def together(subjects: list[str]) -> list[Outcome]:
             volumes = [volume_of(store, store.record(subject)) for subject in subjects]
@@ -69,7 +72,7 @@ class SplitWork:
                 return together([subject])[0]
             except Exception as error:  # a defect of the method's at this volume, too: a row, and not the end
                 count(SCORING_ERRORS, source="batch", kind=type(error).__name__)
-                return Outcome(subject_id=subject, problem=told(error))
+                return Outcome(subject_id=subject, problem=told(error), is_short_of_memory=is_out_of_memory(error))
 
         return score
 
@@ -82,6 +85,7 @@ class Outcome:
     score: Score | None = None
     seconds: float = 0.0
     problem: str = ""
+    is_short_of_memory: bool = False
 
 
 @dataclass

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
 import sys
 import threading
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_LOG = logging.getLogger(__name__)
 
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -32,6 +36,9 @@ _UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_event_stats": "0"}
 
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+_given: dict[str, str] = {}
+"""What :func:`session` has put into the environment for a runtime that it began."""
 
 _own = threading.Event()
 """Set while a runtime lives that :func:`session` began on this machine: there is one a process."""
@@ -79,7 +86,22 @@ def _let_no_one_else_in() -> None:
     cluster from then on.
     """
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        _given["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _forget_own_token() -> None:
+    """Take back the token of an earlier runtime of our own: Ray would offer it to the cluster that is joined now."""
+    token = _given.pop("RAY_AUTH_TOKEN", None)
+    if token is None or os.environ.get("RAY_AUTH_TOKEN") != token:
+        return
+    # Ray keeps both, and has no public way to look anew.
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
+
+    del os.environ["RAY_AUTH_TOKEN"]
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.pop("RAY_AUTH_MODE", None)  # set by Ray, for that runtime
+    Config.initialize("")  # first: whoever finds the mode without a token ends the process
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
@@ -103,6 +125,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray's own start-up
         if os.environ.get("RAY_ADDRESS"):
+            _forget_own_token()
             try:
                 ray.init(log_to_driver=False, logging_level="ERROR")
             except ConnectionError:
@@ -116,26 +139,57 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
             _let_no_one_else_in()
             for name, value in _UNWATCHED.items():
                 os.environ.setdefault(name, value)
-            try:
-                ray.init(
-                    address="local",  # without a word Ray would join whatever cluster was started on this machine
-                    num_cpus=num_cpus or available_cores(),
-                    object_store_memory=512 * 2**20,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    dashboard_host="127.0.0.1",
-                )
-            except Exception as error:  # of no class of its own where its processes take too long
-                raise RunError(
-                    f"Ray did not start on this machine ({_first_sentence(error)}): nothing was begun; give the same "
-                    "command again when the machine has memory and time for it"
-                ) from error
+            _begin(num_cpus or available_cores())
             _own.set()
     try:
         yield
     finally:
         _own.clear()
         ray.shutdown()
+
+
+def _begin(num_cpus: int) -> None:
+    """Begin a runtime on this machine, at the second try where the first fails: Ray gives its processes half a minute.
+
+    Raises:
+        RunError: it does not come up.
+    """
+    import ray
+
+    for tries_left in (1, 0):
+        try:
+            ray.init(
+                address="local",  # without a word Ray would join whatever cluster was started on this machine
+                num_cpus=num_cpus,
+                object_store_memory=512 * 2**20,
+                log_to_driver=False,
+                logging_level="ERROR",
+                dashboard_host="127.0.0.1",
+            )
+        except Exception as error:  # of no class of its own where its processes take too long
+            _end_half_begun(error)
+            if not tries_left:
+                raise RunError(
+                    f"Ray did not start on this machine ({_first_sentence(error)}), twice: nothing was begun; give the "
+                    "same command again when the machine has memory and time for it"
+                ) from error
+            _LOG.warning("Ray did not start on this machine (%s): trying once more", _first_sentence(error))
+        else:
+            return
+
+
+def _end_half_begun(error: Exception) -> None:
+    """End the processes of a runtime that did not come up, which Ray leaves alone until this process ends."""
+    import ray
+    from ray._private.node import Node
+
+    # Ray keeps such a node nowhere.
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=True)
+            break
+    ray.shutdown()
 
 
 def _refusal(address: str, error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import signal
 import threading
 import warnings
@@ -117,6 +118,9 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
             attempt = run.begin_attempt()  # a worker of this group that was out of reach may still be at work
             _failure(run).unlink(missing_ok=True)
             if _waits_for_others(error):
+                shutil.rmtree(
+                    _storage(run.path) / name, ignore_errors=True
+                )  # else one a minute for as long as it waits
                 if not has_said:
                     has_said = True
                     _LOG.warning("waiting for %d %s that others use", num_workers, resource_of(bundle))
@@ -153,7 +157,7 @@ def _fit(
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=bundle),
         run_config=RunConfig(
             name=name,
-            storage_path=str(Path(config["run"]) / "ray"),
+            storage_path=str(_storage(Path(config["run"]))),
             # One try to get its workers: where a node has died meanwhile, how many there are is asked again.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             callbacks=_callbacks(tuned=tuned),
@@ -207,6 +211,11 @@ def _said(error: Exception) -> str:
             "batch or fewer workers, or stop what else is at work there"
         )
     return text.splitlines()[-1][:300]
+
+
+def _storage(run: Path) -> Path:
+    """Return where Ray Train makes a folder for each group of a run's workers."""
+    return run / "ray"
 
 
 def _failure(run: RunFolder) -> Path:

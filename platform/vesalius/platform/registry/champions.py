@@ -15,6 +15,7 @@ from vesalius.platform.registry.log import append
 from vesalius.platform.registry.records import LONGEST_REASON, PromotionRecord, current_user, one_line
 from vesalius.platform.registry.settling import settle
 from vesalius.platform.registry.versions import PREFIX, check_name
+from vesalius.platform.store.space import space_errors
 from vesalius.platform.tracking import answering, client, tracking_uri
 from vesalius.platform.tracking.connection import missing, shown
 
@@ -125,10 +126,14 @@ def alone(home: Path, name: str, progress: Progress = silent) -> Iterator[str]:
 
     Yields:
         By which the home is known among others; a copy of it is another one.
+
+    Raises:
+        DiskSpaceError: there is no room for what it is known by.
     """
     folder = home / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"promote-{name}.lock").open("a+") as held:
+    lock = folder / f"promote-{name}.lock"
+    with lock.open("a+") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -138,6 +143,6 @@ def alone(home: Path, name: str, progress: Progress = silent) -> Iterator[str]:
         token = held.read(_LONGEST_TOKEN)
         if not token:
             token = secrets.token_hex(_LONGEST_TOKEN // 2)
-            held.write(token)
-            held.flush()
+            with space_errors(lock):
+                lock.write_text(token)
         yield digest([token, os.fstat(held.fileno()).st_ino])[:16]

@@ -1,6 +1,14 @@
 """MLflow runs: where they are kept, started, logged to and ended. MLflow is imported when it is first needed."""
 
-from vesalius.platform.tracking.connection import answering, client, is_tracking_off, shown, tracking_uri, with_password
+from vesalius.platform.tracking.connection import (
+    LOGIN_FOR,
+    answering,
+    client,
+    is_tracking_off,
+    shown,
+    tracking_uri,
+    with_password,
+)
 from vesalius.platform.tracking.logger import RunLogger, artifact_name, metric_key
 from vesalius.platform.tracking.outbox import Outbox, outboxes, training_journal
 from vesalius.platform.tracking.runs import (
@@ -10,6 +18,7 @@ from vesalius.platform.tracking.runs import (
     environment,
     find_run,
     find_runs,
+    is_running,
     log_metrics,
     resume_run,
     start_run,
@@ -18,6 +27,7 @@ from vesalius.platform.tracking.runs import (
 )
 
 __all__ = [
+    "LOGIN_FOR",
     "Outbox",
     "RunLogger",
     "TrackedRun",
@@ -29,6 +39,7 @@ __all__ = [
     "environment",
     "find_run",
     "find_runs",
+    "is_running",
     "is_tracking_off",
     "log_metrics",
     "metric_key",

@@ -24,6 +24,11 @@ _SQLITE = "sqlite:///"
 _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 _PROBE_SECONDS = 5.0
 _OFF = "off"
+LOGIN_FOR = "VESALIUS_LOGIN_FOR"
+"""Names whom the login in the environment is for, HOST or HOST:PORT; MLflow itself sends it to every server it asks."""
+_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+_login: dict[str, str] = {}
+"""The login, while it is not in the environment."""
 _ready: set[tuple[int, str]] = set()
 _lock = threading.Lock()
 
@@ -80,11 +85,14 @@ def artifact_root(uri: str) -> str | None:
 def client(uri: str) -> Any:
     """Return an ``MlflowClient`` for ``uri``, which is reached (and an SQLite file made) before it is returned.
 
+    MLflow reads its login anew for each request: of several servers, ask for a client of the one that is asked next.
+
     Raises:
         UnansweredError: nothing answers there.
     """
     with answering(uri, "use it"):
         _import_quietly()
+        _offer_login(uri)
         _probe(uri)
         from mlflow import MlflowClient
 
@@ -205,6 +213,20 @@ def _import_quietly() -> None:
     # The first use of a database logs a line for each of its migrations.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _offer_login(uri: str) -> None:
+    """Have the login in the environment where it is this server's, and nowhere where it is another's."""
+    owners = os.environ.get(LOGIN_FOR, "").lower().split()
+    if not owners or not uri.startswith("http"):
+        return
+    place = urllib.parse.urlsplit(uri).netloc.rpartition("@")[2].lower()
+    with _lock:
+        if place in owners or re.sub(r":\d+$", "", place) in owners:
+            os.environ.update(_login)
+            _login.clear()
+        else:
+            _login.update({name: os.environ.pop(name) for name in _LOGIN if name in os.environ})
 
 
 def _probe(uri: str) -> None:

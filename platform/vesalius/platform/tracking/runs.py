@@ -75,6 +75,16 @@ def resume_run(uri: str, run_id: str) -> None:
         mlflow.update_run(run_id, status="RUNNING")
 
 
+def is_running(uri: str, run_id: str) -> bool:
+    """Return whether a tracked run has not ended.
+
+    Raises:
+        RunError: there is no such run.
+        UnansweredError: nothing answers at ``uri``.
+    """
+    return bool(existing_run(client(uri), uri, run_id).info.status == "RUNNING")
+
+
 def end_run(uri: str, run_id: str, status: RunStatus, *, timestamp: int | None = None) -> None:
     """End a tracked run.
 
