@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from vesalius.datasets import LAYOUTS
 from vesalius.datasets.layouts.cq500 import FINDINGS, READERS
 from vesalius.datasets.recipes import RECIPES
+from vesalius.infra.cli import listings
 from vesalius.infra.cli.app import VERBS, app
 from vesalius.infra.console import INTERRUPTED, Terminal, _lines
 from vesalius.methods import METHODS
@@ -238,7 +239,8 @@ def test_methods_lists_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_a_method_shows_every_setting_with_its_default(name: str) -> None:
+def test_a_method_shows_every_setting_with_its_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings, "describe_memory", lambda *asked: None)  # test_footprint looks at it
     kind = lookup(METHODS, name, "method")
     document = json.loads(call("methods", name, "--json").stdout)
     expected = json.loads(json.dumps(flatten(kind.settings_type())))

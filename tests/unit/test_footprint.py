@@ -175,18 +175,22 @@ def test_the_probe_leaves_the_random_numbers_alone() -> None:
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_method_states_its_memory_and_its_deviations(name: str) -> None:
     kind = lookup(METHODS, name, "method")
-    done = CliRunner().invoke(app, ["methods", name, "--json"])
+    done = CliRunner().invoke(app, ["methods", name, "--grid", "64,64,32", "--json"])
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["memory"] is not None
-    assert document["memory"]["grid"] == [64, 64, 64]
+    assert document["memory"]["grid"] == [64, 64, 32]
     assert [row["paper"] for row in document["deviations"]] == [one.paper for one in kind.deviations]
     for one in kind.deviations:
         assert all(text.strip() for text in (one.paper, one.here, one.why))
-    text = " ".join(
-        CliRunner().invoke(app, ["methods", name, "--grid", "64,64,32"], env={"COLUMNS": "160"}).stdout.split()
-    )
-    assert "memory of training on 64 x 64 x 32 voxels" in text
+
+
+def test_memory_is_said_of_the_grid_asked_for_else_of_64_cubes() -> None:
+    asked = {"": "64 x 64 x 64", "64,64,32": "64 x 64 x 32"}
+    for grid, said in asked.items():
+        words = ["methods", "autoencoder", *(["--grid", grid] if grid else [])]
+        text = " ".join(CliRunner().invoke(app, words, env={"COLUMNS": "160"}).stdout.split())
+        assert f"memory of training on {said} voxels" in text
 
 
 @pytest.mark.parametrize(
