@@ -158,9 +158,19 @@ def test_a_port_that_was_asked_for_and_is_taken_is_told_with_its_holder(taken: i
         ports.choose_ports({"mlflow": taken}, {}, "127.0.0.1")
 
 
-def test_a_port_that_a_home_is_known_by_is_not_changed_in_silence(taken: int) -> None:
+def test_a_port_that_a_home_is_known_by_is_not_changed_in_silence(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_CLOSING_SECONDS", 0.2)
     with pytest.raises(ServiceError, match="this home's runs, studies and jobs know the service by it"):
         ports.choose_ports({}, {"mlflow": taken}, "127.0.0.1")
+
+
+def test_a_port_that_whoever_was_ended_still_holds_is_waited_for() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = int(held.getsockname()[1])
+        threading.Timer(0.5, held.close).start()
+        assert ports.choose_ports({}, {"mlflow": port}, "127.0.0.1")["mlflow"] == port
 
 
 def test_a_port_that_nobody_asked_for_is_another_where_it_is_taken(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:

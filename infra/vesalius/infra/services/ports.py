@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from vesalius.platform.errors import ServiceError
@@ -31,6 +32,7 @@ WORKERS = range(10002, 20000)
 """Ports of Ray's workers: the head refuses to start where one of its own lies among them."""
 
 _TRIES = 200
+_CLOSING_SECONDS = 10.0
 _BIND_EVERYWHERE = ("ray", "ray_agent", "ray_metrics", "ray_client")
 
 
@@ -69,7 +71,7 @@ def choose_ports(
             )
         if wanted in (*chosen.values(), *held.values()):
             raise ServiceError(f"port {wanted} is given to two services: give each one of its own")
-        if not is_free(wanted, where):
+        if not (is_free(wanted, where) or (name not in asked and _becomes_free(wanted, where))):
             why = "" if name in asked else ", and this home's runs, studies and jobs know the service by it"
             raise ServiceError(
                 f"port {wanted} ({flag}) is held by {holder(wanted)}{why}: end that, or give another port with {flag}"
@@ -87,6 +89,16 @@ def is_free(port: int, host: str) -> bool:
             probe.bind((host, port))
         except (OSError, OverflowError):
             return False
+    return True
+
+
+def _becomes_free(port: int, host: str) -> bool:
+    """Return whether a port comes free soon: the kernel may hold one a moment longer than whoever was ended."""
+    until = time.monotonic() + _CLOSING_SECONDS
+    while not is_free(port, host):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
     return True
 
 
