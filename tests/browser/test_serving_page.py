@@ -63,7 +63,9 @@ def emulate(browser: Chrome, width: int, height: int, scheme: str = "light") -> 
 
 _LOOK = """
 const c = document.getElementById('plane-' + arguments[0]);
-const data = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+const copy = new OffscreenCanvas(c.width, c.height), own = copy.getContext('2d', {willReadFrequently: true});
+own.drawImage(c, 0, 0);
+const data = own.getImageData(0, 0, c.width, c.height).data;
 let coloured = 0, light = 0, hash = 0;
 for (let i = 0; i < data.length; i += 4) {
   if (data[i] > data[i + 2] + 40) coloured += 1;
