@@ -44,7 +44,10 @@ def methods(
         kind = lookup(METHODS, name, "method")
         voxels = _edges(grid)
         document = {"name": name, "summary": METHODS[name].summary, **describe_method(kind)}
-        document["memory"] = describe_memory(kind, voxels)
+        with terminal.progress("memory of training") as progress:
+            progress(0, 1, "a step of the paper's settings; a minute for the largest")
+            document["memory"] = describe_memory(kind, voxels)
+            progress(1, 1, "")
         shown: list[Any] = [tables.deviations(document["deviations"])] if document["deviations"] else []
         if document["memory"] is not None:
             shown.append(tables.memory(document["memory"]))
