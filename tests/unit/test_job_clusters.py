@@ -197,22 +197,35 @@ def test_the_address_that_was_given_is_the_one_that_is_asked(variable: str, monk
     assert others == []
 
 
-def test_who_only_tracks_sends_no_token_to_other_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
+@pytest.fixture
+def home_with_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a home whose services live, as far as their processes go."""
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     folder = ServicesFolder(tmp_path)
     folder.make()
     one = Running(pid=os.getpid(), created=psutil.Process().create_time(), mark="", url="", since="")
-    settings = ServiceSettings(ports=dict(ports.PORTS))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        settings = ServiceSettings(ports={**ports.PORTS, "ray_dashboard": listening.getsockname()[1]})
     running = {"postgres": one, "mlflow": one, "ray": one}
     folder.write(ServicesState(settings=settings, boot=this_boot(), running=running))
     monkeypatch.setattr(Services, "problem", lambda services, name: None)
-    services.join_tracking(tmp_path)
+    return tmp_path
+
+
+def test_a_head_without_its_dashboard_is_not_gone(home_with_services: Path) -> None:
+    with pytest.raises(JobError, match="nothing answers") as error:
+        submission.reach(None, home_with_services)
+    assert not isinstance(error.value, ClusterGoneError), "its jobs go on"
+
+
+def test_who_only_tracks_sends_no_token_to_other_clusters(home_with_services: Path) -> None:
+    services.join_tracking(home_with_services)
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
     known = json.dumps([{"type": "SUBMISSION", "submission_id": "s-1", "status": "RUNNING", "entrypoint": "x"}])
     with _dashboard(200, _VERSION, known.encode()) as (address, tokens):
-        _write_job(tmp_path, address)
-        (found,), silent = submission.refresh(tmp_path)
+        _write_job(home_with_services, address)
+        (found,), silent = submission.refresh(home_with_services)
     assert (found.last.status, silent) == ("RUNNING", [])
     assert set(tokens) == {None}

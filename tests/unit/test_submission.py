@@ -215,6 +215,12 @@ def test_a_job_that_runs_is_not_begun_on_another_cluster(
             _retry(tmp_path, address="http://other")
         assert other.known == {}
     why.append(ClusterGoneError("nothing answers"))
+    gone = Played()
+    monkeypatch.setattr(gone, "jobs", lambda: reach("http://c"))
+    monkeypatch.setattr(submission, "reach", lambda given, *_, **__: other if given == "http://other" else gone)
+    with pytest.raises(JobError, match="not known: nothing answers"):
+        _retry(tmp_path, address="http://other")  # it had just given its version
+    monkeypatch.setattr(submission, "reach", reach)
     record = _retry(tmp_path, address="http://other")
     assert (record.address, [one.status for one in record.attempts]) == ("http://other", ["LOST", "PENDING"])
 
