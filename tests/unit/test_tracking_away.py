@@ -165,3 +165,25 @@ def test_a_trial_that_has_begun_goes_on_without_its_server(tmp_path: Path, monke
     resume_tracked(run, is_trial=True)
     run.note_checkpoint()
     resume_tracked(run)
+
+
+@pytest.mark.parametrize("is_job", [True, False])
+def test_a_job_that_goes_on_with_a_run_waits_for_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_job: bool
+) -> None:
+    """A later attempt of a job, whose run was created and has no checkpoint yet."""
+    asked: list[str] = []
+
+    def resume_run(uri: str, run_id: str) -> None:
+        asked.append(run_id)
+        raise UnansweredError("no tracking server answers") if len(asked) == 1 else RunError("it was asked twice")
+
+    monkeypatch.setattr(tracking, "resume_run", resume_run)
+    for name in ("MLFLOW_TRACKING_URI", "VESALIUS_JOB"):
+        monkeypatch.delenv(name, raising=False)
+    if is_job:
+        monkeypatch.setenv("VESALIUS_JOB", "brain")
+    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    with pytest.raises(RunError, match="it was asked twice" if is_job else "no tracking server answers"):
+        training.advance(run)
+    assert len(asked) == 1 + is_job

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from vesalius.infra.services import JOB, JOB_SECONDS
 from vesalius.platform import tracking
 from vesalius.platform.errors import RunError, UnansweredError, VesaliusError
 
@@ -103,6 +105,20 @@ def await_server(begin: Callable[[], T], seconds: float, advice: str) -> T:
         return tries(begin)
     except UnansweredError as error:
         raise UnansweredError(f"{error} (waited {seconds:.0f} s for it; nothing is lost: {advice})") from error
+
+
+def await_server_as_job(begin: Callable[[], T]) -> T:
+    """Return what ``begin`` returns; in a job it is called again while its tracking server is away.
+
+    Nobody is there to start a job again, and the server may be back in a minute.
+
+    Raises:
+        UnansweredError: the server did not answer for as long as a job waits.
+    """
+    job = os.environ.get(JOB)
+    if job is None:
+        return begin()
+    return await_server(begin, JOB_SECONDS, f"`vesalius retry {job}` once it is back")
 
 
 def _say_that_it_waits(state: RetryCallState) -> None:
