@@ -282,6 +282,7 @@ def test_a_run_whose_messages_cannot_be_read_keeps_none_from_being_told(
     assert told == ["c", "c"]
     assert said.count("run 'a': ValueError: not JSON") == 1
     assert not [sentence for sentence in said if "away" in sentence], "that is what it waits for"
+    assert asked == ["a", "b", "c", "c"], "the other run of that server waits as long before it is asked for again"
 
 
 def test_what_a_run_had_to_tell_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,11 @@ class Supervisor:
             self._try(f"run '{path.name}'", functools.partial(self._deliver, path, away), expected=(UnansweredError,))
 
     def _deliver(self, path: Path, away: set[str]) -> None:
-        """Tell what a run has kept, unless its server is among those away: each is waited for once a look."""
+        """Tell what a run has kept.
+
+        Raises:
+            UnansweredError: its server is away, or among those that are: each is waited for once a look.
+        """
         from vesalius.infra.pipeline.tracked import outbox_of
         from vesalius.platform.runs import RunFolder
         from vesalius.platform.store.lock import is_held
@@ -155,8 +159,10 @@ class Supervisor:
         if is_held(run.lock):
             return
         outbox = outbox_of(run)
-        if outbox is None or outbox.uri in away:
+        if outbox is None:
             return
+        if outbox.uri in away:  # a failure for this run too, or it would be asked for at the next look
+            raise UnansweredError("its tracking server has just not answered")
         try:
             outbox.deliver()
         except UnansweredError:
