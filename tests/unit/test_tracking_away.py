@@ -187,3 +187,15 @@ def test_a_job_that_goes_on_with_a_run_waits_for_its_server(
     with pytest.raises(RunError, match="it was asked twice" if is_job else "no tracking server answers"):
         training.advance(run)
     assert len(asked) == 1 + is_job
+
+
+def test_a_training_whose_tracked_run_is_gone_is_not_to_be_told_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ended(*_: Any) -> None:
+        raise RunError("there is no tracked run 0")
+
+    monkeypatch.setattr(Outbox, "ended", ended)
+    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    tracked.tell_end(run, Outbox(run.path, "http://127.0.0.1:1", "0"), "FINISHED")
+    assert caplog.messages == ["there is no tracked run 0 (the training is complete)"]

@@ -11,7 +11,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from vesalius.infra.services import JOB, JOB_SECONDS
 from vesalius.platform import tracking
-from vesalius.platform.errors import RunError, UnansweredError, VesaliusError
+from vesalius.platform.errors import DiskSpaceError, RunError, UnansweredError, VesaliusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def tell_end(run: RunFolder, outbox: tracking.Outbox, status: RunStatus) -> None
     """
     try:
         outbox.ended(status)
-    except VesaliusError as error:
+    except DiskSpaceError as error:  # what waits has to be written down first
         if status == "FINISHED":
             _LOG.warning(
                 "%s (the training is complete, and its tracking server takes it for running: tell it with `vesalius "
@@ -67,6 +67,9 @@ def tell_end(run: RunFolder, outbox: tracking.Outbox, status: RunStatus) -> None
                 error,
                 run.run_id,
             )
+    except VesaliusError as error:
+        if status == "FINISHED":
+            _LOG.warning("%s (the training is complete)", error)
 
 
 def end_again(run: RunFolder, outbox: tracking.Outbox) -> None:
