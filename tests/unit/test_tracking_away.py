@@ -138,12 +138,20 @@ def test_the_end_of_a_training_that_found_no_room_is_told_later(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "the disk or quota is full" in caplog.text
     assert "`vesalius train --resume run`" in caplog.text
-    monkeypatch.setattr(Outbox, "ended", None)  # once is enough
+    monkeypatch.setattr(tracking, "is_running", None)  # once is enough
     assert training.advance(run) is card
 
 
 def test_a_finished_run_asks_for_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asked: list[str] = []
+
+    def is_running(uri: str, run_id: str) -> bool:
+        asked.append(run_id)
+        raise UnansweredError("no tracking server answers")
+
+    monkeypatch.setattr(tracking, "is_running", is_running)
+    monkeypatch.setattr(tracking, "resume_run", lambda *_: None)
     run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
     run.set_state("finished")
     run.model.mkdir()
@@ -151,6 +159,11 @@ def test_a_finished_run_asks_for_no_server(tmp_path: Path, monkeypatch: pytest.M
     card: Any = object()
     monkeypatch.setattr(training, "read_card", lambda _: card)
     assert training.advance(run) is card
+    assert asked == [], "one that accepts connections and never answers is waited for"
+    resume_tracked(run)  # a process that was killed before it could tell the end
+    assert training.advance(run) is card
+    assert training.advance(run) is card
+    assert asked == ["0", "0"]
 
 
 def test_a_trial_that_has_begun_goes_on_without_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 from vesalius.infra.services import JOB, JOB_SECONDS
 from vesalius.platform import tracking
 from vesalius.platform.errors import DiskSpaceError, RunError, UnansweredError, VesaliusError
+from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
+_END_UNTOLD = "end_untold"
+"""In a run's folder while its tracking server takes it for running: there before training, since at its end the disk
+may be full or the process killed."""
+
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 
 
@@ -57,8 +61,10 @@ def tell_end(run: RunFolder, outbox: tracking.Outbox, status: RunStatus) -> None
         outbox: its.
         status: FINISHED, or another where an error is on its way, which says more than one of the telling.
     """
+    marker = run.path / _END_UNTOLD
     try:
         outbox.ended(status)
+        marker.unlink(missing_ok=True)
     except DiskSpaceError as error:  # what waits has to be written down first
         if status == "FINISHED":
             _LOG.warning(
@@ -68,22 +74,32 @@ def tell_end(run: RunFolder, outbox: tracking.Outbox, status: RunStatus) -> None
                 run.run_id,
             )
     except VesaliusError as error:
+        marker.unlink(missing_ok=True)
         if status == "FINISHED":
             _LOG.warning("%s (the training is complete)", error)
 
 
 def end_again(run: RunFolder, outbox: tracking.Outbox) -> None:
-    """Tell the end of a training that is complete once more, where its server takes it for running.
+    """Tell the end of a training that is complete once more, where it could not be told and its server does not know.
 
     Args:
         run: trained to its end.
         outbox: its.
     """
+    marker = run.path / _END_UNTOLD
     tracked = tracked_as(run.spec)
-    # Nothing waits and the server is away, or has the run no more: whoever asks for a finished run need not hear it.
-    with contextlib.suppress(UnansweredError, RunError):
-        if tracked is not None and tracking.is_running(*tracked):
-            tell_end(run, outbox, "FINISHED")
+    if tracked is None or not marker.exists():
+        return
+    try:
+        is_running = tracking.is_running(*tracked)
+    except UnansweredError:  # whoever asks for a finished run need not hear it: the next one does the same
+        return
+    except RunError:  # it is gone
+        is_running = False
+    if is_running:
+        tell_end(run, outbox, "FINISHED")
+    else:
+        marker.unlink(missing_ok=True)
 
 
 def await_server(begin: Callable[[], T], seconds: float, advice: str) -> T:
@@ -139,10 +155,13 @@ def resume_tracked(run: RunFolder, *, is_trial: bool = False) -> None:
     Raises:
         RunError: the tracked run is gone, or its server is away and the run, no trial, has no checkpoint yet: one that
             has goes on without its server, which is told later.
+        DiskSpaceError: there is no room to note that its end is to be told.
     """
     tracked = tracked_as(run.spec)
     if tracked is None:
         return
+    with space_errors(run.path):
+        (run.path / _END_UNTOLD).touch()
     try:
         tracking.resume_run(*tracked)
     except UnansweredError as error:
