@@ -292,3 +292,30 @@ def test_the_log_of_an_attempt_that_another_one_has_followed_is_found(cluster: P
     done = CliRunner().invoke(app, [*words, "--attempt", "3"])
     assert done.exit_code == 2
     assert "job 'brain' has no attempt 3: its attempts are 1 to 2" in done.stderr
+
+
+def test_an_earlier_attempt_is_looked_for_here_before_any_cluster_is_asked(
+    cluster: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = _submit(tmp_path).last.submission
+    cluster.known.clear()
+    _look(tmp_path)
+    _retry(tmp_path)
+    words = ["logs", "brain", "--attempt", "1", "--home", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "does not know attempt 1 of job 'brain'" in done.stderr
+    assert "restarted" not in done.stderr, "it may be another one, which never knew it"
+
+    def reach(*_: Any, **__: Any) -> Any:
+        raise JobError("nothing answers")
+
+    monkeypatch.setattr(submission, "reach", reach)
+    assert "nothing answers" in CliRunner().invoke(app, words).stderr
+    kept = ServicesFolder(tmp_path).job_log(submitted)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("why it was lost\n")
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, done.stdout) == (0, "why it was lost\n")
+    assert "restarted" not in done.stderr
+    assert "nothing answers" in CliRunner().invoke(app, ["logs", "brain", "--home", str(tmp_path)]).stderr
