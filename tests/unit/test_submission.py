@@ -319,3 +319,15 @@ def test_an_earlier_attempt_is_looked_for_here_before_any_cluster_is_asked(
     assert (done.exit_code, done.stdout) == (0, "why it was lost\n")
     assert "restarted" not in done.stderr
     assert "nothing answers" in CliRunner().invoke(app, ["logs", "brain", "--home", str(tmp_path)]).stderr
+
+
+def test_whoever_follows_an_earlier_attempt_is_not_told_to_retry(cluster: Played, tmp_path: Path) -> None:
+    cluster.known[_submit(tmp_path).last.submission] = details("FAILED", 3)
+    words = ["logs", "brain", "--follow", "--home", str(tmp_path)]
+    alone = CliRunner().invoke(app, words)
+    assert alone.exit_code == 3
+    assert "vesalius retry brain" in alone.stderr
+    _retry(tmp_path)
+    done = CliRunner().invoke(app, [*words, "--attempt", "1"])
+    assert done.exit_code == 3
+    assert "vesalius retry" not in done.stderr

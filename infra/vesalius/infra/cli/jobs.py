@@ -122,7 +122,7 @@ def logs(
         cluster = None if is_earlier and kept.is_file() else submission.reach(record.address, folder)
         if cluster is not None and cluster.job(record.last.submission) is not None:
             if follow:
-                _follow(terminal, record, folder)
+                _follow(terminal, record, folder, is_earlier=is_earlier)
                 return
             text, code = cluster.log(record.last.submission), 0
         else:
@@ -197,8 +197,11 @@ def _after_submission(terminal: Terminal, record: "JobRecord", home: Path, *, fo
     )
 
 
-def _follow(terminal: Terminal, record: "JobRecord", home: Path) -> None:
-    """Show a job's log until it ends, then what it came to; end with its exit code."""
+def _follow(terminal: Terminal, record: "JobRecord", home: Path, *, is_earlier: bool = False) -> None:
+    """Show a job's log until it ends, then what it came to; end with its exit code.
+
+    Of an earlier attempt nothing follows for the job, which another one has gone on with.
+    """
     from vesalius.infra import tables
     from vesalius.infra.jobs import outcome, submission
 
@@ -220,7 +223,8 @@ def _follow(terminal: Terminal, record: "JobRecord", home: Path) -> None:
     terminal.result(document, tables.key_values([(key, value) for key, value in rows if value is not None]))
     code = outcome.exit_code(document)
     if code:
-        terminal.say(f"to go on: vesalius retry {record.job}")
+        if not is_earlier:
+            terminal.say(f"to go on: vesalius retry {record.job}")
         raise typer.Exit(code)
 
 
