@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import requests
 
 from vesalius.infra import services
 from vesalius.infra.jobs import cluster as clusters
@@ -121,6 +122,16 @@ def test_a_wheel_may_take_longer_to_be_sent_than_an_answer_to_come() -> None:
         client = clusters._client(f"http://127.0.0.1:{listening.getsockname()[1]}", None, 1.0)
         assert client._do_request("PUT", "/api/packages/gcs/x.whl", data=bytes(64 * 2**20)).status_code == 200
         thread.join(30)
+
+
+def test_a_wheel_that_is_no_longer_taken_is_no_sign_that_the_cluster_is_gone() -> None:
+    with _dashboard(200, _VERSION) as (address, _):
+        cluster = Cluster(address)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # it takes the connection and reads nothing
+        place = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(JobError, match="takes no more of what it is sent") as error, cluster._answering():
+            requests.put(place, data=bytes(64 * 2**20), timeout=0.3)
+    assert not isinstance(error.value, ClusterGoneError)
 
 
 def test_a_quiet_log_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,10 @@ class Cluster:
             met, ConnectionError | exceptions.ConnectionError
         ):
             return JobError(f"no Ray cluster takes jobs at {self.address} ({type(met).__name__}): {advice}")
-        why = "it closed the connection" if "aborted" in str(met) else "nothing answers"
+        was_there = "aborted" in str(met)
+        if was_there and "timed out" in str(met):  # in the middle of what was sent
+            return JobError(f"the cluster at {self.address} takes no more of what it is sent: is its head node well?")
+        why = "it closed the connection" if was_there else "nothing answers"
         return ClusterGoneError(f"no Ray cluster takes jobs at {self.address} ({why}): {advice}")
 
 
