@@ -152,7 +152,7 @@ def test_a_quiet_log_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
         (403, b"Forbidden: Invalid token", "lets nobody in without its token: set RAY_AUTH_MODE"),
         (200, b'{"status": "ok"}', "does not answer as a Ray dashboard does"),
         (200, b'{"ray_version": "recent"}', "does not answer as a Ray dashboard does"),
-        (200, b"<html>", "no Ray cluster takes jobs"),
+        (200, b"<html>", r"does not answer as a Ray dashboard does \(what it sends is no JSON\): name one"),
         (503, b"{}", r"no Ray cluster takes jobs at .* \(it answers 503\)"),
     ],
 )

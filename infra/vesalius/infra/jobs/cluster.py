@@ -241,6 +241,11 @@ class Cluster:
             return JobError(
                 f"no Ray cluster takes jobs at {self.address} (it answers {response.status_code}): {advice}"
             )
+        if isinstance(met, exceptions.InvalidJSONError):
+            return JobError(
+                f"what answers at {self.address} does not answer as a Ray dashboard does (what it sends is no JSON): "
+                "name one with --address"
+            )
         if isinstance(met, exceptions.SSLError | exceptions.ProxyError) or not isinstance(
             met, ConnectionError | exceptions.ConnectionError
         ):
