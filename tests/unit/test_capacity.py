@@ -41,7 +41,16 @@ def test_what_may_be_added_counts(
 
 @pytest.mark.parametrize(
     ("gpus", "have", "expected"),
-    [(0.6, 2.0, 2), (0.4, 3.0, 6), (0.5, 2.0, 4), (0.1, 1.0, 10), (0.5, 0.5, 1), (0.6, 1.5, 1), (1, 3.0, 3), (2, 3.0, 1)],
+    [
+        (0.6, 2.0, 2),
+        (0.4, 3.0, 6),
+        (0.5, 2.0, 4),
+        (0.1, 1.0, 10),
+        (0.5, 0.5, 1),
+        (0.6, 1.5, 1),
+        (1, 3.0, 3),
+        (2, 3.0, 1),
+    ],
 )
 def test_a_part_of_a_gpu_is_of_one_gpu(gpus: float, have: float, expected: int) -> None:
     assert num_fitting({"CPU": 1.0, "GPU": gpus}, [{"CPU": 64.0, "GPU": have}]) == expected

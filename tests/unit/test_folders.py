@@ -160,7 +160,11 @@ def test_a_result_of_another_format_is_none(tmp_path: Path, answer: Any) -> None
     ("device", "error", "expected"),
     [
         ("cpu", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError),
-        ("cuda", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError),
+        (
+            "cuda",
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            MemoryError,
+        ),
         ("cuda:0", MemoryError("no room"), MemoryError),
         ("cuda", torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
         ("cuda", RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), RuntimeError),

@@ -211,7 +211,13 @@ def test_the_address_that_was_given_is_the_one_that_is_asked(variable: str, monk
 @pytest.fixture
 def home_with_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a home whose services live, as far as their processes go."""
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "MLFLOW_TRACKING_URI",
+    ):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     folder = ServicesFolder(tmp_path)
