@@ -148,7 +148,7 @@ def test_a_cluster_with_other_versions_is_refused_before_anything_is_submitted(
     before = home.environment.get("PYTHONPATH")
     path = os.pathsep.join([str(tmp_path), *([before] if before else [])])
     there = importlib.metadata.version("torch")
-    for _ in range(2):  # as it is asked, and as its answer was kept
+    for _ in range(2):  # an answer with differences is not taken a second time: it is asked again
         done = home.call("submit", "--", *words, code=2, PYTHONPATH=path)
         assert f"torch is {there} there and 1.0.0 here" in done.stderr
         assert "nothing was submitted" in done.stderr

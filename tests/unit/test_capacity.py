@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vesalius.platform.cluster.capacity import capacity
+from vesalius.platform.cluster.capacity import capacity, num_fitting
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,20 @@ def test_what_may_be_added_counts(
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     monkeypatch.setattr(state, "get_cluster_config", lambda: config)
     assert capacity() == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "have", "expected"),
+    [
+        (0.6, 2.0, 2),
+        (0.4, 3.0, 6),
+        (0.5, 2.0, 4),
+        (0.1, 1.0, 10),
+        (0.5, 0.5, 1),
+        (0.6, 1.5, 1),
+        (1, 3.0, 3),
+        (2, 3.0, 1),
+    ],
+)
+def test_a_part_of_a_gpu_is_of_one_gpu(gpus: float, have: float, expected: int) -> None:
+    assert num_fitting({"CPU": 1.0, "GPU": gpus}, [{"CPU": 64.0, "GPU": have}]) == expected

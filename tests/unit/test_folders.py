@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from vesalius.infra.folders import Case, cases_in, results, scoring
 from vesalius.infra.folders.results import clear_partial, keep_result, kept_result
@@ -156,22 +157,32 @@ def test_a_result_of_another_format_is_none(tmp_path: Path, answer: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("device", "error", "expected"),
     [
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError),
-        (RuntimeError("a defect"), RuntimeError),
+        ("cpu", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError),
+        (
+            "cuda",
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            MemoryError,
+        ),
+        ("cuda:0", MemoryError("no room"), MemoryError),
+        ("cuda", torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        ("cuda", RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), RuntimeError),
+        ("cpu", RuntimeError("a defect"), RuntimeError),
     ],
 )
 def test_torchs_want_of_memory_has_the_name_by_which_it_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, error: Exception, expected: type[Exception]
 ) -> None:
+    """A GPU is a worker's own: with fewer workers it has no more memory."""
+
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(scoring, "load_model", lambda *_: (None, None))
     monkeypatch.setattr(scoring, "key_of", lambda *_: "key")
     monkeypatch.setattr(scoring, "score_with", fail)
-    work = scoring.FolderWork(model=tmp_path, out=tmp_path, device="cpu")()
+    work = scoring.FolderWork(model=tmp_path, out=tmp_path, device=device)()
     with pytest.raises(Exception, match=str(error)) as raised:
         work(Case(name="anna", files=()))
     assert type(raised.value) is expected

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import requests
 
 from vesalius.infra import services
 from vesalius.infra.jobs import cluster as clusters
@@ -123,6 +124,16 @@ def test_a_wheel_may_take_longer_to_be_sent_than_an_answer_to_come() -> None:
         thread.join(30)
 
 
+def test_a_wheel_that_is_no_longer_taken_is_no_sign_that_the_cluster_is_gone() -> None:
+    with _dashboard(200, _VERSION) as (address, _):
+        cluster = Cluster(address)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # it takes the connection and reads nothing
+        place = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(JobError, match="takes no more of what it is sent") as error, cluster._answering():
+            requests.put(place, data=bytes(64 * 2**20), timeout=0.3)
+    assert not isinstance(error.value, ClusterGoneError)
+
+
 def test_a_quiet_log_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     class Quiet:
         async def tail_job_logs(self, submission: str) -> Any:
@@ -141,7 +152,7 @@ def test_a_quiet_log_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
         (403, b"Forbidden: Invalid token", "lets nobody in without its token: set RAY_AUTH_MODE"),
         (200, b'{"status": "ok"}', "does not answer as a Ray dashboard does"),
         (200, b'{"ray_version": "recent"}', "does not answer as a Ray dashboard does"),
-        (200, b"<html>", "no Ray cluster takes jobs"),
+        (200, b"<html>", r"does not answer as a Ray dashboard does \(what it sends is no JSON\): name one"),
         (503, b"{}", r"no Ray cluster takes jobs at .* \(it answers 503\)"),
     ],
 )
@@ -197,22 +208,41 @@ def test_the_address_that_was_given_is_the_one_that_is_asked(variable: str, monk
     assert others == []
 
 
-def test_who_only_tracks_sends_no_token_to_other_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
+@pytest.fixture
+def home_with_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a home whose services live, as far as their processes go."""
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "MLFLOW_TRACKING_URI",
+    ):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     folder = ServicesFolder(tmp_path)
     folder.make()
     one = Running(pid=os.getpid(), created=psutil.Process().create_time(), mark="", url="", since="")
-    settings = ServiceSettings(ports=dict(ports.PORTS))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        settings = ServiceSettings(ports={**ports.PORTS, "ray_dashboard": listening.getsockname()[1]})
     running = {"postgres": one, "mlflow": one, "ray": one}
     folder.write(ServicesState(settings=settings, boot=this_boot(), running=running))
     monkeypatch.setattr(Services, "problem", lambda services, name: None)
-    services.join_tracking(tmp_path)
+    return tmp_path
+
+
+def test_a_head_without_its_dashboard_is_not_gone(home_with_services: Path) -> None:
+    with pytest.raises(JobError, match="nothing answers") as error:
+        submission.reach(None, home_with_services)
+    assert not isinstance(error.value, ClusterGoneError), "its jobs go on"
+
+
+def test_who_only_tracks_sends_no_token_to_other_clusters(home_with_services: Path) -> None:
+    services.join_tracking(home_with_services)
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
     known = json.dumps([{"type": "SUBMISSION", "submission_id": "s-1", "status": "RUNNING", "entrypoint": "x"}])
     with _dashboard(200, _VERSION, known.encode()) as (address, tokens):
-        _write_job(tmp_path, address)
-        (found,), silent = submission.refresh(tmp_path)
+        _write_job(home_with_services, address)
+        (found,), silent = submission.refresh(home_with_services)
     assert (found.last.status, silent) == ("RUNNING", [])
     assert set(tokens) == {None}

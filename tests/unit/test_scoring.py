@@ -625,3 +625,17 @@ def test_a_worker_that_is_short_of_memory_says_so_beside_what_it_has_scored(
     whole = work(others)
     assert isinstance(whole, list), "what could be scored one by one is not tried again"
     assert not any(one.problem for one in whole)
+
+
+@pytest.mark.parametrize(("error", "is_short"), [(MemoryError(), True), (torch.OutOfMemoryError("CUDA"), False)])
+def test_a_gpu_of_its_own_that_is_too_small_is_no_reason_for_fewer_workers(
+    toy_store: CohortStore, toy: Toy, monkeypatch: pytest.MonkeyPatch, error: Exception, is_short: bool
+) -> None:
+    def score(*_: object, **__: object) -> Sequence[Score]:
+        raise error
+
+    monkeypatch.setattr(splits, "load_model", lambda *_: (toy, SimpleNamespace(method="toy")))
+    monkeypatch.setattr(splits, "resolve", lambda _: {})
+    monkeypatch.setattr(splits, "score_volumes", score)
+    work = splits.SplitWork(model=Path("model"), methods="", store=toy_store.path, device="cuda")()
+    assert isinstance(work([toy_store.subjects("test")[0].subject_id]), ShortOfMemory) is is_short

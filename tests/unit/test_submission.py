@@ -215,6 +215,12 @@ def test_a_job_that_runs_is_not_begun_on_another_cluster(
             _retry(tmp_path, address="http://other")
         assert other.known == {}
     why.append(ClusterGoneError("nothing answers"))
+    gone = Played()
+    monkeypatch.setattr(gone, "jobs", lambda: reach("http://c"))
+    monkeypatch.setattr(submission, "reach", lambda given, *_, **__: other if given == "http://other" else gone)
+    with pytest.raises(JobError, match="not known: nothing answers"):
+        _retry(tmp_path, address="http://other")  # it had just given its version
+    monkeypatch.setattr(submission, "reach", reach)
     record = _retry(tmp_path, address="http://other")
     assert (record.address, [one.status for one in record.attempts]) == ("http://other", ["LOST", "PENDING"])
 
@@ -286,3 +292,42 @@ def test_the_log_of_an_attempt_that_another_one_has_followed_is_found(cluster: P
     done = CliRunner().invoke(app, [*words, "--attempt", "3"])
     assert done.exit_code == 2
     assert "job 'brain' has no attempt 3: its attempts are 1 to 2" in done.stderr
+
+
+def test_an_earlier_attempt_is_looked_for_here_before_any_cluster_is_asked(
+    cluster: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = _submit(tmp_path).last.submission
+    cluster.known.clear()
+    _look(tmp_path)
+    _retry(tmp_path)
+    words = ["logs", "brain", "--attempt", "1", "--home", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "does not know attempt 1 of job 'brain'" in done.stderr
+    assert "restarted" not in done.stderr, "it may be another one, which never knew it"
+
+    def reach(*_: Any, **__: Any) -> Any:
+        raise JobError("nothing answers")
+
+    monkeypatch.setattr(submission, "reach", reach)
+    assert "nothing answers" in CliRunner().invoke(app, words).stderr
+    kept = ServicesFolder(tmp_path).job_log(submitted)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("why it was lost\n")
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, done.stdout) == (0, "why it was lost\n")
+    assert "restarted" not in done.stderr
+    assert "nothing answers" in CliRunner().invoke(app, ["logs", "brain", "--home", str(tmp_path)]).stderr
+
+
+def test_whoever_follows_an_earlier_attempt_is_not_told_to_retry(cluster: Played, tmp_path: Path) -> None:
+    cluster.known[_submit(tmp_path).last.submission] = details("FAILED", 3)
+    words = ["logs", "brain", "--follow", "--home", str(tmp_path)]
+    alone = CliRunner().invoke(app, words)
+    assert alone.exit_code == 3
+    assert "vesalius retry brain" in alone.stderr
+    _retry(tmp_path)
+    done = CliRunner().invoke(app, [*words, "--attempt", "1"])
+    assert done.exit_code == 3
+    assert "vesalius retry" not in done.stderr

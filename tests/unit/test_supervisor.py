@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from vesalius.infra import supervisor
 from vesalius.infra.jobs import submission
 from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord, restarts_left, was_lost
 from vesalius.infra.services import inspection
+from vesalius.infra.services.state import ServicesFolder
 from vesalius.platform.errors import JobError, ServiceError, UnansweredError
 
 if TYPE_CHECKING:
@@ -282,6 +284,7 @@ def test_a_run_whose_messages_cannot_be_read_keeps_none_from_being_told(
     assert told == ["c", "c"]
     assert said.count("run 'a': ValueError: not JSON") == 1
     assert not [sentence for sentence in said if "away" in sentence], "that is what it waits for"
+    assert asked == ["a", "b", "c", "c"], "the other run of that server waits as long before it is asked for again"
 
 
 def test_what_a_run_had_to_tell_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,3 +314,25 @@ def test_what_a_run_had_to_tell_is_told(home: Path, monkeypatch: pytest.MonkeyPa
     assert found.data.metrics["test/auroc"] == 0.75
     assert (found.info.status, found.info.end_time) == ("FINISHED", 2000)
     assert not (run.path / "untold.jsonl").read_text()
+
+
+def test_each_step_of_a_look_is_a_sign_of_life(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they may take longer than the supervisor may be silent before it is ended."""
+    beat = ServicesFolder(home).beat
+    seen: dict[str, bool] = {}
+
+    def step(name: str, found: Any = None) -> Any:
+        seen[name] = beat.stat().st_mtime > 0
+        os.utime(beat, (0, 0))
+        return found
+
+    for name in ("run-a", "run-b"):
+        (home / "runs" / name).mkdir(parents=True)
+        (home / "runs" / name / "untold.jsonl").write_text("something")
+    monkeypatch.setattr(inspection, "status", lambda home: step("services", []))
+    lost = [_record("a", "LOST"), _record("b", "LOST")]
+    monkeypatch.setattr(submission, "refresh", lambda home: step("jobs", (lost, [])))
+    monkeypatch.setattr(submission, "retry", lambda job, **_: step(job))
+    monkeypatch.setattr("vesalius.infra.pipeline.tracked.outbox_of", lambda run: step(run.run_id))
+    supervisor.Supervisor(home, print).look()
+    assert seen == dict.fromkeys(["services", "jobs", "a", "b", "run-a", "run-b"], True)

@@ -138,12 +138,20 @@ def test_the_end_of_a_training_that_found_no_room_is_told_later(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "the disk or quota is full" in caplog.text
     assert "`vesalius train --resume run`" in caplog.text
-    monkeypatch.setattr(Outbox, "ended", None)  # once is enough
+    monkeypatch.setattr(tracking, "is_running", None)  # once is enough
     assert training.advance(run) is card
 
 
 def test_a_finished_run_asks_for_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asked: list[str] = []
+
+    def is_running(uri: str, run_id: str) -> bool:
+        asked.append(run_id)
+        raise UnansweredError("no tracking server answers")
+
+    monkeypatch.setattr(tracking, "is_running", is_running)
+    monkeypatch.setattr(tracking, "resume_run", lambda *_: None)
     run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
     run.set_state("finished")
     run.model.mkdir()
@@ -151,6 +159,11 @@ def test_a_finished_run_asks_for_no_server(tmp_path: Path, monkeypatch: pytest.M
     card: Any = object()
     monkeypatch.setattr(training, "read_card", lambda _: card)
     assert training.advance(run) is card
+    assert asked == [], "one that accepts connections and never answers is waited for"
+    resume_tracked(run)  # a process that was killed before it could tell the end
+    assert training.advance(run) is card
+    assert training.advance(run) is card
+    assert asked == ["0", "0"]
 
 
 def test_a_trial_that_has_begun_goes_on_without_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +178,37 @@ def test_a_trial_that_has_begun_goes_on_without_its_server(tmp_path: Path, monke
     resume_tracked(run, is_trial=True)
     run.note_checkpoint()
     resume_tracked(run)
+
+
+@pytest.mark.parametrize("is_job", [True, False])
+def test_a_job_that_goes_on_with_a_run_waits_for_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_job: bool
+) -> None:
+    """A later attempt of a job, whose run was created and has no checkpoint yet."""
+    asked: list[str] = []
+
+    def resume_run(uri: str, run_id: str) -> None:
+        asked.append(run_id)
+        raise UnansweredError("no tracking server answers") if len(asked) == 1 else RunError("it was asked twice")
+
+    monkeypatch.setattr(tracking, "resume_run", resume_run)
+    for name in ("MLFLOW_TRACKING_URI", "VESALIUS_JOB"):
+        monkeypatch.delenv(name, raising=False)
+    if is_job:
+        monkeypatch.setenv("VESALIUS_JOB", "brain")
+    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    with pytest.raises(RunError, match="it was asked twice" if is_job else "no tracking server answers"):
+        training.advance(run)
+    assert len(asked) == 1 + is_job
+
+
+def test_a_training_whose_tracked_run_is_gone_is_not_to_be_told_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ended(*_: Any) -> None:
+        raise RunError("there is no tracked run 0")
+
+    monkeypatch.setattr(Outbox, "ended", ended)
+    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    tracked.tell_end(run, Outbox(run.path, "http://127.0.0.1:1", "0"), "FINISHED")
+    assert caplog.messages == ["there is no tracked run 0 (the training is complete)"]

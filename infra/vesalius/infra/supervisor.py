@@ -58,10 +58,14 @@ class Supervisor:
 
     def look(self) -> None:
         """Look once at services, jobs and runs, and do what is to be done. Raises nothing: it has to go on."""
+        self._step("services", self._mend)
+        self._step("jobs", self._resubmit)
+        self._step("what runs have to tell", self._tell)
+
+    def _step(self, what: str, do: Callable[[], object], *, expected: tuple[type[Exception], ...] = ()) -> None:
+        """Give a sign of life and do something; each such step has its own limits of time, and a look many steps."""
         self._try("the sign of life", self._folder.beat.touch)
-        self._try("services", self._mend)
-        self._try("jobs", self._resubmit)
-        self._try("what runs have to tell", self._tell)
+        self._try(what, do, expected=expected)
 
     def _try(self, what: str, do: Callable[[], object], *, expected: tuple[type[Exception], ...] = ()) -> None:
         """Do something whose failure is told once, and keeps neither the rest nor itself from being done later.
@@ -118,7 +122,7 @@ class Supervisor:
             self._say_once(sentence, sentence)
         for record in records:
             if self._is_to_go_on(record):
-                self._try(f"job '{record.job}'", functools.partial(self._submit, record))
+                self._step(f"job '{record.job}'", functools.partial(self._submit, record))
 
     def _submit(self, record: JobRecord) -> None:
         from vesalius.infra.jobs import submission
@@ -143,10 +147,14 @@ class Supervisor:
         away: set[str] = set()
         for path in outboxes(self._home):
             # Where its server is still away, it goes on waiting.
-            self._try(f"run '{path.name}'", functools.partial(self._deliver, path, away), expected=(UnansweredError,))
+            self._step(f"run '{path.name}'", functools.partial(self._deliver, path, away), expected=(UnansweredError,))
 
     def _deliver(self, path: Path, away: set[str]) -> None:
-        """Tell what a run has kept, unless its server is among those away: each is waited for once a look."""
+        """Tell what a run has kept.
+
+        Raises:
+            UnansweredError: its server is away, or among those that are: each is waited for once a look.
+        """
         from vesalius.infra.pipeline.tracked import outbox_of
         from vesalius.platform.runs import RunFolder
         from vesalius.platform.store.lock import is_held
@@ -155,8 +163,10 @@ class Supervisor:
         if is_held(run.lock):
             return
         outbox = outbox_of(run)
-        if outbox is None or outbox.uri in away:
+        if outbox is None:
             return
+        if outbox.uri in away:  # a failure for this run too, or it would be asked for at the next look
+            raise UnansweredError("its tracking server has just not answered")
         try:
             outbox.deliver()
         except UnansweredError:

@@ -115,9 +115,10 @@ def _fill(study: Study, spec: StudySpec, base: RunSettings, patience: Patience) 
 
 
 class _Learning:
-    """Puts trials of earlier studies into a study, each once: another driver may have done so, or a call that failed.
+    """Puts trials of earlier studies into a study, unless they were there when it was last read.
 
-    What is there is read anew after a call that failed and now and then, and not for each: that is all trials.
+    It is read after a call that failed, which may have put one in all the same, and once a second: for each would be
+    all trials each time. So of two drivers that fill a study in the same second, both may put the same trial in.
     """
 
     def __init__(self, study: Study) -> None:

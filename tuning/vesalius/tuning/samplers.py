@@ -33,7 +33,7 @@ SAMPLERS: dict[str, TableEntry] = {
 PRUNERS: dict[str, TableEntry] = {
     "asha": TableEntry(
         path="optuna.pruners:SuccessiveHalvingPruner",
-        summary="asynchronous successive halving: the best third goes on at two ninths, again at two thirds of training",
+        summary="asynchronous successive halving: the best third goes on at two ninths and at two thirds of training",
     ),
     "median": TableEntry(
         path="optuna.pruners:MedianPruner", summary="what lies below the median of the trials before it is stopped"

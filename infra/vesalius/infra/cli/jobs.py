@@ -116,25 +116,28 @@ def logs(
                     terminal.say(f"attempt {earlier} was lost; its end: vesalius logs {job} --attempt {earlier}")
         else:
             record = record.until(attempt)
-        cluster = submission.reach(record.address, folder)
-        if cluster.job(record.last.submission) is not None:
+        is_earlier = len(record.attempts) < number
+        kept = job_log(record.last.submission)
+        # The job may have gone on elsewhere since, and what is kept of an earlier attempt is all that there will be.
+        cluster = None if is_earlier and kept.is_file() else submission.reach(record.address, folder)
+        if cluster is not None and cluster.job(record.last.submission) is not None:
             if follow:
-                _follow(terminal, record, folder)
+                _follow(terminal, record, folder, is_earlier=is_earlier)
                 return
             text, code = cluster.log(record.last.submission), 0
         else:
             record = records.settle(record, {})
-            is_over = record.last.status == "SUCCEEDED" or len(record.attempts) < number
-            kept = job_log(record.last.submission)
+            if is_earlier:
+                forgotten = f"the cluster at {record.address} does not know attempt {attempt} of job '{job}'"
+                shown = f"this is what attempt {attempt} had written"
+            else:
+                forgotten = f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted"
+                shown = "the cluster was restarted, and this is what the job had written"
+            is_over = is_earlier or record.last.status == "SUCCEEDED"
+            advice = "" if is_over else f"; to go on: `vesalius retry {job}`"
             if not kept.is_file():
-                raise JobError(
-                    f"the cluster at {record.address} has forgotten job '{job}' and its log: it was restarted"
-                    + ("" if is_over else f"; to go on: `vesalius retry {job}`")
-                )
-            terminal.warn(
-                "the cluster was restarted, and this is what the job had written"
-                + ("" if is_over else f"; to go on: vesalius retry {job}")
-            )
+                raise JobError(forgotten + advice)
+            terminal.warn(shown + advice)
             text = kept.read_text(errors="replace")
             code = outcome.exit_code(records.describe(record)) if follow else 0
         terminal.result({"job": job, "submission": record.last.submission, "log": text}, text.rstrip("\n"))
@@ -194,8 +197,11 @@ def _after_submission(terminal: Terminal, record: "JobRecord", home: Path, *, fo
     )
 
 
-def _follow(terminal: Terminal, record: "JobRecord", home: Path) -> None:
-    """Show a job's log until it ends, then what it came to; end with its exit code."""
+def _follow(terminal: Terminal, record: "JobRecord", home: Path, *, is_earlier: bool = False) -> None:
+    """Show a job's log until it ends, then what it came to; end with its exit code.
+
+    Of an earlier attempt nothing follows for the job, which another one has gone on with.
+    """
     from vesalius.infra import tables
     from vesalius.infra.jobs import outcome, submission
 
@@ -217,7 +223,8 @@ def _follow(terminal: Terminal, record: "JobRecord", home: Path) -> None:
     terminal.result(document, tables.key_values([(key, value) for key, value in rows if value is not None]))
     code = outcome.exit_code(document)
     if code:
-        terminal.say(f"to go on: vesalius retry {record.job}")
+        if not is_earlier:
+            terminal.say(f"to go on: vesalius retry {record.job}")
         raise typer.Exit(code)
 
 

@@ -1,7 +1,6 @@
 """``vesalius train``: learn a method on a cohort, or go on with a broken-off run."""
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -59,8 +58,8 @@ def train(
     --estimate --set training.checkpoint_activations=true`.
     """
     with Terminal(as_json) as terminal:
-        from vesalius.infra import pipeline, services, tables
-        from vesalius.infra.pipeline.tracked import await_server
+        from vesalius.infra import pipeline, tables
+        from vesalius.infra.pipeline.tracked import await_server_as_job
         from vesalius.platform.errors import SettingError
         from vesalius.platform.runs import find_run
 
@@ -111,12 +110,7 @@ def train(
                 start_from=start_from,
                 experiment=experiment or "vesalius",
             )
-            job = os.environ.get(services.JOB)
-            if job is None:
-                run = begin()
-            else:  # nobody is there to start it again, and the server may be back in a minute
-                advice = f"`vesalius retry {job}` once it is back"
-                run = await_server(begin, services.JOB_SECONDS, advice)
+            run = await_server_as_job(begin)
         terminal.resume_hint = f"vesalius train --resume {run.run_id}"
         terminal.say(f"run {run.run_id}")
         with terminal.progress("training") as progress:

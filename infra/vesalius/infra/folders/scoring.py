@@ -19,7 +19,7 @@ from vesalius.platform.progress import silent
 from vesalius.platform.store import space_errors
 from vesalius.platform.store.files import write_file
 from vesalius.platform.store.lock import exclusive
-from vesalius.platform.training.memory import is_out_of_memory
+from vesalius.platform.training.memory import is_out_of_shared_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ class FolderWork:
                 answer = score_with(method, card, case.files, device=self.device)
             except Exception as error:
                 count(SCORING_ERRORS, source="batch", kind=type(error).__name__)
-                if is_out_of_memory(error):
+                if is_out_of_shared_memory(error, self.device):
                     raise MemoryError(str(error)) from error  # by this name it is tried again with fewer beside it
                 raise
             count(VOLUMES_SCORED, method=card.method, source="batch")

@@ -241,11 +241,19 @@ class Cluster:
             return JobError(
                 f"no Ray cluster takes jobs at {self.address} (it answers {response.status_code}): {advice}"
             )
+        if isinstance(met, exceptions.InvalidJSONError):
+            return JobError(
+                f"what answers at {self.address} does not answer as a Ray dashboard does (what it sends is no JSON): "
+                "name one with --address"
+            )
         if isinstance(met, exceptions.SSLError | exceptions.ProxyError) or not isinstance(
             met, ConnectionError | exceptions.ConnectionError
         ):
             return JobError(f"no Ray cluster takes jobs at {self.address} ({type(met).__name__}): {advice}")
-        why = "it closed the connection" if "aborted" in str(met) else "nothing answers"
+        was_there = "aborted" in str(met)
+        if was_there and "timed out" in str(met):  # in the middle of what was sent
+            return JobError(f"the cluster at {self.address} takes no more of what it is sent: is its head node well?")
+        why = "it closed the connection" if was_there else "nothing answers"
         return ClusterGoneError(f"no Ray cluster takes jobs at {self.address} ({why}): {advice}")
 
 

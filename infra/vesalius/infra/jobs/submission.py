@@ -42,14 +42,17 @@ def reach(given: str | None, home: Path, *, check_version: bool = True, seconds:
         seconds: that it may send nothing while it is asked something.
 
     Raises:
-        ClusterGoneError: nothing takes connections there.
+        ClusterGoneError: nothing takes connections there, or the head of the home's own services has ended.
         JobError: there is none, it does not answer, or it is of another version.
         ServiceError: the home's services are damaged, on another machine, or have no head yet.
     """
     asked = given or os.environ.get("RAY_API_SERVER_ADDRESS") or None
     own = services.jobs_access(home, asked)
     if own is not None:
-        return Cluster(own[0], headers=own[1], check_version=check_version, seconds=seconds)
+        try:
+            return Cluster(own[0], headers=own[1], check_version=check_version, seconds=seconds)
+        except ClusterGoneError as error:  # its dashboard only: the head's process lives, and so may its jobs
+            raise JobError(str(error)) from None
     if asked is None:
         raise JobError(
             "there is no cluster to submit to: `vesalius up` starts one on this machine, --address http://HOST:8265 "
@@ -230,10 +233,11 @@ def _as_its_own_cluster_says(record: JobRecord, cluster: Cluster, home: Path) ->
         return record
     if cluster.address != record.address:
         try:
-            cluster = reach(record.address, home, check_version=False, seconds=_LOOK_SECONDS)
-            return settle(record, cluster.jobs())
-        except ClusterGoneError:
-            return record.changed(status="LOST")  # whoever names another cluster knows that this one is gone
+            try:
+                cluster = reach(record.address, home, check_version=False, seconds=_LOOK_SECONDS)
+            except ClusterGoneError:
+                return record.changed(status="LOST")  # whoever names another cluster knows that this one is gone
+            return settle(record, cluster.jobs())  # where it falls silent now, it was there a moment ago
         except (JobError, ServiceError) as error:
             raise JobError(
                 f"whether job '{record.job}' still runs where it was submitted is not known: {error}"

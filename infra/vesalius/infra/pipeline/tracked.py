@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from vesalius.infra.services import JOB, JOB_SECONDS
 from vesalius.platform import tracking
-from vesalius.platform.errors import RunError, UnansweredError, VesaliusError
+from vesalius.platform.errors import DiskSpaceError, RunError, UnansweredError, VesaliusError
+from vesalius.platform.store.space import space_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
+_END_UNTOLD = "end_untold"
+"""In a run's folder while its tracking server takes it for running: there before training, since at its end the disk
+may be full or the process killed."""
+
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 
 
@@ -55,9 +61,11 @@ def tell_end(run: RunFolder, outbox: tracking.Outbox, status: RunStatus) -> None
         outbox: its.
         status: FINISHED, or another where an error is on its way, which says more than one of the telling.
     """
+    marker = run.path / _END_UNTOLD
     try:
         outbox.ended(status)
-    except VesaliusError as error:
+        marker.unlink(missing_ok=True)
+    except DiskSpaceError as error:  # what waits has to be written down first
         if status == "FINISHED":
             _LOG.warning(
                 "%s (the training is complete, and its tracking server takes it for running: tell it with `vesalius "
@@ -65,20 +73,33 @@ def tell_end(run: RunFolder, outbox: tracking.Outbox, status: RunStatus) -> None
                 error,
                 run.run_id,
             )
+    except VesaliusError as error:
+        marker.unlink(missing_ok=True)
+        if status == "FINISHED":
+            _LOG.warning("%s (the training is complete)", error)
 
 
 def end_again(run: RunFolder, outbox: tracking.Outbox) -> None:
-    """Tell the end of a training that is complete once more, where its server takes it for running.
+    """Tell the end of a training that is complete once more, where it could not be told and its server does not know.
 
     Args:
         run: trained to its end.
         outbox: its.
     """
+    marker = run.path / _END_UNTOLD
     tracked = tracked_as(run.spec)
-    # Nothing waits and the server is away, or has the run no more: whoever asks for a finished run need not hear it.
-    with contextlib.suppress(UnansweredError, RunError):
-        if tracked is not None and tracking.is_running(*tracked):
-            tell_end(run, outbox, "FINISHED")
+    if tracked is None or not marker.exists():
+        return
+    try:
+        is_running = tracking.is_running(*tracked)
+    except UnansweredError:  # whoever asks for a finished run need not hear it: the next one does the same
+        return
+    except RunError:  # it is gone
+        is_running = False
+    if is_running:
+        tell_end(run, outbox, "FINISHED")
+    else:
+        marker.unlink(missing_ok=True)
 
 
 def await_server(begin: Callable[[], T], seconds: float, advice: str) -> T:
@@ -105,6 +126,20 @@ def await_server(begin: Callable[[], T], seconds: float, advice: str) -> T:
         raise UnansweredError(f"{error} (waited {seconds:.0f} s for it; nothing is lost: {advice})") from error
 
 
+def await_server_as_job(begin: Callable[[], T]) -> T:
+    """Return what ``begin`` returns; in a job it is called again while its tracking server is away.
+
+    Nobody is there to start a job again, and the server may be back in a minute.
+
+    Raises:
+        UnansweredError: the server did not answer for as long as a job waits.
+    """
+    job = os.environ.get(JOB)
+    if job is None:
+        return begin()
+    return await_server(begin, JOB_SECONDS, f"`vesalius retry {job}` once it is back")
+
+
 def _say_that_it_waits(state: RetryCallState) -> None:
     if state.attempt_number == 1 and state.outcome is not None:
         _LOG.warning("%s; waiting for it", state.outcome.exception())
@@ -120,10 +155,13 @@ def resume_tracked(run: RunFolder, *, is_trial: bool = False) -> None:
     Raises:
         RunError: the tracked run is gone, or its server is away and the run, no trial, has no checkpoint yet: one that
             has goes on without its server, which is told later.
+        DiskSpaceError: there is no room to note that its end is to be told.
     """
     tracked = tracked_as(run.spec)
     if tracked is None:
         return
+    with space_errors(run.path):
+        (run.path / _END_UNTOLD).touch()
     try:
         tracking.resume_run(*tracked)
     except UnansweredError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from vesalius.infra.pipeline.sharing import find_shared
-from vesalius.infra.pipeline.tracked import end_again, outbox_of, resume_tracked, tell_end
+from vesalius.infra.pipeline.tracked import await_server_as_job, end_again, outbox_of, resume_tracked, tell_end
 from vesalius.methods import METHODS
 from vesalius.platform import cluster, tracking
 from vesalius.platform.cluster import check_store
@@ -261,7 +261,7 @@ def advance(run: RunFolder, *, progress: Progress = silent, tuned: bool = False)
     if run.state == "paused" and run.paused is not None:
         return None
     if outbox is not None:
-        resume_tracked(run, is_trial=tuned)
+        await_server_as_job(lambda: resume_tracked(run, is_trial=tuned))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         cluster.train(run, method_type(spec.method), progress=progress, tuned=tuned)

@@ -33,7 +33,7 @@ def join(home: Path) -> None:
     """Let this process, and those it starts, track, compute and keep studies with a home's services, where it has any.
 
     Raises:
-        ServiceError: services were started and not stopped, and one of them is gone.
+        ServiceError: services were started and not stopped, and one of them is gone or does not answer yet.
     """
     services = _services(home)
     if services is None:
@@ -53,7 +53,7 @@ def join_tracking(home: Path) -> None:
     For whoever asks other clusters too: Ray sends the token that it finds in the environment to each of them.
 
     Raises:
-        ServiceError: services were started and not stopped, and one of them is gone.
+        ServiceError: services were started and not stopped, and one of them is gone or does not answer yet.
     """
     services = _services(home)
     if services is not None:

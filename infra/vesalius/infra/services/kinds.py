@@ -32,8 +32,9 @@ STOP_SECONDS = 30
 HEAD_AWAY_SECONDS = 300
 """How long machines of the cluster wait for a head that Redis remembers; Ray's own limit is a minute."""
 
-BEAT_SECONDS = 700.0
-"""Longer than all services together may take to start."""
+BEAT_SECONDS = 1000.0
+"""Longer than any step of the supervisor's: all services together may take ten minutes to start, and so may a wheel to
+be sent to a cluster that was first asked what it has."""
 
 
 @dataclass(frozen=True)

@@ -41,4 +41,13 @@ def num_fitting(bundle: Mapping[str, float], nodes: Iterable[Mapping[str, float]
         nodes: what each has, see :func:`resources_by_node`.
     """
     wanted = {name: amount for name, amount in bundle.items() if amount}
-    return sum(min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()) for node in nodes)
+    return sum(min(_times(name, amount, node.get(name, 0.0)) for name, amount in wanted.items()) for node in nodes)
+
+
+def _times(name: str, amount: float, have: float) -> int:
+    """Return how often a node has an amount of a resource; a part of a GPU is a part of one, not of two of them."""
+    if name != "GPU" or amount >= 1:
+        return int(have / amount + 1e-6)
+    whole = int(have + 1e-6)
+    # Which GPUs have parts that are free is not told: what is left beside whole ones is taken to be of one.
+    return whole * int(1 / amount + 1e-6) + int(max(0.0, have - whole) / amount + 1e-6)

@@ -52,8 +52,8 @@ def map_held(
     are then ended.
 
     Args:
-        make: importable on the workers, as is what it returns; where memory runs out, that raises a MemoryError, or
-            returns :class:`ShortOfMemory`.
+        make: importable on the workers, as is what it returns; where memory runs out that workers share, that raises a
+            MemoryError, or returns :class:`ShortOfMemory`.
         items: what to apply it to; each may be tried again.
         num_workers: actors of one core each, or fewer where the cluster has no room for all of them; 0 works in the
             calling process, in order, without Ray.

@@ -16,7 +16,7 @@ from vesalius.platform.scoring import ScoreStore, score_volumes, volume_of
 from vesalius.platform.scoring.split import batches, map_bytes, score_record, wanted_subjects
 from vesalius.platform.store import CohortStore, require_space
 from vesalius.platform.tables import resolve
-from vesalius.platform.training.memory import is_out_of_memory
+from vesalius.platform.training.memory import is_out_of_shared_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -72,7 +72,8 @@ class SplitWork:
                 return together([subject])[0]
             except Exception as error:  # a defect of the method's at this volume, too: a row, and not the end
                 count(SCORING_ERRORS, source="batch", kind=type(error).__name__)
-                return Outcome(subject_id=subject, problem=told(error), is_short_of_memory=is_out_of_memory(error))
+                is_short = is_out_of_shared_memory(error, self.device)
+                return Outcome(subject_id=subject, problem=told(error), is_short_of_memory=is_short)
 
         return score
 

@@ -118,9 +118,8 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
             attempt = run.begin_attempt()  # a worker of this group that was out of reach may still be at work
             _failure(run).unlink(missing_ok=True)
             if _waits_for_others(error):
-                shutil.rmtree(
-                    _storage(run.path) / name, ignore_errors=True
-                )  # else one a minute for as long as it waits
+                # Else there would be one a minute for as long as it waits.
+                shutil.rmtree(_storage(run.path) / name, ignore_errors=True)
                 if not has_said:
                     has_said = True
                     _LOG.warning("waiting for %d %s that others use", num_workers, resource_of(bundle))

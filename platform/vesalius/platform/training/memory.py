@@ -73,6 +73,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
+def is_out_of_shared_memory(error: BaseException, device: str) -> bool:
+    """Return whether an error is a want of memory that fewer workers beside it leave more of: not of a GPU of its own.
+
+    Args:
+        error: that a worker has met.
+        device: that it computes on.
+    """
+    of_the_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return is_out_of_memory(error) and (of_the_host or not device.startswith("cuda"))
+
+
 class PeakMemory:
     """The most memory that was held since the last :meth:`begin`.
 
