@@ -4,7 +4,8 @@
   of the two times, and what a trial takes beside its training and scoring once Ray is up.
 - ``workers``: the same beside the training of a trial of two workers.
 - ``asha``: what ASHA trains until it has a trial within 0.01 of the best average precision that the same study finds
-  without it, as a share of all that this one trains. One study of each kind a seed of the sampler. Trainings are
+  without it, as a share of all that this one trains. One study of each kind a seed of the sampler; ASHA's may draw
+  twice as many trials, which costs it about as much. Trainings are
   counted in full lengths of one, not in seconds, so that a busy machine changes nothing.
 
     python tests/benchmarks/benchmark_studies.py [side|workers|asha ...] [--epochs 60] [--trials 16] [--seeds 3]
@@ -123,7 +124,9 @@ def measure_asha(folder: Path, preset: str, epochs: int, trials: int, num_train:
     with session(2):
         for seed in range(seeds):
             full, _ = _study(store, folder / "home", f"full-{seed}", pruner="none", seed=seed, **common)
-            asha, _ = _study(store, folder / "home", f"asha-{seed}", pruner="asha", seed=seed, **common)
+            # Twice as many trials cost it about as much as the other one's: what it saves it may spend.
+            twice = {**common, "trials": 2 * trials}
+            asha, _ = _study(store, folder / "home", f"asha-{seed}", pruner="asha", seed=seed, **twice)
             found.append(compared(full, asha))
     return {
         "seeds": found,
