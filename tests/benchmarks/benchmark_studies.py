@@ -5,8 +5,8 @@
 - ``workers``: the same beside the training of a trial of two workers.
 - ``asha``: what ASHA trains until it has a trial within 0.01 of the best average precision that the same study finds
   without it, as a share of all that this one trains. One study of each kind a seed of the sampler; ASHA's may draw
-  twice as many trials, which costs it about as much. Trainings are
-  counted in full lengths of one, not in seconds, so that a busy machine changes nothing.
+  twice as many trials, which costs it about as much. Trainings are counted in full lengths of one, not in seconds, so
+  that a busy machine changes nothing.
 
     python tests/benchmarks/benchmark_studies.py [side|workers|asha ...] [--epochs 60] [--trials 16] [--seeds 3]
 """

@@ -9,10 +9,9 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from vesalius.platform.errors import StudyError
-from vesalius.tuning import PastStudy, PastTrial, analyse, create_study, learn, opening, past_study
+from vesalius.tuning import PastStudy, PastTrial, analyse, create_study, learn, past_study
 from vesalius.tuning.learning import settings_as_text
 from vesalius.tuning.ledger import Ledger
-from vesalius.tuning.noted import FROM, finished
 from vesalius.tuning.spaces import chosen
 from vesalius.tuning.spec import Record, Start
 from vesalius.tuning.storage import Patience
@@ -93,47 +92,6 @@ def test_a_trial_whose_writing_was_not_answered_is_learnt_once(tmp_path: Path, m
     spec = taught(tmp_path, past(), space={"x": "0..1", "k": "1..8"}).spec
     ledger = Ledger(spec, BASE, spec.storage, Patience(spec.storage, 30))
     assert len(ledger.trials()) == len(written) == 1 + 12
-
-
-def test_what_is_learnt_is_looked_for_once_and_not_for_each_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reads(folder: StudyFolder) -> int:
-        read = optuna.Study.get_trials
-        counted = []
-
-        def counting(*arguments: Any, **options: Any) -> Any:
-            counted.append(1)
-            return read(*arguments, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(optuna.Study, "get_trials", counting)
-            ledger = ledger_of(folder.spec)
-        assert len(ledger.trials()) == 1 + len(folder.spec.learnt)
-        return len(counted)
-
-    monkeypatch.setattr(opening, "_FRESH_SECONDS", 3600.0)
-    few = past(trials=past().trials[:2])
-    space = {"x": "0..1", "k": "1..8"}
-    assert reads(taught(tmp_path / "many", past(), space=space)) == reads(taught(tmp_path / "few", few, space=space))
-
-
-def test_what_another_driver_puts_in_meanwhile_is_learnt_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = optuna.Study.add_trial
-    sources: list[str] = []
-
-    def twice(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        write(study, trial)
-        sources.append(trial.user_attrs.get(FROM, ""))
-        if len(sources) == 2:
-            write(study, finished(spec.learnt[1], spec))
-
-    monkeypatch.setattr(optuna.Study, "add_trial", twice)
-    monkeypatch.setattr(opening, "_FRESH_SECONDS", -1.0)
-    spec = taught(tmp_path, past(), space={"x": "0..1", "k": "1..8"}).spec
-    ledger = ledger_of(spec)
-    assert len(ledger.trials()) == 1 + 12
-    assert len(sources) == 12, "of the start and all but one"
 
 
 def test_a_draw_of_what_was_learnt_is_a_trial(tmp_path: Path) -> None:

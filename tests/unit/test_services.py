@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from vesalius.infra.services.state import Name
+
 _VARIABLES = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     *(
@@ -526,12 +528,21 @@ def test_a_home_without_services_is_as_ever(tmp_path: Path, environment: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_service_that_is_gone_is_not_passed_over(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:
-    home = _joined_home(folder)
+def _noted(folder: ServicesFolder) -> ServicesState:
     state = folder.read()
     assert state is not None
-    gone = state.running["ray"].model_copy(update={"created": 1.0})
-    folder.write(state.model_copy(update={"running": {**state.running, "ray": gone}}))
+    return state
+
+
+def _with_ended(state: ServicesState, name: Name) -> ServicesState:
+    """Return what is noted where a service has ended: a process of its number that began at another time is not it."""
+    one = state.running.get(name, state.running["ray"]).model_copy(update={"created": 1.0})
+    return state.model_copy(update={"running": {**state.running, name: one}})
+
+
+def test_a_service_that_is_gone_is_not_passed_over(folder: ServicesFolder, environment: pytest.MonkeyPatch) -> None:
+    home = _joined_home(folder)
+    folder.write(_with_ended(_noted(folder), "ray"))
     with pytest.raises(ServiceError, match=r"the Ray head of .* ended without `vesalius down`: `vesalius up`"):
         services.join(home)
     assert "MLFLOW_TRACKING_URI" not in os.environ
@@ -542,10 +553,7 @@ def test_a_service_that_no_verb_needs_stops_none(
     folder: ServicesFolder, environment: pytest.MonkeyPatch, name: Any
 ) -> None:
     home = _joined_home(folder)
-    state = folder.read()
-    assert state is not None
-    gone = state.running["ray"].model_copy(update={"created": 1.0})
-    folder.write(state.model_copy(update={"running": {**state.running, name: gone}}))
+    folder.write(_with_ended(_noted(folder), name))
     services.join(home)
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5055"
 
@@ -554,10 +562,8 @@ def test_a_job_waits_until_a_service_that_is_started_again_answers(
     folder: ServicesFolder, environment: pytest.MonkeyPatch
 ) -> None:
     home = _joined_home(folder)
-    well = folder.read()
-    assert well is not None
-    gone = well.running["mlflow"].model_copy(update={"created": 1.0})
-    folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
+    well = _noted(folder)
+    folder.write(_with_ended(well, "mlflow"))
     environment.setenv("VESALIUS_JOB", "brain")
     silent: set[str] = set()
     environment.setattr(Services, "problem", lambda services, name: "starting" if name in silent else None)
@@ -585,10 +591,8 @@ def test_a_job_whose_services_are_stopped_meanwhile_is_joined_to_none(
     folder: ServicesFolder, environment: pytest.MonkeyPatch
 ) -> None:
     home = _joined_home(folder)
-    well = folder.read()
-    assert well is not None
-    gone = well.running["mlflow"].model_copy(update={"created": 1.0})
-    folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
+    well = _noted(folder)
+    folder.write(_with_ended(well, "mlflow"))
     environment.setenv("VESALIUS_JOB", "brain")
     environment.setattr(
         "vesalius.infra.services.joining.time.sleep",
@@ -604,8 +608,7 @@ def test_a_verb_beside_services_that_are_being_started_says_so(
     folder: ServicesFolder, environment: pytest.MonkeyPatch, noted: bool
 ) -> None:
     home = _joined_home(folder)
-    well = folder.read()
-    assert well is not None
+    well = _noted(folder)
     environment.setattr(lifecycle, "STARTING_SECONDS", time.time())
     if noted:
         environment.setattr(Services, "problem", lambda services, name: "starting" if name == "mlflow" else None)
@@ -625,12 +628,10 @@ def test_jobs_are_heard_of_while_only_their_head_is_there(
     folder: ServicesFolder, environment: pytest.MonkeyPatch
 ) -> None:
     home = _joined_home(folder)
-    well = folder.read()
-    assert well is not None
-    gone = well.running["mlflow"].model_copy(update={"created": 1.0})
-    folder.write(well.model_copy(update={"running": {**well.running, "mlflow": gone}}))
+    well = _noted(folder)
+    folder.write(_with_ended(well, "mlflow"))
     assert services.jobs_access(home, None) is not None
-    folder.write(well.model_copy(update={"running": {**well.running, "ray": gone}}))
+    folder.write(_with_ended(well, "ray"))
     with pytest.raises(ClusterGoneError, match=r"the Ray head of .* ended without `vesalius down`"):
         services.jobs_access(home, None)
     folder.write(well.model_copy(update={"running": {"postgres": well.running["postgres"]}}))

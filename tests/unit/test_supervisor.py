@@ -15,6 +15,7 @@ from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord, restarts_le
 from vesalius.infra.services import inspection
 from vesalius.infra.services.state import ServicesFolder
 from vesalius.platform.errors import JobError, ServiceError, UnansweredError
+from vesalius.platform.testing.made_up import made_up_spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -289,22 +290,12 @@ def test_a_run_whose_messages_cannot_be_read_keeps_none_from_being_told(
 
 def test_what_a_run_had_to_tell_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vesalius.platform import tracking
-    from vesalius.platform.runs import RunSpec, create_run
+    from vesalius.platform.runs import create_run
 
     uri = tracking.tracking_uri(home)
     monkeypatch.setattr(submission, "refresh", lambda home: ([], []))
     tracked = tracking.start_run(uri, "vesalius", "run", {})
-    spec = RunSpec(
-        run_id="run",
-        method="vq_vae",
-        settings={},
-        store="/store",
-        cohort_digest="0",
-        created="2026-01-01T00:00:00Z",
-        mlflow_tracking_uri=uri,
-        mlflow_run_id=tracked,
-    )
-    run = create_run(home, spec)
+    run = create_run(home, made_up_spec(uri, tracked))
     messages = [{"metrics": {"test/auroc": 0.75}, "timestamp": 1000}, {"status": "FINISHED", "timestamp": 2000}]
     (run.path / "untold.jsonl").write_text("".join(json.dumps(one) + "\n" for one in messages))
     supervisor.Supervisor(home, print).look()

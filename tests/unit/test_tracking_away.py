@@ -14,7 +14,8 @@ from vesalius.infra.pipeline.tracked import resume_tracked
 from vesalius.infra.pipeline.trials import TrialTrainer
 from vesalius.platform import cluster, tracking
 from vesalius.platform.errors import RunError, UnansweredError
-from vesalius.platform.runs import RunFolder, RunSpec, create_run
+from vesalius.platform.runs import RunFolder, create_run
+from vesalius.platform.testing.made_up import made_up_spec
 from vesalius.platform.tracking import Outbox
 from vesalius.platform.training import TrainingSettings
 
@@ -61,19 +62,6 @@ def _start(home: Path, server: _Server, monkeypatch: pytest.MonkeyPatch) -> Any:
     return TrialTrainer(home).start(told, 3, {})
 
 
-def _spec(uri: str, run_id: str) -> RunSpec:
-    return RunSpec(
-        run_id="run",
-        method="vq_vae",
-        settings={},
-        store="/store",
-        cohort_digest="0",
-        created="2026-01-01T00:00:00Z",
-        mlflow_tracking_uri=uri,
-        mlflow_run_id=run_id,
-    )
-
-
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracked, "_FIRST_WAIT", 0.01)
@@ -112,7 +100,7 @@ def test_the_end_of_a_training_that_found_no_room_is_told_later(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run_id = tracking.start_run(uri, "vesalius", "run", {})
-    run = create_run(tmp_path, _spec(uri, run_id))
+    run = create_run(tmp_path, made_up_spec(uri, run_id))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     card: Any = object()
 
@@ -152,7 +140,7 @@ def test_a_finished_run_asks_for_no_server(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(tracking, "is_running", is_running)
     monkeypatch.setattr(tracking, "resume_run", lambda *_: None)
-    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    run = create_run(tmp_path, made_up_spec("http://127.0.0.1:1", "0"))
     run.set_state("finished")
     run.model.mkdir()
     (run.model / "model.json").touch()
@@ -172,7 +160,7 @@ def test_a_trial_that_has_begun_goes_on_without_its_server(tmp_path: Path, monke
 
     monkeypatch.setattr(tracking, "resume_run", away)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    run = create_run(tmp_path, made_up_spec("http://127.0.0.1:1", "0"))
     with pytest.raises(UnansweredError):
         resume_tracked(run)
     resume_tracked(run, is_trial=True)
@@ -196,7 +184,7 @@ def test_a_job_that_goes_on_with_a_run_waits_for_its_server(
         monkeypatch.delenv(name, raising=False)
     if is_job:
         monkeypatch.setenv("VESALIUS_JOB", "brain")
-    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    run = create_run(tmp_path, made_up_spec("http://127.0.0.1:1", "0"))
     with pytest.raises(RunError, match="it was asked twice" if is_job else "no tracking server answers"):
         training.advance(run)
     assert len(asked) == 1 + is_job
@@ -209,6 +197,6 @@ def test_a_training_whose_tracked_run_is_gone_is_not_to_be_told_later(
         raise RunError("there is no tracked run 0")
 
     monkeypatch.setattr(Outbox, "ended", ended)
-    run = create_run(tmp_path, _spec("http://127.0.0.1:1", "0"))
+    run = create_run(tmp_path, made_up_spec("http://127.0.0.1:1", "0"))
     tracked.tell_end(run, Outbox(run.path, "http://127.0.0.1:1", "0"), "FINISHED")
     assert caplog.messages == ["there is no tracked run 0 (the training is complete)"]

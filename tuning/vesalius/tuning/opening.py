@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TERMS = "vesalius_terms"
 _LEARN_FROM = "learn_from"
-_JOINING_SECONDS, _FRESH_SECONDS = 20.0, 1.0
+_JOINING_SECONDS = 20.0
 
 
 def open_study(
@@ -109,33 +109,15 @@ def _noted(study: Study, patience: Patience, *, wait: bool) -> Any:
 def _fill(study: Study, spec: StudySpec, base: RunSettings, patience: Patience) -> None:
     """Put into a study what it begins with: the start, then what it learns. What a kill left of that stays."""
     patience(put_start, study, spec, base)
-    learning = _Learning(study)
     for one in spec.learnt:
-        patience(learning.put, spec, one)
+        patience(_put_learnt, study, spec, one)
 
 
-class _Learning:
-    """Puts trials of earlier studies into a study, unless they were there when it was last read.
-
-    It is read after a call that failed, which may have put one in all the same, and once a second: for each would be
-    all trials each time. So of two drivers that fill a study in the same second, both may put the same trial in.
-    """
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-        self._there: set[Any] | None = None
-        self._read = 0.0
-
-    def put(self, spec: StudySpec, one: Learnt) -> None:
-        """Put one in, unless it is there."""
-        there = self._there
-        if there is None or time.monotonic() - self._read > _FRESH_SECONDS:
-            self._read = time.monotonic()
-            there = {trial.user_attrs.get(FROM) for trial in self._study.get_trials(deepcopy=False)}
-        self._there = None  # a call whose answer is lost may have written all the same
-        if one.source not in there:
-            if one.is_known:
-                self._study.add_trial(finished(one, spec))
-            else:
-                self._study.enqueue_trial(one.values, user_attrs={FROM: one.source})
-        self._there = {*there, one.source}
+def _put_learnt(study: Study, spec: StudySpec, one: Learnt) -> None:
+    """Put in a trial of an earlier study, once: a call whose answer was lost may have done so already."""
+    if any(trial.user_attrs.get(FROM) == one.source for trial in study.get_trials(deepcopy=False)):
+        return
+    if one.is_known:
+        study.add_trial(finished(one, spec))
+    else:
+        study.enqueue_trial(one.values, user_attrs={FROM: one.source})

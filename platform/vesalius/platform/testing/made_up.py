@@ -1,4 +1,4 @@
-"""A cohort's facts, a batch and a volume without any store, for tests of one method's parts."""
+"""A cohort's facts, a batch, a volume and what a run was asked to be, without any store, for tests of parts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vesalius.platform.contracts import Batch, CohortFacts, Volume
+from vesalius.platform.runs import RunSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,3 +58,17 @@ def made_up_batch(image: Tensor, **changes: Any) -> Batch:
 def made_up_volume(image: Tensor, brain: Tensor, subject_id: str = "v") -> Volume:
     """Return a prepared volume (C, D, H, W) with its brain (D, H, W), of voxels of 1 mm."""
     return Volume(subject_id=subject_id, image=image, brain=brain, spacing_mm=(1.0, 1.0, 1.0), affine=IDENTITY)
+
+
+def made_up_spec(uri: str, tracked: str) -> RunSpec:
+    """Return what a run was asked to be that is tracked at ``uri`` as ``tracked``; its store and method are names."""
+    return RunSpec(
+        run_id="run",
+        method="vq_vae",
+        settings={},
+        store="/store",
+        cohort_digest="0",
+        created="2026-01-01T00:00:00Z",
+        mlflow_tracking_uri=uri,
+        mlflow_run_id=tracked,
+    )
