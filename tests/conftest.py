@@ -183,6 +183,21 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @pytest.fixture
+def no_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Begin without any access to a Ray, and leave what Ray keeps of it in this process as it was."""
+    from ray._private.authentication_test_utils import reset_auth_token_state
+
+    with monkeypatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.setenv(name, "")
+            patch.delenv(name)
+        patch.setenv("HOME", str(tmp_path))
+        reset_auth_token_state()
+        yield patch
+    reset_auth_token_state()
+
+
+@pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
     """Run a Redis that keeps on disk what it is told; yields its address. `make test-all` installs it."""
     try:

@@ -25,6 +25,7 @@ from vesalius.infra.jobs.records import Attempt, JobBook, JobRecord
 from vesalius.infra.services import ports
 from vesalius.infra.services.kinds import Services
 from vesalius.infra.services.state import Running, ServiceSettings, ServicesFolder, ServicesState, this_boot
+from vesalius.platform.cluster import session
 from vesalius.platform.errors import ClusterGoneError, JobError
 
 if TYPE_CHECKING:
@@ -209,15 +210,9 @@ def test_the_address_that_was_given_is_the_one_that_is_asked(variable: str, monk
 
 
 @pytest.fixture
-def home_with_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home_with_services(tmp_path: Path, no_access: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a home whose services live, as far as their processes go."""
-    for name in (
-        "RAY_ADDRESS",
-        "RAY_API_SERVER_ADDRESS",
-        "RAY_AUTH_MODE",
-        "RAY_AUTH_TOKEN_PATH",
-        "MLFLOW_TRACKING_URI",
-    ):
+    for name in ("RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     folder = ServicesFolder(tmp_path)
@@ -245,4 +240,20 @@ def test_who_only_tracks_sends_no_token_to_other_clusters(home_with_services: Pa
         _write_job(home_with_services, address)
         (found,), silent = submission.refresh(home_with_services)
     assert (found.last.status, silent) == ("RUNNING", [])
+    assert set(tokens) == {None}
+
+
+def test_the_token_of_a_runtime_of_our_own_is_sent_to_no_cluster(no_access: pytest.MonkeyPatch) -> None:
+    from ray._private.authentication import authentication_token_setup
+
+    no_access.setattr("ray.is_initialized", lambda: False)
+    no_access.setattr("ray.init", lambda **_: authentication_token_setup.enable_token_auth_by_default())
+    no_access.setattr("ray.shutdown", lambda: None)
+    with session():
+        own = f"Bearer {os.environ['RAY_AUTH_TOKEN']}"
+        with _dashboard(200, _VERSION) as (address, tokens):
+            Cluster(address)
+        assert set(tokens) == {own}, "the runtime that lives is guarded by it"
+    with _dashboard(200, _VERSION) as (address, tokens):
+        Cluster(address)
     assert set(tokens) == {None}

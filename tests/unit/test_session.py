@@ -11,7 +11,6 @@ from vesalius.platform import cluster
 from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -132,24 +131,9 @@ def test_a_runtime_of_our_own_is_none_that_others_may_join(monkeypatch: pytest.M
         assert cluster.joins_another()
 
 
-@pytest.fixture
-def access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Begin without any access to a Ray, and leave what Ray keeps of it in this process as it was."""
-    from ray._private.authentication_test_utils import reset_auth_token_state
-
-    with monkeypatch.context() as patch:
-        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        patch.setenv("HOME", str(tmp_path))
-        reset_auth_token_state()
-        yield patch
-    reset_auth_token_state()
-
-
 @pytest.mark.parametrize("theirs", [None, "c" * 64])
 def test_the_token_of_our_own_runtime_is_offered_to_no_cluster(
-    access: pytest.MonkeyPatch, tmp_path: Path, theirs: str | None
+    no_access: pytest.MonkeyPatch, tmp_path: Path, theirs: str | None
 ) -> None:
     from ray._private.authentication import authentication_token_setup as setup
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
@@ -162,30 +146,30 @@ def test_the_token_of_our_own_runtime_is_offered_to_no_cluster(
         setup.ensure_token_if_auth_enabled(None, create_token_if_missing=False)
         offered.append(get_auth_headers_if_auth_enabled({}).get("authorization"))
 
-    access.setattr("ray.is_initialized", lambda: False)
-    access.setattr("ray.init", init)
-    access.setattr("ray.shutdown", lambda: None)
+    no_access.setattr("ray.is_initialized", lambda: False)
+    no_access.setattr("ray.init", init)
+    no_access.setattr("ray.shutdown", lambda: None)
     for _ in range(2):
         with cluster.session():
             assert os.environ["RAY_AUTH_TOKEN"]
     assert offered[0] == offered[1] == f"Bearer {os.environ['RAY_AUTH_TOKEN']}"
-    access.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    no_access.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     if theirs is not None:
         (tmp_path / "token").write_text(theirs)
-        access.setenv("RAY_AUTH_MODE", "token")
-        access.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+        no_access.setenv("RAY_AUTH_MODE", "token")
+        no_access.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     with cluster.session():
         assert "RAY_AUTH_TOKEN" not in os.environ
     assert offered[2] == (None if theirs is None else f"Bearer {theirs}")
 
 
-def test_a_runtime_of_our_own_after_a_cluster_has_a_token_again(access: pytest.MonkeyPatch) -> None:
-    access.setattr("ray.is_initialized", lambda: False)
-    access.setattr("ray.init", lambda **_: None)
-    access.setattr("ray.shutdown", lambda: None)
+def test_a_runtime_of_our_own_after_a_cluster_has_a_token_again(no_access: pytest.MonkeyPatch) -> None:
+    no_access.setattr("ray.is_initialized", lambda: False)
+    no_access.setattr("ray.init", lambda **_: None)
+    no_access.setattr("ray.shutdown", lambda: None)
     tokens = []
     for address in ("", "10.0.0.1:6379", ""):
-        access.setenv("RAY_ADDRESS", address)
+        no_access.setenv("RAY_ADDRESS", address)
         with cluster.session():
             tokens.append(os.environ.get("RAY_AUTH_TOKEN"))
     assert tokens[1] is None

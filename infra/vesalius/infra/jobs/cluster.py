@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vesalius.infra.jobs.environment import check_ray
 from vesalius.infra.services.state import PROBE
+from vesalius.platform import own_runtime
 from vesalius.platform.errors import ClusterGoneError, JobError, JobRefusedError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Cluster:
                 "--address names no Jobs API: expected http://HOST:PORT of a Ray dashboard, such as "
                 "http://127.0.0.1:8265, without a password (Ray's token goes into RAY_AUTH_TOKEN_PATH)"
             )
+        own_runtime.forget_token()
         with self._answering():
             with _unset(_ADDRESSES):  # Ray lets them take the place of the address that it is given
                 self._client: Any = _client(self.address, headers, seconds)

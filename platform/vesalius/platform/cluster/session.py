@@ -6,14 +6,13 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import sys
-import threading
 import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vesalius.platform import own_runtime
 from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
@@ -36,12 +35,6 @@ _UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_event_stats": "0"}
 
 
 _CGROUP = Path("/sys/fs/cgroup")
-
-_given: dict[str, str] = {}
-"""What :func:`session` has put into the environment for a runtime that it began."""
-
-_own = threading.Event()
-"""Set while a runtime lives that :func:`session` began on this machine: there is one a process."""
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
@@ -72,36 +65,10 @@ def _quota(*files: Path) -> float | None:
 
 def joins_another() -> bool:
     """Return whether :func:`session` holds a runtime that it did not begin: one of this process, or a cluster."""
-    if _own.is_set():
+    if own_runtime.lives.is_set():
         return False
     ray = sys.modules.get("ray")  # who has not imported it has not begun one
     return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
-
-
-def _let_no_one_else_in() -> None:
-    """Give Ray a token that only this process and those it starts know, unless the environment says how it is guarded.
-
-    Ray's own ports are open on every interface, whatever address it is given, and whoever reaches them may run code. A
-    runtime of its own Ray guards by itself, with a token that it would write into the user's home and take for every
-    cluster from then on.
-    """
-    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-        _given["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _forget_own_token() -> None:
-    """Take back the token of an earlier runtime of our own: Ray would offer it to the cluster that is joined now."""
-    token = _given.pop("RAY_AUTH_TOKEN", None)
-    if token is None or os.environ.get("RAY_AUTH_TOKEN") != token:
-        return
-    # Ray keeps both, and has no public way to look anew.
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
-
-    del os.environ["RAY_AUTH_TOKEN"]
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.pop("RAY_AUTH_MODE", None)  # set by Ray, for that runtime
-    Config.initialize("")  # first: whoever finds the mode without a token ends the process
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
@@ -125,7 +92,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray's own start-up
         if os.environ.get("RAY_ADDRESS"):
-            _forget_own_token()
+            own_runtime.forget_token()
             try:
                 ray.init(log_to_driver=False, logging_level="ERROR")
             except ConnectionError:
@@ -136,16 +103,18 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
             except Exception as error:  # of other versions, without its token, and whatever else Ray says no to
                 raise RunError(_refusal(os.environ["RAY_ADDRESS"], error)) from error
         else:
-            _let_no_one_else_in()
+            own_runtime.let_no_one_else_in()
             for name, value in _UNWATCHED.items():
                 os.environ.setdefault(name, value)
             _begin(num_cpus or available_cores())
-            _own.set()
+            own_runtime.lives.set()
     try:
         yield
     finally:
-        _own.clear()
-        ray.shutdown()
+        try:
+            ray.shutdown()
+        finally:
+            own_runtime.lives.clear()
 
 
 def _begin(num_cpus: int) -> None:
