@@ -33,6 +33,9 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # Ray's o
 _HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """By which Ray's provider of nodes that are processes knows the head."""
 
+_HEAD_TYPE = "ray.head.default"
+"""Of the head, to that provider; the autoscaler looks for a node type of that name."""
+
 _NODES: dict[str, Any] = {
     "cluster_name": "growing",
     "max_workers": 2,
@@ -46,7 +49,7 @@ _NODES: dict[str, Any] = {
         "head_node_id": _HEAD,
     },
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        _HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "cpu": {
             "resources": {"CPU": 1, "object_store_memory": 128 * 2**20},
             "node_config": {},
@@ -54,7 +57,7 @@ _NODES: dict[str, Any] = {
             "max_workers": 2,
         },
     },
-    "head_node_type": "head",
+    "head_node_type": _HEAD_TYPE,
     "idle_timeout_minutes": 0.5,
     "upscaling_speed": 1.0,
     **{

@@ -228,6 +228,22 @@ def test_what_outlives_a_killed_service_is_found_and_ended(tmp_path: Path) -> No
     assert processes.leftovers(running) == []
 
 
+def test_what_a_killed_service_leaves_is_found_before_anybody_has_buried_it() -> None:
+    # Its child shows no mark, as one of Ray's that writes its title over its environment.
+    service = subprocess.Popen([sys.executable, "-c", _PARENT], env={}, start_new_session=True)
+    created = psutil.Process(service.pid).create_time()
+    running = Running(pid=service.pid, created=created, mark="unseen", url="", since="")
+    try:
+        assert _wait_for(lambda: len(processes.leftovers(running)) == 1)
+        os.kill(service.pid, 9)
+        assert _wait_for(lambda: psutil.Process(service.pid).status() == psutil.STATUS_ZOMBIE)
+        assert len(processes.leftovers(running)) == 1
+        processes.stop(running)
+        assert processes.leftovers(running) == []
+    finally:
+        service.wait(10)
+
+
 def test_a_process_that_was_given_the_same_number_is_left_alone() -> None:
     innocent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
     try:

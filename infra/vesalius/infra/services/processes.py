@@ -114,7 +114,7 @@ def _leader(running: Running) -> psutil.Process | None:
 
 def _members(running: Running) -> list[psutil.Process]:
     leader = _leader(running)
-    reused = leader is None and psutil.pid_exists(running.pid)  # the number is another's: so is a session of it
+    reused = leader is None and _is_anothers(running)  # the number is another's: so is a session of it
     found: dict[int, psutil.Process] = {}
     if leader is not None:
         with contextlib.suppress(psutil.Error):
@@ -129,6 +129,14 @@ def _members(running: Running) -> list[psutil.Process]:
         if ours:
             found[process.pid] = process
     return [one for one in found.values() if _runs(one)]
+
+
+def _is_anothers(running: Running) -> bool:
+    """Return whether the number of a leader that has ended is another process's; nobody may have buried it yet."""
+    try:
+        return abs(psutil.Process(running.pid).create_time() - running.created) >= _SAME_START_SECONDS
+    except psutil.Error:
+        return False
 
 
 def _mark(process: psutil.Process) -> str | None:
