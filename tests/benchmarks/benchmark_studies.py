@@ -3,10 +3,11 @@
 - ``side``: trials two at a time on two cores against one after the other, one thread each; the same trials. The ratio
   of the two times, and what a trial takes beside its training and scoring once Ray is up.
 - ``workers``: the same beside the training of a trial of two workers.
-- ``asha``: what ASHA trains until it has a trial within 0.01 of the best average precision that the same study finds
-  without it, as a share of all that this one trains. One study of each kind a seed of the sampler; ASHA's may draw
-  twice as many trials, which costs it about as much. Trainings are counted in full lengths of one, not in seconds, so
-  that a busy machine changes nothing.
+- ``asha``: what ASHA trains until it has a trial within 0.01 of the best average precision of all, as a share of
+  training all of them to their ends. The trials of a study are independent draws, trained to their ends once a seed;
+  then the pruner that studies have is given their curves in many orders, two trials side by side, and the shares are
+  averaged. An order in which it stops every trial that is good enough counts as all that it trained and all of them
+  once more. Trainings are counted in full lengths of one, not in seconds, so that a busy machine changes nothing.
 
     python tests/benchmarks/benchmark_studies.py [side|workers|asha ...] [--epochs 60] [--trials 16] [--seeds 3]
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import sys
@@ -23,7 +25,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from optuna.trial import TrialState
 
 from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.phantom import write_cohort
@@ -32,6 +36,7 @@ from vesalius.infra import pipeline
 from vesalius.platform.cluster import session
 from vesalius.platform.store import CohortStore
 from vesalius.tuning import VALIDATIONS, analyse, drive
+from vesalius.tuning.samplers import make_pruner
 from vesalius.tuning.seeds import mean_interval
 
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
 
     from vesalius.tuning import TrialRow
 
+_LOG = logging.getLogger(__name__)
 _WITHIN = 0.01
 _SPACES = {
     "num_classes": "4..16",
@@ -114,65 +120,95 @@ def _beside(row: TrialRow) -> float:
 
 
 def measure_asha(folder: Path, preset: str, epochs: int, trials: int, num_train: int, seeds: int) -> dict[str, Any]:
-    """Return what ASHA trains until it is as good as the study without it, over seeds of the sampler."""
+    """Return what ASHA trains until it has one of the best trials, over seeds of the sampler."""
     store = _cohort(folder, num_train)
-    common = _common(preset, epochs) | {"space": _SPACES, "sampler": "tpe", "trials": trials, "concurrent": 2}
-    del common["pruner"]
-    # As many candidates for the best in both: ASHA alone would ask for more passes.
-    common["set"] = {**common["set"], "training.validations": VALIDATIONS}
     found = []
     with session(2):
         for seed in range(seeds):
-            full, _ = _study(store, folder / "home", f"full-{seed}", pruner="none", seed=seed, **common)
-            # Twice as many trials cost it about as much as the other one's: what it saves it may spend.
-            twice = {**common, "trials": 2 * trials}
-            asha, _ = _study(store, folder / "home", f"asha-{seed}", pruner="asha", seed=seed, **twice)
-            found.append(compared(full, asha))
+            rows, _ = _study(store, folder / "home", f"full-{seed}", **_drawn(preset, epochs, trials, "none", seed))
+            found.append(compared(rows))
+            _LOG.info("seed %d: %s", seed, found[-1])
     return {
         "seeds": found,
-        **over_seeds([one["share"] for one in found]),
+        **{name: _over_seeds([one[name] for one in found]) for name in ("share", "share_without", "trained", "kept")},
     }
 
 
-def over_seeds(shares: Sequence[float | None]) -> dict[str, Any]:
-    """Return the mean share over seeds and its interval; None where some never came there: theirs is not known."""
-    known = [one for one in shares if one is not None]
-    is_whole = len(known) == len(shares)
+def _drawn(preset: str, epochs: int, trials: int, pruner: str, seed: int) -> dict[str, Any]:
+    """Return what is asked of a study of independent draws, with as many passes as ASHA would ask for."""
+    common = _common(preset, epochs)
+    chosen = {**common["set"], "training.validations": VALIDATIONS}
     return {
-        "reached": len(known),
-        "share": statistics.fmean(known) if is_whole else None,
-        "interval": mean_interval(known) if is_whole else None,
+        **common,
+        "set": chosen,
+        "space": _SPACES,
+        "trials": trials,
+        "pruner": pruner,
+        "seed": seed,
+        "concurrent": 2,
     }
 
 
-def compared(full: Sequence[TrialRow], asha: Sequence[TrialRow]) -> dict[str, Any]:
-    """Return what ASHA trained until a trial came within 0.01 of the other study's best; ``share`` None if none did.
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    return {"mean": statistics.fmean(values), "interval": mean_interval(values)}
 
-    Trials count in the order of their numbers, in full trainings; one that came to its end is 1.
+
+def compared(rows: Sequence[TrialRow], orders: int = 200) -> dict[str, Any]:
+    """Return what ASHA would have trained of a study's trials, each of which was trained to its end.
+
+    Returns:
+        ``best``: of all; ``share``: trained until one within 0.01 of it came to its end, of training all; ``trained``:
+        that of a study that goes on; ``kept``: share of the orders in which one came to its end at all;
+        ``share_without``: as ``share`` where nothing is stopped. All but ``best`` are means over orders.
     """
-    best = max(row.figures["average_precision"] for row in full)
-    return {
-        "best": best,
-        "best_of_asha": max(row.figures["average_precision"] for row in asha if row.figures),
-        "trained": sum(_length(row) for row in asha),
-        "trained_without": sum(_length(row) for row in full),
-        "until": _until(asha, best - _WITHIN),
-        "until_without": _until(full, best - _WITHIN),
-        "share": None if (until := _until(asha, best - _WITHIN)) is None else until / sum(_length(row) for row in full),
-    }
+    best = max(row.figures["average_precision"] for row in rows)
+    random = np.random.default_rng(0)
+    shares, trained, kept, without = [], [], [], []
+    for _ in range(orders):
+        # The start comes first in every study.
+        order = [rows[0], *(rows[1 + place] for place in random.permutation(len(rows) - 1))]
+        lengths = replayed([row.curve for row in order], "asha")
+        is_good = [row.figures["average_precision"] >= best - _WITHIN for row in order]
+        found = [good and length == 1.0 for good, length in zip(is_good, lengths, strict=True)]
+        all_of_it = sum(lengths)
+        until = sum(lengths[: found.index(True) + 1]) if any(found) else all_of_it + len(rows)
+        shares.append(until / len(rows))
+        trained.append(all_of_it / len(rows))
+        kept.append(float(any(found)))
+        without.append((is_good.index(True) + 1) / len(rows))
+    means = {"share": shares, "share_without": without, "trained": trained, "kept": kept}
+    return {"best": best, **{name: statistics.fmean(values) for name, values in means.items()}}
 
 
-def _until(rows: Sequence[TrialRow], value: float) -> float | None:
-    spent = 0.0
-    for row in sorted(rows, key=lambda row: row.number):
-        spent += _length(row)
-        if row.figures.get("average_precision", -1.0) >= value:
-            return spent
-    return None
+def replayed(curves: Sequence[Sequence[tuple[int, float]]], pruner: str, concurrent: int = 2) -> list[float]:
+    """Return how far each trial comes under a pruner of studies, in full trainings.
 
+    Args:
+        curves: of each trial, in the order in which they begin: the hundredth of its training and the criterion there.
+        pruner: its name.
+        concurrent: trials side by side; each goes on by one pass, in turn.
+    """
+    import optuna
 
-def _length(row: TrialRow) -> float:
-    return 1.0 if row.state == "complete" else (row.percent or 0.0) / 100
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(pruner))
+    lengths = [1.0] * len(curves)
+    waiting = list(range(len(curves)))
+    running: list[tuple[int, Any, list[tuple[int, float]]]] = []
+    while waiting or running:
+        while waiting and len(running) < concurrent:
+            running.append((number := waiting.pop(0), study.ask(), list(curves[number])))
+        for one in list(running):
+            number, trial, left = one
+            percent, value = left.pop(0)
+            trial.report(value, percent)
+            given_up = trial.should_prune() and percent < 100 and number > 0  # the start comes to its end
+            if given_up:
+                lengths[number] = percent / 100
+            if given_up or not left:
+                study.tell(trial, state=TrialState.PRUNED if given_up else None, values=None if given_up else value)
+                running.remove(one)
+    return lengths
 
 
 @pytest.mark.long
@@ -183,37 +219,64 @@ def test_the_contest_runs_and_both_ways_train_the_same(tmp_path: Path, monkeypat
     assert figures["times_faster"] > 0
 
 
-def test_what_asha_saves_is_counted_in_full_trainings() -> None:
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_the_replay_stops_what_a_study_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    store = _cohort(tmp_path, 4)
+    with session(1):
+        full, asha = (
+            _study(store, tmp_path / "home", pruner, **{**_drawn("tiny", 18, 8, pruner, seed=1), "concurrent": 1})[0]
+            for pruner in ("none", "asha")
+        )
+    assert [row.values for row in asha] == [row.values for row in full]
+    lengths = replayed([row.curve for row in full], "asha", concurrent=1)
+    assert [1.0 if row.state == "complete" else row.curve[-1][0] / 100 for row in asha] == lengths
+    assert min(lengths) < 1.0
+
+
+def _rows(*ends: float) -> list[TrialRow]:
+    """Return trials that were trained to their ends, each as good at every pass as at its end."""
     from vesalius.tuning import TrialRow
 
-    def row(number: int, value: float | None, percent: float = 100.0) -> TrialRow:
-        figures = {} if value is None else {"average_precision": value}
-        return TrialRow(
+    steps = (11, 22, 33, 44, 55, 66, 77, 88, 100)
+    return [
+        TrialRow(
             number=number,
-            state="pruned" if value is None else "complete",
+            state="complete",
             is_start=number == 0,
-            values={},
-            figures=figures,
-            curve=(),
-            percent=percent,
-            reason="",
-            run="",
-            seconds=1.0,
+            figures={"average_precision": end},
+            curve=tuple((step, end) for step in steps),
         )
+        for number, end in enumerate(ends)
+    ]
 
-    full = [row(0, 0.1), row(1, 0.2), row(2, 0.5), row(3, 0.3)]
-    asha = [row(0, 0.1), row(1, None, 25.0), row(2, 0.495), row(3, None, 11.0)]
-    found = compared(full, asha)
-    assert found["until"] == 2.25
-    assert found["share"] == 2.25 / 4
-    assert found["trained"] == pytest.approx(2.36)
-    assert compared(full, [row(0, 0.1), row(1, None, 11.0)])["share"] is None
-    three = over_seeds([0.2, 0.3, 0.4])
-    low, high = three["interval"]
-    assert three["share"] == (low + high) / 2 == pytest.approx(0.3)
-    assert high - 0.3 == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
-    assert over_seeds([0.2, None, 0.4]) == {"reached": 2, "share": None, "interval": None}, "two of three flatter"
-    assert over_seeds([0.2])["interval"] is None
+
+def test_what_asha_saves_is_counted_in_full_trainings() -> None:
+    assert replayed([row.curve for row in _rows(0.5, 0.4, 0.3)], "none") == [1.0, 1.0, 1.0]
+    # The third is the worst of three at the first rung; the fourth is no better than a third of those before.
+    assert replayed([row.curve for row in _rows(0.5, 0.4, 0.3, 0.45)], "asha", concurrent=1)[2:] == [0.22, 0.22]
+    alike = compared(_rows(0.1, *[0.2] * 8), orders=20)
+    assert alike["best"] == 0.2
+    assert alike["share"] == alike["share_without"] == pytest.approx(2 / 9), "the first draw is good enough"
+    # Each of those drawn before the best is stopped at a rung, where it is as good as at its end.
+    found = compared(_rows(0.3, 0.5, *[0.1] * 7), orders=20)
+    assert found["kept"] == 1.0
+    assert 1 + 0.22 * 3 < 9 * found["trained"] < 2 + 0.66 * 7
+    assert found["share"] < found["share_without"]
+
+
+def test_what_asha_stops_too_early_costs_all_of_it_again() -> None:
+    late = _rows(0.3, 0.2, 0.2, 0.2)
+    late[-1] = late[-1].model_copy(
+        update={
+            "figures": {"average_precision": 0.9},
+            "curve": (*((step, 0.0) for step, _ in late[0].curve[:-1]), (100, 0.9)),
+        }
+    )
+    found = compared(late, orders=10)
+    assert found["kept"] < 1.0
+    assert found["share"] > 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -228,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     os.environ["MLFLOW_TRACKING_URI"] = "off"
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     common = {"preset": chosen.preset, "epochs": chosen.epochs, "trials": chosen.trials, "num_train": chosen.subjects}
     figures: dict[str, Any] = {}
     for what in chosen.what:
