@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import signal
 import threading
@@ -112,7 +113,7 @@ def _train_on_ray(run: RunFolder, method_type: type[Method], attempt: str, *, tu
             if error is None:
                 return
             # A worker's own word, where it left one, says more than the controller's.
-            word = _word(run)
+            word = _word(run) or _word_in(error)
             if word is not None and not isinstance(word, UnreachableError):
                 raise word from None
             attempt = run.begin_attempt()  # a worker of this group that was out of reach may still be at work
@@ -227,8 +228,20 @@ def _word(run: RunFolder) -> VesaliusError | None:
         value = json.loads(_failure(run).read_text())
     except FileNotFoundError:
         return None
-    kind = getattr(errors, value["kind"], VesaliusError)
-    error: VesaliusError = kind(value["message"])
+    return _vesalius_error(value["kind"], value["message"])
+
+
+def _word_in(error: Exception) -> VesaliusError | None:
+    """Return what a worker said that could leave no word, as where the run's disk is full: it ends its traceback."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        found = re.search(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)\Z", str(failure).strip(), re.MULTILINE)
+        if found is not None:
+            return _vesalius_error(*found.groups())
+    return None
+
+
+def _vesalius_error(kind: str, message: str) -> VesaliusError:
+    error: VesaliusError = getattr(errors, kind, VesaliusError)(message)
     return error
 
 
