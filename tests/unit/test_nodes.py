@@ -163,6 +163,12 @@ def test_a_runtime_that_no_node_will_join_is_not_waited_for(
     assert machines.seconds == seconds
 
 
+def test_how_large_a_cluster_may_become_is_said_where_that_is_too_small(tmp_path: Path, machines: Machines) -> None:
+    machines.cores, machines.most = [(1, 1)], 2
+    with pytest.raises(RunError, match="3 workers need 3 cores and the cluster has 1 and may grow to 2: use fewer"):
+        nodes.await_nodes(_run(tmp_path, num_workers=3, wait_for_nodes_seconds=20), _BUNDLE, again=False)
+
+
 def test_a_node_that_another_run_has_taken_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [0]
     monkeypatch.setattr(nodes, "num_possible", lambda _: 2)

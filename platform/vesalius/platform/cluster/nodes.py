@@ -83,8 +83,11 @@ def await_nodes(run: RunFolder, bundle: dict[str, float], *, again: bool) -> int
     possible = num_possible(bundle)
     if possible < fewest:
         remedy = "train on the CPU with --set training.device=cpu" if what == "GPUs" else "use a larger cluster"
+        most = num_fitting(bundle, [capacity()])
+        grown = f" and may grow to {most}" if most > possible else ""
         raise RunError(
-            f"{fewest} workers need {fewest} {what} and the cluster has {possible}: use fewer workers, or {remedy}"
+            f"{fewest} workers need {fewest} {what} and the cluster has {possible}{grown}: use fewer workers, or "
+            f"{remedy}"
         )
     return fewest  # others have the rest: their end is waited for, with as few as are allowed
 
