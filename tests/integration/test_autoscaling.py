@@ -15,6 +15,7 @@ import pytest
 
 from vesalius.methods import METHODS
 from vesalius.platform import cluster
+from vesalius.platform.cluster.capacity import GROWS_TO
 from vesalius.platform.errors import RunError
 from vesalius.platform.runs import RunFolder, RunSpec, create_run
 from vesalius.platform.tables import lookup
@@ -103,6 +104,7 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_AUTH_MODE", "disabled")
             patch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+            patch.setenv(GROWS_TO, "CPU=2")  # nobody else tells
             yield
     finally:
         for process in psutil.process_iter():  # its nodes share its session, which is nobody else's

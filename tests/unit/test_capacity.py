@@ -1,10 +1,11 @@
-"""How large a cluster may become: Ray's own count of what an autoscaler may add, over what is there."""
+"""How large a cluster may become: what an autoscaler may add, as a managed Ray or a variable tells it."""
 
 from __future__ import annotations
 
 import pytest
 
-from vesalius.platform.cluster.capacity import capacity, num_fitting
+from vesalius.platform.cluster.capacity import GROWS_TO, capacity, num_fitting
+from vesalius.platform.errors import SettingError
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,38 @@ def test_what_may_be_added_counts(
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     monkeypatch.setattr(state, "get_cluster_config", lambda: config)
     assert capacity() == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("", {"CPU": 4.0}),
+        ("CPU=64,GPU=4", {"CPU": 64.0, "GPU": 4.0}),
+        ("CPU=2, GPU=0", {"CPU": 4.0, "GPU": 0.0}),
+    ],
+)
+def test_what_a_cluster_may_grow_to_is_told(
+    told: str, expected: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray._private.state import state
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(state, "get_cluster_config", lambda: None)
+    monkeypatch.setenv(GROWS_TO, told)
+    assert capacity() == expected
+
+
+@pytest.mark.parametrize("told", ["64", "CPU", "CPU=many", "=4", "CPU=-1", "CPU=64;GPU=4"])
+def test_what_cannot_be_read_of_it_is_refused(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private.state import state
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(state, "get_cluster_config", lambda: None)
+    monkeypatch.setenv(GROWS_TO, told)
+    with pytest.raises(SettingError, match=f"VESALIUS_GROWS_TO={told} is not read: expected whole numbers"):
+        capacity()
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,23 @@ def test_the_server_of_the_service_can_be_built() -> None:
     ServingSettings.model_validate(application.args)
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_a_cluster_is_told_to_grow_to_is_what_it_may(overlay: str) -> None:
+    clusters = [cluster for document in _render(overlay) for cluster in _clusters(document)]
+    assert clusters
+    for cluster in clusters:
+        most = {"CPU": 0, "GPU": 0}
+        for group in cluster["workerGroupSpecs"]:
+            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            most["CPU"] += group["maxReplicas"] * int(limits["cpu"])
+            most["GPU"] += group["maxReplicas"] * int(limits.get("nvidia.com/gpu", 0))
+        expected = ",".join(f"{name}={amount}" for name, amount in most.items() if amount)
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            (container,) = group["template"]["spec"]["containers"]
+            told = [one["value"] for one in container["env"] if one["name"] == "VESALIUS_GROWS_TO"]
+            assert told == [expected]
+
+
 def test_what_is_written_in_two_places_is_the_same() -> None:
     platform = KUBERAY / "platform"
     (databases,) = (d for d in yaml.safe_load_all((platform / "postgres.yaml").read_text()) if d["kind"] == "ConfigMap")

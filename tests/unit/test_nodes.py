@@ -278,17 +278,14 @@ def test_what_a_worker_says_of_its_training_ends_it(train: Callable[[Groups, int
 def test_what_a_worker_cannot_write_down_ends_it_too(train: Callable[[Groups, int], RunFolder]) -> None:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    said = "/disk/runs/run: the disk or quota is full; make room and run the same again"
-    trace = f"Traceback (most recent call last):\n  File ...\nvesalius.platform.errors.DiskSpaceError: {said}\n"
-    others = Exception("Traceback (most recent call last):\nRuntimeError: Connection closed by peer")
-    error = WorkerGroupError(f"[Rank 1]\n{trace}", {0: others, 1: Exception(trace)})
-    with pytest.raises(DiskSpaceError) as raised:
+    said = DiskSpaceError("/disk/runs/run: the disk or quota is full: make room and run the same again")
+    error = WorkerGroupError("[Rank 0]", {0: RuntimeError("Connection closed by peer"), 1: said})
+    with pytest.raises(DiskSpaceError, match="the disk or quota is full"):
         train(Groups([error, None]), 3)
-    assert str(raised.value) == said
 
 
 def test_what_is_no_word_of_ours_costs_a_group(train: Callable[[Groups, int], RunFolder]) -> None:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    others = Exception("Traceback (most recent call last):\nRuntimeError: Connection closed by peer")
-    assert train(Groups([WorkerGroupError("[Rank 0]", {0: others}), None]), 1).state == "finished"
+    lost = WorkerGroupError("[Rank 0]", {0: RuntimeError("Connection closed by peer")})
+    assert train(Groups([lost, None]), 1).state == "finished"

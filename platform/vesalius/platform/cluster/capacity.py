@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+from vesalius.platform.errors import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+GROWS_TO = "VESALIUS_GROWS_TO"
+"""The variable that says how much of each resource an autoscaler may bring the cluster to, such as ``CPU=64,GPU=4``."""
+
+
 def capacity() -> dict[str, float]:
     """Return what the cluster that this process has joined can offer of each resource, at most.
 
-    A cluster that scales says in its configuration how many nodes of each kind it may have; one that does not offers
-    what is there. Ray Train waits for what is asked of the autoscaler.
+    That is what is there, or what :data:`GROWS_TO` says where that is more: of what its autoscaler may add, Ray's own
+    tells no program (a managed Ray does, and is asked).
+
+    Raises:
+        SettingError: the variable cannot be read.
     """
     import ray
     from ray._private.state import state  # Ray Train asks there too: there is no public way
 
     there: dict[str, float] = ray.cluster_resources()
-    most = state.get_max_resources_from_cluster_config() or {}
+    most = {**(state.get_max_resources_from_cluster_config() or {}), **_told()}
     return {name: max(there.get(name, 0.0), float(most.get(name, 0))) for name in {*there, *most}}
+
+
+def _told() -> dict[str, float]:
+    text = os.environ.get(GROWS_TO, "")
+    told = {}
+    for part in filter(None, text.split(",")):
+        name, _, amount = part.partition("=")
+        if not name.strip() or not amount.strip().isdecimal():
+            raise SettingError(
+                f"{GROWS_TO}={text} is not read: expected whole numbers by Ray's names of resources, such as "
+                "CPU=64,GPU=4; unset it where the cluster does not grow"
+            )
+        told[name.strip()] = float(amount)
+    return told
 
 
 def resources_by_node(*, free: bool) -> list[Mapping[str, float]]:

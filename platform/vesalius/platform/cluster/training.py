@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import shutil
 import signal
 import threading
@@ -228,21 +227,15 @@ def _word(run: RunFolder) -> VesaliusError | None:
         value = json.loads(_failure(run).read_text())
     except FileNotFoundError:
         return None
-    return _vesalius_error(value["kind"], value["message"])
+    kind = getattr(errors, value["kind"], VesaliusError)
+    error: VesaliusError = kind(value["message"])
+    return error
 
 
 def _word_in(error: Exception) -> VesaliusError | None:
-    """Return what a worker said that could leave no word, as where the run's disk is full: it ends its traceback."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        found = re.search(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)\Z", str(failure).strip(), re.MULTILINE)
-        if found is not None:
-            return _vesalius_error(*found.groups())
-    return None
-
-
-def _vesalius_error(kind: str, message: str) -> VesaliusError:
-    error: VesaliusError = getattr(errors, kind, VesaliusError)(message)
-    return error
+    """Return what a worker raised that could leave no word, as where the run's disk is full."""
+    raised = getattr(error, "worker_failures", {}).values()
+    return next((one for one in raised if isinstance(one, VesaliusError)), None)
 
 
 @contextlib.contextmanager
