@@ -85,7 +85,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 def server(registry: Registry) -> Iterator[Served]:
     left_out = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    with served(registry.folder / "server", f"models:/{NAME}@champion", environment=environment) as running:
+    model = f"models:/{NAME}@champion"
+    with served(registry.folder / "server", model, "--batch", "4", environment=environment) as running:
         yield running
 
 

@@ -13,7 +13,7 @@ from ray import serve
 
 from vesalius.infra.pipeline import device_name
 from vesalius.infra.serving.jobs import Scored
-from vesalius.infra.serving.settings import ServingSettings
+from vesalius.infra.serving.settings import GPU_BATCH, ServingSettings
 from vesalius.infra.serving.versions import folder_of
 from vesalius.methods import METHODS
 from vesalius.platform.cluster.metrics import SCORING_ERRORS, SCORING_SECONDS, VOLUMES_SCORED, count, observe
@@ -45,7 +45,8 @@ class Scorer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._held = threading.Lock()
         self._loading = threading.Lock()
-        self._together.set_max_batch_size(self._settings.batch)
+        usual = GPU_BATCH if self._device.startswith("cuda") else 1
+        self._together.set_max_batch_size(self._settings.batch or usual)
         self._together.set_batch_wait_timeout_s(self._settings.batch_seconds)
 
     async def load(self, pinned: Pinned) -> VesaliusError | None:

@@ -46,6 +46,10 @@ class Limits(Settings):
     queue: int = Field(32, ge=1, le=1024)
 
 
+GPU_BATCH = 4
+"""Volumes that a scorer on a GPU scores in one call, unless it is told otherwise."""
+
+
 class ServingSettings(Settings):
     """How a model is served; also the arguments of :func:`vesalius.infra.serving.application.build`.
 
@@ -56,7 +60,9 @@ class ServingSettings(Settings):
         replicas: scorers.
         cpus: cores that each scorer reserves.
         gpus: GPUs, or a share of one, that each scorer reserves.
-        batch: volumes scored in one call of the method at most; never more than the method's own capacity.
+        batch: volumes scored in one call of the method at most; never more than the method's own capacity. Where None,
+            :data:`GPU_BATCH` on a GPU and one on a CPU, where volumes take as long together as apart: one by one, the
+            first is answered sooner, and what comes next is prepared meanwhile.
         batch_seconds: how long the first volume of a batch waits for others.
         preparations: volumes prepared at once.
         poll_seconds: how often the alias is looked at.
@@ -75,7 +81,7 @@ class ServingSettings(Settings):
     replicas: int = Field(1, ge=1, le=256)
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
-    batch: int = Field(4, ge=1, le=256)
+    batch: int | None = Field(None, ge=1, le=256)
     batch_seconds: float = Field(0.005, ge=0, le=10)
     preparations: int = Field(2, ge=1, le=64)
     poll_seconds: float = Field(10.0, gt=0)
