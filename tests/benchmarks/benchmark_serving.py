@@ -151,9 +151,9 @@ def test_a_server_and_a_pool_run() -> None:
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--volumes", type=int, default=16)
+    parser.add_argument("--volumes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=40, help="of each restoration")
+    parser.add_argument("--iterations", type=int, default=160, help="of each restoration")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     figures = measure(given.volumes, given.rounds, given.iterations)
