@@ -289,15 +289,3 @@ def test_what_is_no_word_of_ours_costs_a_group(train: Callable[[Groups, int], Ru
 
     lost = WorkerGroupError("[Rank 0]", {0: RuntimeError("Connection closed by peer")})
     assert train(Groups([lost, None]), 1).state == "finished"
-
-
-@pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_of_rays_own_helpers_the_one_for_its_data_sets_alone_is_left_out() -> None:
-    from ray.train.torch import TorchTrainer
-
-    def helpers(kind: Any) -> list[str]:
-        return [type(one).__name__ for one in kind(lambda: None)._create_default_callbacks()]
-
-    whole, ours = helpers(TorchTrainer), helpers(training._trainer_without_data())
-    assert "DatasetsCallback" in whole
-    assert ours == [name for name in whole if name != "DatasetsCallback"]

@@ -45,7 +45,7 @@ class Scorer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._held = threading.Lock()
         self._loading = threading.Lock()
-        usual = GPU_BATCH if self._device.startswith("cuda") else 1
+        usual = GPU_BATCH if self._device == "cuda" else 1
         self._together.set_max_batch_size(self._settings.batch or usual)
         self._together.set_batch_wait_timeout_s(self._settings.batch_seconds)
 

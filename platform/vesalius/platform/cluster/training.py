@@ -144,12 +144,12 @@ def _fit(
 ) -> Exception | None:
     """Train with one group of workers; return what ended it before its time, or None."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from vesalius.platform.training import backend_for
 
     use_gpu = bundle["GPU"] > 0
-    trainer = _trainer_without_data()(
+    trainer = TorchTrainer(
         work,
         train_loop_config=config,
         torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
@@ -170,21 +170,6 @@ def _fit(
         except Exception as error:
             return error
     return None
-
-
-def _trainer_without_data() -> Any:
-    """Return Ray's trainer without what hands out Ray Data's sets.
-
-    We have none, and it takes an actor of its own and the import of Ray Data by every worker: seconds of each start.
-    """
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
-        def _create_default_callbacks(self) -> list[Any]:  # there is no public way
-            return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
-
-    return Trainer
 
 
 def _callbacks(*, tuned: bool) -> list[Any]:
