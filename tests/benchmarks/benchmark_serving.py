@@ -2,11 +2,13 @@
 
 - serving: wall time of some requests from four clients at once, against as many bare calls of ``score_volumes`` with
   the same model on the same volumes, one after another, in a process with the same number of threads. The requests pay
-  for the way over HTTP, the recipe and the answer's JSON; batching and what runs beside the scoring pay some back.
+  for the way over HTTP, the recipe and the answer's JSON; what runs beside the scoring, and on a GPU batching, pay some
+  back.
 - pool: what a volume takes with two actors against one. Each runs few volumes and many; what the many take beyond the
   few is divided by the volumes beyond, so that starting Ray and loading the model count for neither.
 
-The targets, at most 10 % and at least 1.8 x, are of two free cores: on a machine that computes something else the
+The targets, at most 10 % (for calls of half a second; what is paid is paid for each call) and at least 1.8 x, are of
+two free cores: on a machine that computes something else the
 figures say more about that.
 
     python tests/benchmarks/benchmark_serving.py [--volumes 8] [--rounds 1] [--json]

@@ -5,27 +5,36 @@
 - ``workers``: the same beside the training of a trial of two workers.
 - ``asha``: what ASHA trains until it has a trial within 0.01 of the best average precision of all, as a share of
   training all of them to their ends. The trials of a study are independent draws, trained to their ends once a seed;
-  then the pruner that studies have is given their curves in many orders, two trials side by side, and the shares are
-  averaged. An order in which it stops every trial that is good enough counts as all that it trained and all of them
-  once more. Trainings are counted in full lengths of one, not in seconds, so that a busy machine changes nothing.
+  then the pruner that studies have is given their curves in many orders, two trials side by side that pass at one pace
+  (a study's do nearly), and the shares are averaged. What trains beside the trial that is good enough counts too. An
+  order in which ASHA stops every such trial counts as all that it trained and all of them once more, two by two.
+  Trainings are counted in full lengths of one, not in seconds, so that a busy machine changes nothing. The first trial
+  of every study has the settings that it starts from: seeds have one trial in common.
 
-    python tests/benchmarks/benchmark_studies.py [side|workers|asha ...] [--epochs 60] [--trials 16] [--seeds 3]
+    python tests/benchmarks/benchmark_studies.py [side|workers|asha ...] [--epochs 60] [--trials 4] [--seeds 3]
+        [--set KEY=VALUE ...] [--keep FOLDER]
+
+``asha`` is hours of two cores with the demo's network; with ``--keep`` the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -35,7 +44,7 @@ from vesalius.datasets.phantom import CohortSettings
 from vesalius.infra import pipeline
 from vesalius.platform.cluster import session
 from vesalius.platform.store import CohortStore
-from vesalius.tuning import VALIDATIONS, analyse, drive
+from vesalius.tuning import VALIDATIONS, analyse, drive, find_study
 from vesalius.tuning.samplers import make_pruner
 from vesalius.tuning.seeds import mean_interval
 
@@ -46,6 +55,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _WITHIN = 0.01
+_FEWEST_OF_ASHA = 9
 _SPACES = {
     "num_classes": "4..16",
     "prior_sigma": "log:1e-2..10",
@@ -55,6 +65,8 @@ _SPACES = {
 
 
 def _cohort(folder: Path, num_train: int) -> CohortStore:
+    if (folder / "cohort").exists():
+        return CohortStore.open(folder / "cohort")
     settings = CohortSettings(num_train=num_train, num_validation=6, num_gate=0, num_test=0)
     ingest("phantom", write_cohort(folder / "raw", settings), folder / "cohort", name="phantom", num_workers=0)
     return CohortStore.open(folder / "cohort")
@@ -63,7 +75,11 @@ def _cohort(folder: Path, num_train: int) -> CohortStore:
 def _study(store: CohortStore, home: Path, name: str, **asked: Any) -> tuple[list[TrialRow], float]:
     """Run a study to its end and return its trials and the seconds that took."""
     request = pipeline.StudyRequest(method="implicit_field", store=str(store.path), name=name, **asked)
-    study = pipeline.begin_study(request, home=home, say=lambda said: None, progress=lambda *said: None)
+    if (home / "studies" / name).exists():
+        study = find_study(home, name)
+        assert study.spec.trials == request.trials, f"{study.path} is of {study.spec.trials} trials"
+    else:
+        study = pipeline.begin_study(request, home=home, say=lambda said: None, progress=lambda *said: None)
     begun = time.monotonic()
     driven = drive(study, pipeline.base_of(study.spec), pipeline.TrialTrainer(home))
     seconds = time.monotonic() - begun
@@ -119,19 +135,50 @@ def _beside(row: TrialRow) -> float:
     return row.seconds - row.figures["training_seconds"] - 6 * row.figures["seconds_per_volume"]
 
 
-def measure_asha(folder: Path, preset: str, epochs: int, trials: int, num_train: int, seeds: int) -> dict[str, Any]:
-    """Return what ASHA trains until it has one of the best trials, over seeds of the sampler."""
+def measure_asha(
+    folder: Path, preset: str, epochs: int, trials: int, num_train: int, seeds: int, changes: dict[str, str]
+) -> dict[str, Any]:
+    """Return what ASHA trains until it has one of the best trials, over seeds of the sampler.
+
+    Args:
+        folder: of the cohort and the studies; what is there already is gone on with.
+        preset: of the method.
+        epochs: of a training to its end.
+        trials: of a study.
+        num_train: subjects.
+        seeds: studies.
+        changes: of the preset's settings.
+    """
+    if trials < _FEWEST_OF_ASHA:
+        raise SystemExit(f"--trials {trials}: of fewer than {_FEWEST_OF_ASHA} ASHA keeps the best of a rung alone")
     store = _cohort(folder, num_train)
     found = []
     with session(2):
         for seed in range(seeds):
-            rows, _ = _study(store, folder / "home", f"full-{seed}", **_drawn(preset, epochs, trials, "none", seed))
+            asked = _drawn(preset, epochs, trials, "none", seed)
+            asked["set"] |= changes
+            rows, _ = _study(store, folder / "home", f"full-{seed}", **asked)
             found.append(compared(rows))
             _LOG.info("seed %d: %s", seed, found[-1])
-    return {
-        "seeds": found,
-        **{name: _over_seeds([one[name] for one in found]) for name in ("share", "share_without", "trained", "kept")},
+    return over_seeds(found)
+
+
+def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Return what :func:`compared` says of each seed, and the means with the intervals over seeds.
+
+    ``ratio`` is the claim: geometric mean of share over share_without, with the interval of its logarithm.
+    """
+    interval = mean_interval([math.log(one["ratio"]) for one in found])
+    means: dict[str, Any] = {
+        name: {"mean": statistics.fmean(values), "interval": mean_interval(values)}
+        for name in ("share", "share_without", "trained")
+        if (values := [one[name] for one in found])
     }
+    means["ratio"] = {
+        "mean": statistics.geometric_mean([one["ratio"] for one in found]),
+        "interval": None if interval is None else tuple(map(math.exp, interval)),
+    }
+    return {"seeds": list(found), **means, "kept": statistics.fmean(one["kept"] for one in found)}
 
 
 def _drawn(preset: str, epochs: int, trials: int, pruner: str, seed: int) -> dict[str, Any]:
@@ -149,50 +196,63 @@ def _drawn(preset: str, epochs: int, trials: int, pruner: str, seed: int) -> dic
     }
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    return {"mean": statistics.fmean(values), "interval": mean_interval(values)}
-
-
-def compared(rows: Sequence[TrialRow], orders: int = 200) -> dict[str, Any]:
+def compared(rows: Sequence[TrialRow], orders: int = 200) -> dict[str, float]:
     """Return what ASHA would have trained of a study's trials, each of which was trained to its end.
 
     Returns:
         ``best``: of all; ``share``: trained until one within 0.01 of it came to its end, of training all; ``trained``:
         that of a study that goes on; ``kept``: share of the orders in which one came to its end at all;
-        ``share_without``: as ``share`` where nothing is stopped. All but ``best`` are means over orders.
+        ``share_without``: as ``share`` where nothing is stopped; ``ratio``: of the two. All but ``best`` and ``ratio``
+        are means over orders.
     """
     best = max(row.figures["average_precision"] for row in rows)
     random = np.random.default_rng(0)
-    shares, trained, kept, without = [], [], [], []
+    found: dict[str, list[float]] = {"share": [], "share_without": [], "trained": [], "kept": []}
     for _ in range(orders):
         # The start comes first in every study.
         order = [rows[0], *(rows[1 + place] for place in random.permutation(len(rows) - 1))]
-        lengths = replayed([row.curve for row in order], "asha")
-        is_good = [row.figures["average_precision"] >= best - _WITHIN for row in order]
-        found = [good and length == 1.0 for good, length in zip(is_good, lengths, strict=True)]
-        all_of_it = sum(lengths)
-        until = sum(lengths[: found.index(True) + 1]) if any(found) else all_of_it + len(rows)
-        shares.append(until / len(rows))
-        trained.append(all_of_it / len(rows))
-        kept.append(float(any(found)))
-        without.append((is_good.index(True) + 1) / len(rows))
-    means = {"share": shares, "share_without": without, "trained": trained, "kept": kept}
-    return {"best": best, **{name: statistics.fmean(values) for name, values in means.items()}}
+        good = [number for number, row in enumerate(order) if row.figures["average_precision"] >= best - _WITHIN]
+        curves = [row.curve for row in order]
+        stopping, full = replayed(curves, "asha"), replayed(curves, "none")
+        until = stopping.trained_until_one_of(good)
+        found["kept"].append(float(until is not None))
+        found["trained"].append(stopping.trained / len(rows))
+        found["share"].append((stopping.trained + full.trained if until is None else until) / len(rows))
+        found["share_without"].append((full.trained_until_one_of(good) or full.trained) / len(rows))
+    means = {name: statistics.fmean(values) for name, values in found.items()}
+    return {"best": best, **means, "ratio": means["share"] / means["share_without"]}
 
 
-def replayed(curves: Sequence[Sequence[tuple[int, float]]], pruner: str, concurrent: int = 2) -> list[float]:
-    """Return how far each trial comes under a pruner of studies, in full trainings.
+@dataclass
+class Replay:
+    """What a pruner makes of a study's trials.
+
+    Attributes:
+        lengths: of each trial, in full trainings.
+        ends: trainings of all trials together, by the number of a trial that came to its end, when it did.
+        trained: trainings of all trials together.
+    """
+
+    lengths: list[float]
+    ends: dict[int, float] = field(default_factory=dict)
+    trained: float = 0.0
+
+    def trained_until_one_of(self, numbers: Sequence[int]) -> float | None:
+        """Return what all had trained when the first of these came to its end, or None where none did."""
+        return min((self.ends[number] for number in numbers if number in self.ends), default=None)
+
+
+def replayed(curves: Sequence[Sequence[tuple[int, float]]], pruner: str, concurrent: int = 2) -> Replay:
+    """Return how far each trial comes under a pruner of studies.
 
     Args:
         curves: of each trial, in the order in which they begin: the hundredth of its training and the criterion there.
         pruner: its name.
         concurrent: trials side by side; each goes on by one pass, in turn.
     """
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", pruner=make_pruner(pruner))
-    lengths = [1.0] * len(curves)
+    replay = Replay([1.0] * len(curves))
     waiting = list(range(len(curves)))
     running: list[tuple[int, Any, list[tuple[int, float]]]] = []
     while waiting or running:
@@ -200,15 +260,19 @@ def replayed(curves: Sequence[Sequence[tuple[int, float]]], pruner: str, concurr
             running.append((number := waiting.pop(0), study.ask(), list(curves[number])))
         for one in list(running):
             number, trial, left = one
+            before = curves[number][-len(left) - 1][0] if len(left) < len(curves[number]) else 0
             percent, value = left.pop(0)
+            replay.trained += (percent - before) / 100
             trial.report(value, percent)
             given_up = trial.should_prune() and percent < 100 and number > 0  # the start comes to its end
             if given_up:
-                lengths[number] = percent / 100
+                replay.lengths[number] = percent / 100
+            elif not left:
+                replay.ends[number] = replay.trained
             if given_up or not left:
                 study.tell(trial, state=TrialState.PRUNED if given_up else None, values=None if given_up else value)
                 running.remove(one)
-    return lengths
+    return replay
 
 
 @pytest.mark.long
@@ -232,7 +296,7 @@ def test_the_replay_stops_what_a_study_stops(tmp_path: Path, monkeypatch: pytest
             for pruner in ("none", "asha")
         )
     assert [row.values for row in asha] == [row.values for row in full]
-    lengths = replayed([row.curve for row in full], "asha", concurrent=1)
+    lengths = replayed([row.curve for row in full], "asha", concurrent=1).lengths
     assert [1.0 if row.state == "complete" else row.curve[-1][0] / 100 for row in asha] == lengths
     assert min(lengths) < 1.0
 
@@ -255,17 +319,31 @@ def _rows(*ends: float) -> list[TrialRow]:
 
 
 def test_what_asha_saves_is_counted_in_full_trainings() -> None:
-    assert replayed([row.curve for row in _rows(0.5, 0.4, 0.3)], "none") == [1.0, 1.0, 1.0]
-    # The third is the worst of three at the first rung; the fourth is no better than a third of those before.
-    assert replayed([row.curve for row in _rows(0.5, 0.4, 0.3, 0.45)], "asha", concurrent=1)[2:] == [0.22, 0.22]
+    assert replayed([row.curve for row in _rows(0.5, 0.4, 0.3)], "none").lengths == [1.0, 1.0, 1.0]
+    # Of fewer than six at a rung the best one alone goes on, and the start whatever it is.
+    alone = replayed([row.curve for row in _rows(0.5, 0.4, 0.3, 0.45)], "asha", concurrent=1)
+    assert alone.lengths == [1.0, 0.22, 0.22, 0.22]
+    assert alone.trained == pytest.approx(1.66)
+    assert alone.ends == {0: pytest.approx(1.0)}
+    # Two side by side: of the other one 100 hundredths as well, in four pieces of 22 and one that has begun (11).
+    beside = replayed([row.curve for row in _rows(0.5, 0.4, 0.3, 0.45, 0.2, 0.1)], "asha")
+    assert beside.lengths == [1.0, *[0.22] * 5]
+    assert beside.ends[0] == pytest.approx(1 + 4 * 0.22)
+
+
+def test_the_first_draw_that_is_good_enough_ends_the_count() -> None:
     alike = compared(_rows(0.1, *[0.2] * 8), orders=20)
     assert alike["best"] == 0.2
-    assert alike["share"] == alike["share_without"] == pytest.approx(2 / 9), "the first draw is good enough"
-    # Each of those drawn before the best is stopped at a rung, where it is as good as at its end.
-    found = compared(_rows(0.3, 0.5, *[0.1] * 7), orders=20)
+    assert alike["share_without"] == pytest.approx(2 / 9), "the start beside the first draw, both to their ends"
+    assert alike["share"] == pytest.approx(2 / 9)
+    # The ninth is as good as the third best of nine, a third of which go on: to the next rung, where one of three does.
+    rows = _rows(0.3, 0.5, *[0.1] * 7)
+    assert replayed([row.curve for row in rows], "asha").lengths == [1.0, 1.0, *[0.22] * 6, 0.66]
+    found = compared(rows, orders=20)
     assert found["kept"] == 1.0
-    assert 1 + 0.22 * 3 < 9 * found["trained"] < 2 + 0.66 * 7
+    assert 2 + 7 * 0.22 <= 9 * found["trained"] <= 2 + 5 * 0.22 + 2 * 0.66, "one or two of them come to the next rung"
     assert found["share"] < found["share_without"]
+    assert found["ratio"] == pytest.approx(found["share"] / found["share_without"])
 
 
 def test_what_asha_stops_too_early_costs_all_of_it_again() -> None:
@@ -277,8 +355,22 @@ def test_what_asha_stops_too_early_costs_all_of_it_again() -> None:
         }
     )
     found = compared(late, orders=10)
-    assert found["kept"] < 1.0
-    assert found["share"] > 1.0
+    assert found["kept"] == 0.0
+    assert found["share"] == pytest.approx((1 + 3 * 0.22 + 4) / 4)
+
+
+def test_the_saving_has_the_interval_of_its_logarithm() -> None:
+    seeds = [{"share": 1.0, "share_without": 2.0, "trained": 0.5, "kept": 1.0, "ratio": ratio} for ratio in (0.25, 1.0)]
+    found = over_seeds(seeds)
+    low, high = found["ratio"]["interval"]
+    assert found["ratio"]["mean"] == pytest.approx(0.5)
+    # Student's t of one degree of freedom at 97.5 % is tan(.475 pi).
+    assert (
+        math.log(high / 0.5)
+        == pytest.approx(math.log(0.5 / low))
+        == pytest.approx(math.tan(0.475 * math.pi) * math.log(2))
+    )
+    assert found["kept"] == 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -290,20 +382,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--subjects", type=int, default=24)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of asha's trials")
+    parser.add_argument("--keep", type=Path, help="folder of asha's cohort and studies, to be gone on with")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     os.environ["MLFLOW_TRACKING_URI"] = "off"
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     common = {"preset": chosen.preset, "epochs": chosen.epochs, "trials": chosen.trials, "num_train": chosen.subjects}
     figures: dict[str, Any] = {}
+    if chosen.what != ["asha"] and (chosen.set or chosen.keep):
+        parser.error("--set and --keep are for asha alone")
     for what in chosen.what:
-        with tempfile.TemporaryDirectory() as folder:
+        with contextlib.ExitStack() as stack:
+            folder = chosen.keep or stack.enter_context(tempfile.TemporaryDirectory())
             if what == "side":
                 figures[what] = measure_side(Path(folder), **common)
             elif what == "workers":
                 figures[what] = measure_workers(Path(folder), **common)
             else:
-                figures[what] = measure_asha(Path(folder), **common, seeds=chosen.seeds)
+                changes = dict(one.split("=", 1) for one in chosen.set)
+                figures[what] = measure_asha(Path(folder), **common, seeds=chosen.seeds, changes=changes)
     json.dump(figures, sys.stdout, indent=None if chosen.json else 1)
     sys.stdout.write("\n")
     return 0

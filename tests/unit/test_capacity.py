@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vesalius.platform.cluster.capacity import GROWS_TO, capacity, num_fitting
-from vesalius.platform.errors import SettingError
+from vesalius.platform.errors import RunError
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_a_cluster_may_grow_to_is_told(
     assert capacity() == expected
 
 
-@pytest.mark.parametrize("told", ["64", "CPU", "CPU=many", "=4", "CPU=-1", "CPU=64;GPU=4"])
+@pytest.mark.parametrize("told", ["64", "CPU", "CPU=many", "=4", "CPU=-1", "CPU=64;GPU=4", "cpu=64", "GPUS=4"])
 def test_what_cannot_be_read_of_it_is_refused(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
     from ray._private.state import state
@@ -68,7 +68,7 @@ def test_what_cannot_be_read_of_it_is_refused(told: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(state, "get_cluster_config", lambda: None)
     monkeypatch.setenv(GROWS_TO, told)
-    with pytest.raises(SettingError, match=f"VESALIUS_GROWS_TO={told} is not read: expected whole numbers"):
+    with pytest.raises(RunError, match=f"VESALIUS_GROWS_TO={told} is not read: expected whole numbers"):
         capacity()
 
 

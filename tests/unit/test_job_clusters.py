@@ -243,7 +243,7 @@ def test_who_only_tracks_sends_no_token_to_other_clusters(home_with_services: Pa
     assert set(tokens) == {None}
 
 
-def test_the_token_of_a_runtime_of_our_own_is_sent_to_no_cluster(no_access: pytest.MonkeyPatch) -> None:
+def test_the_token_of_a_runtime_that_has_ended_is_sent_to_no_cluster(no_access: pytest.MonkeyPatch) -> None:
     from ray._private.authentication import authentication_token_setup
 
     no_access.setattr("ray.is_initialized", lambda: False)

@@ -163,6 +163,17 @@ def test_a_runtime_that_no_node_will_join_is_not_waited_for(
     assert machines.seconds == seconds
 
 
+def test_nodes_that_may_come_and_did_not_are_no_limit_of_the_cluster(tmp_path: Path, machines: Machines) -> None:
+    machines.cores, machines.most = [(1, 1)], 32
+    run = _run(tmp_path, wait_for_nodes_seconds=20, min_workers=2)
+    with pytest.raises(RunError) as error:
+        nodes.await_nodes(run, _BUNDLE, again=True)
+    assert str(error.value) == (
+        "2 workers need 2 cores, and in 20 s the cluster had no more than 1: go on with `vesalius train --resume run` "
+        "when its nodes are there"
+    )
+
+
 def test_how_large_a_cluster_may_become_is_said_where_that_is_too_small(tmp_path: Path, machines: Machines) -> None:
     machines.cores, machines.most = [(1, 1)], 2
     with pytest.raises(RunError, match="3 workers need 3 cores and the cluster has 1 and may grow to 2: use fewer"):
@@ -282,6 +293,22 @@ def test_what_a_worker_cannot_write_down_ends_it_too(train: Callable[[Groups, in
     error = WorkerGroupError("[Rank 0]", {0: RuntimeError("Connection closed by peer"), 1: said})
     with pytest.raises(DiskSpaceError, match="the disk or quota is full"):
         train(Groups([error, None]), 3)
+
+
+def test_of_two_words_the_one_that_no_other_try_would_mend_ends_it(train: Callable[[Groups, int], RunFolder]) -> None:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    away, full = UnreachableError(_SENTENCE), DiskSpaceError("/disk: the disk or quota is full")
+    with pytest.raises(DiskSpaceError, match="the disk or quota is full"):
+        train(Groups([WorkerGroupError("[Rank 0]", {0: away, 1: full}), None]), 3)
+
+
+def test_a_word_of_what_is_out_of_reach_is_tried_again(train: Callable[[Groups, int], RunFolder]) -> None:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    groups = Groups([WorkerGroupError("[Rank 0]", {0: UnreachableError(_SENTENCE)}), None])
+    assert train(groups, 3).state == "finished"
+    assert groups.lost == ["", _SENTENCE]
 
 
 def test_what_is_no_word_of_ours_costs_a_group(train: Callable[[Groups, int], RunFolder]) -> None:

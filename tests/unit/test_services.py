@@ -241,6 +241,8 @@ def test_what_a_killed_service_leaves_is_found_before_anybody_has_buried_it() ->
         processes.stop(running)
         assert processes.leftovers(running) == []
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(service.pid, 9)
         service.wait(10)
 
 

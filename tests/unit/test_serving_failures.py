@@ -11,6 +11,7 @@ import socket
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -234,24 +235,49 @@ def test_an_upload_that_was_not_begun_in_time_is_not_begun_later(model: Path, mo
     serve(model, talk, limits=Limits(score_seconds=0.3), preparations=1)
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray Serve's own, when it is imported
-def test_a_call_that_was_given_up_still_keeps_the_method_to_itself(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vesalius.infra.serving.scorer import Scorer
+def _job(model: Path) -> Job:
+    """Return what an ingress asks a scorer for, of a volume of nothing."""
     from vesalius.infra.serving.versions import find_version
 
     version = find_version(str(model), model.parent)
-    pinned = Pinned(reference=version.reference, folder=str(version.folder), digest=version.digest)
     image = np.zeros((1, *version.card.cohort.grid), np.float32)
-    job = Job(
-        pinned=pinned,
+    return Job(
+        pinned=Pinned(reference=version.reference, folder=str(version.folder), digest=version.digest),
         image=image,
         brain=image[0] == 0,
         head=None,
         spacing_mm=version.card.cohort.spacing_mm,
         affine=version.card.cohort.affine,
     )
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray Serve's own, when it is imported
+@pytest.mark.parametrize(("batch", "together"), [(None, 1), (4, 3)])
+def test_a_scorer_on_a_cpu_takes_one_volume_at_a_time_unless_told(
+    batch: int | None, together: int, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vesalius.infra.serving.scorer import Scorer
+
+    replica = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=10))
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: replica)
+
+    async def talk() -> None:
+        asked = {"model": str(model), "device": "cpu", "without_token": True, "batch": batch, "batch_seconds": 2}
+        scorer, job = Scorer(asked), _job(model)
+        scored = await asyncio.gather(*(scorer.score(job) for _ in range(3)))
+        assert [one.error for one in scored] == [None] * 3
+        assert [one.together for one in scored] == [together] * 3
+
+    asyncio.run(talk())
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray Serve's own, when it is imported
+def test_a_call_that_was_given_up_still_keeps_the_method_to_itself(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vesalius.infra.serving.scorer import Scorer
+
+    job = _job(model)
     held, running_now, most = threading.Event(), [], []
     call = Scorer._call
 
@@ -271,7 +297,7 @@ def test_a_call_that_was_given_up_still_keeps_the_method_to_itself(
             await asyncio.sleep(0.01)
         first.cancel()
         second = asyncio.ensure_future(scorer.score(job, True))
-        assert await scorer.load(pinned) is None
+        assert await scorer.load(job.pinned) is None
         await asyncio.sleep(0.2)
         held.set()
         assert (await second).error is None

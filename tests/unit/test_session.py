@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vesalius.platform import cluster
+from vesalius.platform.cluster.capacity import GROWS_TO, capacity
 from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
@@ -109,6 +110,25 @@ def test_a_cluster_that_refuses_is_a_sentence(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(RunError, match=f"the Ray cluster at RAY_ADDRESS=10.0.0.1:6379 {words}"), cluster.session():
         pass
+
+
+def test_a_runtime_of_our_own_grows_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cluster elsewhere may grow to is said to whoever joins that, and not to a runtime that none will join."""
+    seen: list[str | None] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: seen.append(os.environ.get(GROWS_TO)))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: None)
+    monkeypatch.setenv(GROWS_TO, "CPU=64")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with cluster.session():
+        assert capacity() == {"CPU": 2.0}
+    assert os.environ[GROWS_TO] == "CPU=64"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with cluster.session():
+        assert capacity() == {"CPU": 64.0}
+    assert seen == [None, "CPU=64"]
 
 
 def test_a_runtime_of_our_own_is_none_that_others_may_join(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,13 +29,14 @@ def forget_token() -> None:
     if lives.is_set():
         return
     token = _given.pop("RAY_AUTH_TOKEN", None)
-    if token is None or os.environ.get("RAY_AUTH_TOKEN") != token:
+    if token is None:
         return
     # Ray keeps both, and has no public way to look anew.
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
 
-    del os.environ["RAY_AUTH_TOKEN"]
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.pop("RAY_AUTH_MODE", None)  # set by Ray, for that runtime
+    if os.environ.get("RAY_AUTH_TOKEN") == token:  # else somebody has put another there since
+        del os.environ["RAY_AUTH_TOKEN"]
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.pop("RAY_AUTH_MODE", None)  # set by Ray, for that runtime
     Config.initialize("")  # first: whoever finds the mode without a token ends the process
     AuthenticationTokenLoader.instance().reset_cache()

@@ -29,7 +29,7 @@ def serve(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs, or a share of one, of each of them.")] = 0.0,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Volumes scored in one call, at most; else 4 on a GPU and 1 on a CPU."),
+        typer.Option(min=1, max=256, help="Volumes scored in one call, at most [default: 4 on a GPU, 1 on a CPU]."),
     ] = None,
     queue: Annotated[int, typer.Option(min=1, max=1024, help="Requests at once; more are sent away with 503.")] = 32,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest upload, in MB.")] = 512,

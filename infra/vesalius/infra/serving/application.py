@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from vesalius.infra.serving.scorer import Scorer
-from vesalius.infra.serving.settings import GPU_BATCH, INGRESS_CPUS, ServingSettings, settings_of
+from vesalius.infra.serving.settings import INGRESS_CPUS, ServingSettings, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,7 @@ def build(args: Mapping[str, Any]) -> Application:
         name="scorer",
         num_replicas=settings.replicas,
         # Those of a batch that waits, beside those of the one that is scored.
-        max_ongoing_requests=2 * (settings.batch or GPU_BATCH) + 2,
+        max_ongoing_requests=2 * settings.batch_on("cuda" if settings.gpus else "cpu") + 2,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         graceful_shutdown_timeout_s=settings.limits.score_seconds,
     ).bind(dumped)

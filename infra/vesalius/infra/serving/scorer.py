@@ -45,8 +45,7 @@ class Scorer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._held = threading.Lock()
         self._loading = threading.Lock()
-        usual = GPU_BATCH if self._device == "cuda" else 1
-        self._together.set_max_batch_size(self._settings.batch or usual)
+        self._together.set_max_batch_size(self._settings.batch_on(self._device))
         self._together.set_batch_wait_timeout_s(self._settings.batch_seconds)
 
     async def load(self, pinned: Pinned) -> VesaliusError | None:
@@ -64,7 +63,7 @@ class Scorer:
         answer: Scored = await self._together(job)
         return answer
 
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]  # Ray has no types
+    @serve.batch(max_batch_size=GPU_BATCH, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]  # Ray has no types
     async def _together(self, jobs: list[Job]) -> list[Scored]:
         answers: dict[int, Scored] = {}
         versions: dict[str, list[int]] = {}

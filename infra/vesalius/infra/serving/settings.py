@@ -99,6 +99,10 @@ class ServingSettings(Settings):
             raise ValueError("without_token serves whoever asks, and a token is given: take one of them")
         return self
 
+    def batch_on(self, device: str) -> int:
+        """Return how many volumes one call of the method takes at most on a device, ``cuda`` or ``cpu``."""
+        return self.batch or (GPU_BATCH if device == "cuda" else 1)
+
     @property
     def home_folder(self) -> Path:
         """The folder of runs and models."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vesalius.platform.errors import SettingError
+from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
 GROWS_TO = "VESALIUS_GROWS_TO"
-"""The variable that says how much of each resource an autoscaler may bring the cluster to, such as ``CPU=64,GPU=4``."""
+"""The variable that says how much of each resource an autoscaler may bring the cluster to, such as ``CPU=64,GPU=4``.
+
+It is read in the process that asks; a runtime of our own, which nobody adds to, hides it from its processes.
+"""
 
 
 def capacity() -> dict[str, float]:
@@ -22,7 +25,7 @@ def capacity() -> dict[str, float]:
     tells no program (a managed Ray does, and is asked).
 
     Raises:
-        SettingError: the variable cannot be read.
+        RunError: the variable cannot be read.
     """
     import ray
     from ray._private.state import state  # Ray Train asks there too: there is no public way
@@ -37,8 +40,9 @@ def _told() -> dict[str, float]:
     told = {}
     for part in filter(None, text.split(",")):
         name, _, amount = part.partition("=")
-        if not name.strip() or not amount.strip().isdecimal():
-            raise SettingError(
+        is_misspelt = name.strip().upper().rstrip("S") in ("CPU", "GPU") and name.strip() not in ("CPU", "GPU")
+        if not name.strip() or is_misspelt or not amount.strip().isdecimal():
+            raise RunError(  # no fault of the settings of a trial that asks
                 f"{GROWS_TO}={text} is not read: expected whole numbers by Ray's names of resources, such as "
                 "CPU=64,GPU=4; unset it where the cluster does not grow"
             )

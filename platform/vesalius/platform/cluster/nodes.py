@@ -84,6 +84,11 @@ def await_nodes(run: RunFolder, bundle: dict[str, float], *, again: bool) -> int
     if possible < fewest:
         remedy = "train on the CPU with --set training.device=cpu" if what == "GPUs" else "use a larger cluster"
         most = num_fitting(bundle, [capacity()])
+        if most >= fewest:  # it may have them, and they did not come
+            raise RunError(
+                f"{fewest} workers need {fewest} {what}, and in {seconds:.0f} s the cluster had no more than "
+                f"{possible}: go on with `vesalius train --resume {run.run_id}` when its nodes are there"
+            )
         grown = f" and may grow to {most}" if most > possible else ""
         raise RunError(
             f"{fewest} workers need {fewest} {what} and the cluster has {possible}{grown}: use fewer workers, or "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vesalius.platform import own_runtime
+from vesalius.platform.cluster.capacity import GROWS_TO
 from vesalius.platform.errors import RunError
 
 if TYPE_CHECKING:
@@ -89,32 +90,45 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own start-up
-        if os.environ.get("RAY_ADDRESS"):
-            own_runtime.forget_token()
+    with contextlib.ExitStack() as undone:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Ray's own start-up
+            if os.environ.get("RAY_ADDRESS"):
+                own_runtime.forget_token()
+                try:
+                    ray.init(log_to_driver=False, logging_level="ERROR")
+                except ConnectionError:
+                    raise RunError(
+                        f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, or "
+                        "unset RAY_ADDRESS to compute on this machine"
+                    ) from None
+                except Exception as error:  # of other versions, without its token, and whatever else Ray says no to
+                    raise RunError(_refusal(os.environ["RAY_ADDRESS"], error)) from error
+            else:
+                undone.enter_context(_without(GROWS_TO))  # said of another cluster: no node ever joins this one
+                own_runtime.let_no_one_else_in()
+                for name, value in _UNWATCHED.items():
+                    os.environ.setdefault(name, value)
+                _begin(num_cpus or available_cores())
+                own_runtime.lives.set()
+        try:
+            yield
+        finally:
             try:
-                ray.init(log_to_driver=False, logging_level="ERROR")
-            except ConnectionError:
-                raise RunError(
-                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, or "
-                    "unset RAY_ADDRESS to compute on this machine"
-                ) from None
-            except Exception as error:  # of other versions, without its token, and whatever else Ray says no to
-                raise RunError(_refusal(os.environ["RAY_ADDRESS"], error)) from error
-        else:
-            own_runtime.let_no_one_else_in()
-            for name, value in _UNWATCHED.items():
-                os.environ.setdefault(name, value)
-            _begin(num_cpus or available_cores())
-            own_runtime.lives.set()
+                ray.shutdown()
+            finally:
+                own_runtime.lives.clear()
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Hide a variable from this process and those that it starts."""
+    value = os.environ.pop(name, None)
     try:
         yield
     finally:
-        try:
-            ray.shutdown()
-        finally:
-            own_runtime.lives.clear()
+        if value is not None:
+            os.environ[name] = value
 
 
 def _begin(num_cpus: int) -> None:

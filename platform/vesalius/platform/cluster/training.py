@@ -234,8 +234,9 @@ def _word(run: RunFolder) -> VesaliusError | None:
 
 def _word_in(error: Exception) -> VesaliusError | None:
     """Return what a worker raised that could leave no word, as where the run's disk is full."""
-    raised = getattr(error, "worker_failures", {}).values()
-    return next((one for one in raised if isinstance(one, VesaliusError)), None)
+    raised = [one for one in getattr(error, "worker_failures", {}).values() if isinstance(one, VesaliusError)]
+    # Who was out of reach may try again; what ends the run says more.
+    return next((one for one in raised if not isinstance(one, UnreachableError)), raised[0] if raised else None)
 
 
 @contextlib.contextmanager
