@@ -270,13 +270,24 @@ def test_reached_is_what_a_patch_holds() -> None:
     assert reached(mask, 31).all()
 
 
-@pytest.mark.parametrize(("patch_size", "width", "stride"), [(31, 4, 1), (19, 8, 1), (39, 2, 2), (23, 4, 4)])
-def test_a_tile_takes_no_more_than_it_says(patch_size: int, width: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("patch_size", "width", "stride", "tile_mib", "edge"),
+    [
+        (31, 4, 1, 12, 36),
+        (19, 8, 1, 12, 36),
+        (39, 2, 2, 12, 36),
+        (23, 4, 4, 12, 36),
+        (31, 16, 1, 30, 24),  # the paper's
+        (19, 64, 1, 26, 16),
+    ],
+)
+def test_a_tile_takes_no_more_than_it_says(patch_size: int, width: int, stride: int, tile_mib: int, edge: int) -> None:
+    """Of volumes of one tile, or of several of its edge, without the 32 MiB of the library's own buffers."""
     network = network_of(patch_size, width=width)
-    budget = 2**25 + 12 * 2**20
-    edge = tile_edge(network, budget, stride)
-    assert working_bytes(network, edge, stride) <= budget < working_bytes(network, edge + 4, stride)
-    image = torch.randn(1, 36, 36, 36)
+    budget = 2**25 + tile_mib * 2**20
+    of_tile = tile_edge(network, budget, stride)
+    assert working_bytes(network, of_tile, stride) <= budget < working_bytes(network, of_tile + 4, stride)
+    image = torch.randn(1, edge, edge, edge)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled, torch.no_grad():
         densely(network, image, tile_bytes=budget, stride=stride)
     # What the allocator gave and took, in order; the map and the volume's own are not the tile's.
