@@ -16,8 +16,14 @@ from vesalius.platform.tables import lookup
 from vesalius.platform.testing import methods as contract
 from vesalius.platform.testing import pauses
 from vesalius.platform.testing import stages as settings_contract
-from vesalius.platform.testing.descent import assert_same_changes, descend
-from vesalius.platform.testing.training_runs import build, trained
+from vesalius.platform.testing.descent import (
+    assert_same_changes,
+    assert_same_lengths,
+    assert_two_workers_descend_as_one,
+    descend,
+    descended,
+)
+from vesalius.platform.testing.training_runs import build
 
 if TYPE_CHECKING:
     from vesalius.platform.contracts import MethodSettings
@@ -92,17 +98,19 @@ def test_learns_the_same_in_another_arithmetic(
 ) -> None:
     descend(monkeypatch)
     begun = build(method_type, settings, phantom_store)
-    one = trained(method_type, settings, phantom_store).state_dict()
+    one, lengths = descended(method_type, settings, phantom_store)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    other = trained(method_type, settings, phantom_store).state_dict()
+    other, others = descended(method_type, settings, phantom_store)
+    assert_same_lengths(lengths, others, share=1e-3)
     assert_same_changes(begun, one, other)
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_two_workers_equal_one_with_other_statistics_in_the_critic(norm: str, phantom_store: CohortStore) -> None:
+@pytest.mark.parametrize("norm", ["batch", "instance", "layer"])
+def test_two_workers_descend_as_one_whatever_the_critics_statistics(norm: str, phantom_store: CohortStore) -> None:
+    """The penalty included: a tiny critic's weights change by less than what two workers under Adam may differ by."""
     kind: type[Method] = lookup(METHODS, "f_anogan", "method")
     settings = override(kind.presets()["tiny"], {"network.critic_norm": norm})
-    contract.assert_two_workers_equal_one(kind, settings, phantom_store)
+    assert_two_workers_descend_as_one(kind, settings, phantom_store)
 
 
 def test_loss_falls(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:

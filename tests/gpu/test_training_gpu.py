@@ -5,25 +5,32 @@ Several devices over NCCL are untested until someone has run them; what is teste
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from vesalius.methods import METHODS
-from vesalius.platform.store import CohortStore
 from vesalius.platform.tables import lookup
-from vesalius.platform.testing.descent import assert_same_changes, descend
-from vesalius.platform.testing.methods import build, free_port, training_settings
-from vesalius.platform.testing.training_runs import BreakAt, Broken
-from vesalius.platform.training import Distributed, Unwatched, train
+from vesalius.platform.testing.descent import (
+    assert_same_changes,
+    assert_same_lengths,
+    assert_two_workers_descend_as_one,
+    descend,
+    descended,
+)
+from vesalius.platform.testing.training_runs import BreakAt, Broken, build, training_settings
+from vesalius.platform.training import Unwatched, train
 
 if TYPE_CHECKING:
-    from vesalius.platform.contracts import Method
+    from pathlib import Path
+
+    from torch import nn
+
+    from vesalius.platform.contracts import Method, MethodSettings
+    from vesalius.platform.store import CohortStore
+    from vesalius.platform.testing.descent import Lengths
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,19 +47,13 @@ class _Asked(Unwatched):
         self.first = overall if self.first is None else self.first
 
 
-def _trained(method_type: type[Method], store: CohortStore, device: str, **changes: Any) -> dict[str, torch.Tensor]:
-    method = build(method_type, method_type.presets()["tiny"], store)
-    settings = training_settings(**{"device": device, **changes})
-    with tempfile.TemporaryDirectory() as folder:
-        train(method, store, settings, Path(folder), device=torch.device(device))
-    return _state_on(method, device)
+DEVICES = 1e-2
+"""By what share of itself the length of a gradient may differ between devices."""
 
 
-def _state_on(method: Method, device: str) -> dict[str, torch.Tensor]:
-    """Return the weights, which must be where they were to be trained."""
-    found = {value.device.type for value in method.state_dict().values()}
-    assert found == {device}, f"trained on {found} and not on {device}"
-    return {name: value.cpu() for name, value in method.state_dict().items()}
+def _tiny(name: str) -> tuple[type[Method], MethodSettings]:
+    kind: type[Method] = lookup(METHODS, name, "method")
+    return kind, kind.presets()["tiny"]
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -60,61 +61,86 @@ def test_a_device_learns_what_the_cpu_learns(
     name: str, phantom_store: CohortStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     descend(monkeypatch)
-    method_type = lookup(METHODS, name, "method")
-    begun = build(method_type, method_type.presets()["tiny"], phantom_store)
-    on_cpu, on_device = (_trained(method_type, phantom_store, device) for device in ("cpu", "cuda"))
-    assert_same_changes(begun, on_cpu, on_device)
+    kind, tiny = _tiny(name)
+    (on_cpu, lengths), (on_device, others) = (
+        descended(kind, tiny, phantom_store, device=torch.device(device)) for device in ("cpu", "cuda")
+    )
+    assert_same_lengths(lengths, others, DEVICES)
+    assert_same_changes(build(kind, tiny, phantom_store), on_cpu, on_device)
 
 
-def test_bf16_learns_nearly_the_same(phantom_store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class Rounded:
+    """A training in float32 and one of the same in bfloat16.
+
+    Attributes:
+        kinds: of numbers that modules in training gave in either.
+        apart: length of the difference of what a parameter changes by, over that of the change; the mean over
+            parameters, weighted by the change's length.
+        lengths: of the gradients of either.
+    """
+
+    kinds: tuple[set[torch.dtype], set[torch.dtype]]
+    apart: float
+    lengths: tuple[Lengths, Lengths]
+
+
+def rounded(name: str, store: CohortStore, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Rounded:
+    """Train a method by descent in float32 and in bfloat16, and say how far apart that comes out."""
     descend(monkeypatch)
-    method_type = lookup(METHODS, "implicit_field", "method")
-    begun = build(method_type, method_type.presets()["tiny"], phantom_store)
-    exact, rounded = (_trained(method_type, phantom_store, "cuda", precision=name) for name in ("fp32", "bf16"))
-    assert_same_changes(begun, exact, rounded, share=0.5)
-    assert any(not torch.equal(exact[key], rounded[key]) for key in exact), "bf16 computed in float32"
+    # The best step would be another one in another arithmetic: nothing is chosen.
+    monkeypatch.setattr("vesalius.platform.training.loop.validate", lambda *_: None)
+    kind, tiny = _tiny(name)
+    start = build(kind, tiny, store)
+    states, lengths, kinds = [], [], []
+    for precision in ("fp32", "bf16"):
+        seen: set[torch.dtype] = set()
+
+        def look(module: nn.Module, _: object, output: object, seen: set[torch.dtype] = seen) -> None:
+            if module.training and isinstance(output, torch.Tensor):
+                seen.add(output.dtype)
+
+        hook = torch.nn.modules.module.register_module_forward_hook(look)
+        try:
+            state, of_state = descended(kind, tiny, store, device=device, precision=precision, deterministic=True)
+        finally:
+            hook.remove()
+        states.append(state)
+        lengths.append(of_state)
+        kinds.append(seen)
+    exact, other = states
+    weights = {key: value.detach() for key, value in start.named_parameters()}
+    change = sum(float(torch.linalg.vector_norm(exact[key] - value)) for key, value in weights.items())
+    differs = sum(float(torch.linalg.vector_norm(exact[key] - other[key])) for key in weights)
+    return Rounded((kinds[0], kinds[1]), differs / change, (lengths[0], lengths[1]))
+
+
+@pytest.mark.parametrize("name", ["implicit_field", "f_anogan", "position_regression", "autoencoder_3d", "autoencoder"])
+def test_bf16_learns_nearly_the_same(name: str, phantom_store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, whose bfloat16 is rounded as a device's, at most 0.016 of the changes and 0.03 of a length differ."""
+    found = rounded(name, phantom_store, torch.device("cuda"), monkeypatch)
+    exact, in_bfloat16 = found.kinds
+    assert exact == {torch.float32}
+    assert torch.bfloat16 in in_bfloat16, "bf16 computed in float32"
+    assert 0 < found.apart <= 0.1
+    assert_same_lengths(*found.lengths, share=0.1)
 
 
 def test_a_run_in_deterministic_mode_resumes_to_the_same_weights(phantom_store: CohortStore, tmp_path: Path) -> None:
-    method_type = lookup(METHODS, "implicit_field", "method")
-    settings = training_settings(device="cuda", deterministic=True)
-    whole = _trained(method_type, phantom_store, "cuda", deterministic=True)
-    broken = build(method_type, method_type.presets()["tiny"], phantom_store)
+    kind, tiny = _tiny("implicit_field")
+    device, settings = torch.device("cuda"), training_settings(device="cuda", deterministic=True)
+    whole, broken, resumed = (build(kind, tiny, phantom_store) for _ in range(3))
+    train(whole, phantom_store, settings, tmp_path / "whole", device=device)
     with pytest.raises(Broken):
-        train(broken, phantom_store, settings, tmp_path, device=torch.device("cuda"), watcher=BreakAt(8, "step"))
-    resumed, asked = build(method_type, method_type.presets()["tiny"], phantom_store), _Asked()
-    train(resumed, phantom_store, settings, tmp_path, device=torch.device("cuda"), watcher=asked)
+        train(broken, phantom_store, settings, tmp_path / "broken", device=device, watcher=BreakAt(8, "step"))
+    asked = _Asked()
+    train(resumed, phantom_store, settings, tmp_path / "broken", device=device, watcher=asked)
     assert asked.first is not None
     assert 1 < asked.first <= 8, f"went on at step {asked.first}"
-    for key, value in whole.items():
-        assert torch.equal(resumed.state_dict()[key].cpu(), value), f"{key} differs after the break"
+    for key, value in whole.state_dict().items():
+        assert value.is_cuda, f"{key} was not trained on the device"
+        assert torch.equal(resumed.state_dict()[key], value), f"{key} differs after the break"
 
 
-def _one_of_two(rank: int, port: int, store_path: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            descend(patch)
-            store = CohortStore.open(Path(store_path))
-            method_type = lookup(METHODS, "implicit_field", "method")
-            method = build(method_type, method_type.presets()["tiny"], store)
-            device = torch.device("cuda", 0)
-            train(method, store, training_settings(), Path(folder) / "c", collective=Distributed(), device=device)
-            torch.save(_state_on(method, "cuda"), Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def test_two_gloo_workers_on_cuda_tensors_equal_one(
-    phantom_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    descend(monkeypatch)
-    method_type = lookup(METHODS, "implicit_field", "method")
-    begun = build(method_type, method_type.presets()["tiny"], phantom_store)
-    alone = _trained(method_type, phantom_store, "cuda")
-    arguments = (free_port(), str(phantom_store.path), str(tmp_path))
-    torch.multiprocessing.spawn(_one_of_two, args=arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch has no types here
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    for key in alone:
-        assert torch.equal(first[key], second[key]), f"{key}: the replicas differ"
-    assert_same_changes(begun, alone, first)
+def test_two_gloo_workers_on_cuda_tensors_equal_one(phantom_store: CohortStore) -> None:
+    assert_two_workers_descend_as_one(*_tiny("implicit_field"), phantom_store, device="cuda:0", share=DEVICES)

@@ -255,8 +255,15 @@ def _kept(method: Method, stage: Stage, batch: Batch, *, checkpoints: bool) -> i
     return update.most
 
 
-def batch_of_noise(method: Method, stage: Stage, num: int) -> Batch:
-    """Return ``num`` items of a stage's view, of noise in [0, 1)."""
+def batch_of_noise(method: Method, stage: Stage, num: int, step: int = 0) -> Batch:
+    """Return ``num`` items of a stage's view, of noise in [0, 1).
+
+    Args:
+        method: that the stage is of.
+        stage: that is to take the step.
+        num: items.
+        step: its number, which is the last's: some optimisers of a stage step in every n-th alone.
+    """
     cohort = method.cohort
     image: tuple[int, ...]
     brain: tuple[int, ...]
@@ -276,8 +283,8 @@ def batch_of_noise(method: Method, stage: Stage, num: int) -> Batch:
     random = torch.Generator().manual_seed(0)
     return Batch(
         stage=stage.name,
-        step=0,
-        num_steps=1,
+        step=step,
+        num_steps=step + 1,
         seed=0,
         items=torch.arange(num),
         global_size=num,
