@@ -70,6 +70,26 @@ def test_median_is_scipys_away_from_the_border() -> None:
     np.testing.assert_array_equal(median_pool(values, 5).numpy()[inner], expected)
 
 
+def test_median_is_let_through_where_only_deterministic_operations_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA PyTorch refuses a median along a dimension for its indices; what stands in for CUDA here does so too."""
+    values, nanmedian = random_map((5, 6, 7)), torch.nanmedian
+    expected = median_pool(values, 3)
+
+    def as_on_cuda(windows: torch.Tensor, dim: int) -> object:
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("median CUDA with indices output does not have a deterministic implementation")
+        return nanmedian(windows, dim=dim)
+
+    monkeypatch.setattr("torch.nanmedian", as_on_cuda)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.equal(median_pool(values, 3), expected)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("voxels", [0, 1, 2])
 def test_erosion_is_scipys_and_a_cut_brain_loses_nothing_at_the_cut(voxels: int) -> None:
     brain = random_map((12, 13, 14)) > 0.4

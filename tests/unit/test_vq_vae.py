@@ -292,6 +292,22 @@ def test_codes_are_drawn_by_the_inverse_of_the_distribution_function() -> None:
     assert kept.tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("num_codes", [1, 2, 5, 64, 100])
+def test_codes_are_drawn_alike_where_only_deterministic_operations_are(
+    num_codes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(50, num_codes, generator=generator("logits"))
+    uniform = torch.rand(50, generator=generator("uniform"))
+    codes = torch.zeros(50, dtype=torch.int64)
+    expected = choose(logits, codes, uniform, -1.0)
+    monkeypatch.setattr(torch.Tensor, "cumsum", None)  # CUDA's of floats is refused there
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(choose(logits, codes, uniform, -1.0), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_weights_are_numpys_softmax_and_sum_to_one() -> None:
     difference = (
         torch.rand(4, 3, 5, 6, generator=generator("difference")) * torch.tensor([0.1, 1, 2, 4])[:, None, None, None]

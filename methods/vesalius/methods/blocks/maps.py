@@ -7,6 +7,7 @@ surface of the brain is to a map kept inside it, a setting says (``MapSettings.o
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -19,7 +20,7 @@ from vesalius.platform.contracts import SCORING, Choice, setting
 from vesalius.platform.errors import VolumeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -146,8 +147,20 @@ def median_pool(map_DHW: Tensor, size: int) -> Tensor:
     for first in range(0, num_depth, depth):
         slab = padded[first : min(first + depth, num_depth) + 2 * reach]
         windows = slab.unfold(0, size, 1).unfold(1, size, 1).unfold(2, size, 1).flatten(-3)
-        slabs.append(torch.nanmedian(windows, dim=-1).values)
+        with _any_index():
+            slabs.append(torch.nanmedian(windows, dim=-1).values)
     return torch.cat(slabs)
+
+
+@contextlib.contextmanager
+def _any_index() -> Iterator[None]:
+    """Let through what PyTorch refuses on CUDA in deterministic mode for its indices alone, which nobody reads."""
+    refuses, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(refuses, warn_only=warns)
 
 
 def erode(mask_DHW: Tensor, voxels: int) -> Tensor:

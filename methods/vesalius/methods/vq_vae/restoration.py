@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 from vesalius.methods.vq_vae.scan import Scan
 
@@ -46,9 +47,20 @@ def choose(logits: Tensor, codes: Tensor, uniform: Tensor, threshold: float) -> 
     log_p = logits.double().log_softmax(-1)
     surprise = -log_p.gather(1, codes[:, None])[:, 0]
     # The inverse of the distribution function: the same number gives the same code whatever draws it.
-    below = log_p.exp().cumsum(-1) <= uniform.double()[:, None]
+    below = _running_sum(log_p.exp()) <= uniform.double()[:, None]
     drawn = below.sum(-1).clamp(max=logits.shape[-1] - 1)
     return torch.where(surprise > threshold, drawn, codes)
+
+
+def _running_sum(values: Tensor) -> Tensor:
+    """Return the running sums of (N, K) along K; in deterministic mode in an order that is fixed on CUDA too."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(-1)
+    step = 1
+    while step < values.shape[-1]:
+        values = values + F.pad(values[:, :-step], (step, 0))
+        step *= 2
+    return values
 
 
 def weights(difference: Tensor, sharpness: float) -> Tensor:

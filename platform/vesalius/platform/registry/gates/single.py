@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
 from vesalius.platform.config import digest
 from vesalius.platform.evaluation import VoxelSet, drop_small_components, subject_voxels
@@ -90,6 +89,8 @@ def upper_bound_of_mean(values: Sequence[float], confidence: float) -> tuple[flo
     Not by the bootstrap: of three or four subjects its bounds are too narrow, as resamples hold no value that was not
     seen.
     """
+    from scipy import stats  # half a second of every verb that judges nothing
+
     array = np.asarray(values, dtype=np.float64)
     error = array.std(ddof=1) / math.sqrt(array.size)
     return float(array.mean()), float(array.mean() + stats.t.ppf(confidence, array.size - 1) * error)
