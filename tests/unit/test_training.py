@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from vesalius.platform.contracts import (
 from vesalius.platform.errors import CohortError, DivergenceError, RunError, SettingError
 from vesalius.platform.loading import VolumeCache, load_batch
 from vesalius.platform.testing import methods as contract
-from vesalius.platform.testing.training_runs import BreakAt, training_settings
+from vesalius.platform.testing.training_runs import BreakAt, Broken, training_settings
 from vesalius.platform.training import Alone, Checkpoints, State, TrainingSettings, Unwatched, Updater, train
 
 if TYPE_CHECKING:
@@ -423,6 +424,34 @@ def test_the_best_state_is_the_one_later_stages_build_on(toy_store: CohortStore,
     checkpoints.load_weights(best.checkpoint, kept)
     checkpoints.load_weights(checkpoints.end_of("decoder"), after)
     assert all(torch.equal(v, after.state_dict()[k]) for k, v in kept.state_dict().items())
+
+
+class _Heard(Unwatched):
+    """Keeps the validation passes, and whether a checkpoint of their step stood when they were told."""
+
+    def __init__(self, folder: Path, ends_at: int | None = None) -> None:
+        self.folder = folder
+        self.passes: dict[int, bool] = {}
+        self._ends_at = ends_at
+
+    def milestone(self, overall: int, metrics: Mapping[str, float]) -> None:
+        if "validation_average_precision" in metrics:
+            self.passes[overall] = any(int(name[-8:]) == overall for name in Checkpoints(self.folder).names())
+        if overall == self._ends_at:
+            raise Broken
+
+
+def test_no_validation_pass_goes_unheard(toy_store: CohortStore, tmp_path: Path) -> None:
+    """It is told before its checkpoint is written, so that a run killed in between makes and tells it again."""
+    settings = contract.training_settings(checkpoint_every=1000, validate_every=3)
+    whole, broken, resumed = _Heard(tmp_path / "a"), _Heard(tmp_path / "b", ends_at=3), _Heard(tmp_path / "b")
+    for heard in (whole, broken, resumed):
+        method = contract.build(AutoDecoder, ToySettings(), toy_store)
+        with contextlib.suppress(Broken):
+            train(method, toy_store, settings, heard.folder, device=CPU, watcher=heard)
+    assert list(broken.passes) == [3]
+    assert list(resumed.passes) == list(whole.passes)
+    assert not any(whole.passes.values())
 
 
 def test_last_best_and_stage_ends_are_kept_and_no_more(toy_store: CohortStore, tmp_path: Path) -> None:

@@ -169,8 +169,9 @@ class ToyTrainer:
                     }[how]
             gathered.append(worth(values) / STEPS)
             value = sum(gathered)
-            write_file(done, json.dumps(gathered).encode(), run.path)
+            # As in training: what is told before it is kept is told again after a kill in between.
             tune.report({"step": step + 1, "total": STEPS, CRITERION: value, f"best_{CRITERION}": value})
+            write_file(done, json.dumps(gathered).encode(), run.path)
 
         if values["until"] < STEPS:
             run.set_paused(

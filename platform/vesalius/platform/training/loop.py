@@ -285,13 +285,15 @@ class _Run:
             return
         criterion, value = figure
         self.watcher.metrics(before + done, {criterion: value})
-        best = self.state.best
+        best = before_it = self.state.best
         if best is None or best.stage != stage.name or value > best.value:
             name = checkpoint_name(index, done)
             best = Best(checkpoint=name, criterion=criterion, value=value, stage=stage.name, step=done)
             self.state = self.state.model_copy(update={"best": best})
-            self._save(stage.optimizers)
+        # Before it is saved: a run that is broken off in between makes this pass again, and so none goes unheard.
         self.watcher.milestone(before + done, {criterion: value, f"best_{criterion}": best.value})
+        if best is not before_it:
+            self._save(stage.optimizers)
 
     def _leave(self, stage: Stage, index: int, before: int, seconds: float) -> None:
         num_steps = self.plan.steps[index]
