@@ -164,7 +164,7 @@ def test_some_of_the_structures_are_not_none(toy_store: CohortStore) -> None:
     assert images.on(toy_store) is images
 
 
-def test_patches_are_of_the_brain_where_no_head_is_kept(toy_store: CohortStore) -> None:
+def test_patches_and_maps_are_of_the_brain_where_no_head_is_kept(toy_store: CohortStore) -> None:
     paper = load_protocol("position_regression_2022")
     level = StructureLevel(paper)
     every = (*paper.rows, *paper.trivial())
@@ -175,12 +175,11 @@ def test_patches_are_of_the_brain_where_no_head_is_kept(toy_store: CohortStore) 
     brains = level.on(toy_store).rows(every)
     assert [row.label for row in brains] == [row.label for row in every]
     for row, before in zip(brains, every, strict=True):
-        if row.method != "position_regression":
-            assert row == before
-            continue
-        for settings in (paper_settings(row), scaled_settings(row)):
-            assert flatten(settings)["patches.foreground"] == "brain"
-        assert row.differs[-1] == "patches.foreground is brain, since the cohort keeps no head's mask"
+        assert row.differs[:-1] == before.differs
+        assert row.differs[-1].endswith("map.voxels is brain, since the cohort keeps no head's mask")
+        for settings in (flatten(paper_settings(row)), flatten(scaled_settings(row))):
+            assert settings["map.voxels"] == "brain"
+            assert settings.get("patches.foreground", "brain") == "brain"
 
 
 def test_curves_and_dots_of_whole_images(

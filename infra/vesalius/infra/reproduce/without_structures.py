@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.store import CohortStore
 
-_BY_SCORE, _BY_MAP = "whole images, by their score", "by their map's highest hundredth"
+_BY_SCORE, _BY_MAP = "images, by their score", "images, by their map"
 
 
 class SizedImages(Settings):
@@ -63,11 +63,11 @@ class WithoutStructures(Level):
         changed = []
         for row in rows:
             changes = self.protocol.headless.get(row.method, {})
-            said = [f"{key} is {value}, since the cohort keeps no head's mask" for key, value in changes.items()]
+            said = " and ".join(f"{key} is {value}" for key, value in changes.items())
             update = {
                 "settings": {**row.settings, **changes},
                 "scaled": {**row.scaled, **changes},
-                "differs": (*row.differs, *said),
+                "differs": (*row.differs, f"{said}, since the cohort keeps no head's mask"),
             }
             changed.append(row.model_copy(update=update) if changes else row)
         return tuple(changed)
