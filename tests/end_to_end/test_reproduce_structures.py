@@ -12,6 +12,7 @@ from vesalius.datasets.phantom import CohortSettings, PhantomSettings
 from vesalius.infra.console import Terminal
 from vesalius.infra.reproduce import DataRequest, Protocol, load_protocol
 from vesalius.infra.reproduce.cohort import make_cohorts
+from vesalius.infra.reproduce.protocol import PreparedBy
 from vesalius.methods import METHODS
 from vesalius.platform.config import flatten, validate
 from vesalius.platform.errors import CohortError
@@ -33,6 +34,9 @@ HEADS = CohortSettings(
         shape=(24, 28, 27), box_mm=(192, 231, 219), center_mm=(0, -18, 0), modalities=("CT",), skull_stripped=False
     ),
     findings=("intraparenchymal", "fracture", "subdural", "metal", "fracture"),
+)
+BRAINS = CohortSettings(
+    num_train=6, num_validation=6, num_gate=0, num_test=9, phantom=PhantomSettings(shape=(20, 22, 20))
 )
 LABELS = ("PPR m=2", "PPR s_p=19", "PPR s_p=23", "AE erosion m=2")
 TASKS = {
@@ -104,12 +108,38 @@ def test_the_figures_of_position_regression(
     assert again["rows"] == document["rows"]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_figures_of_position_regression_on_brains_without_structures(
+    tmp_path: Path, reproduced: Callable[..., tuple[dict[str, Any], str]]
+) -> None:
+    paper = quick().model_copy(update={"phantom_recipe": PreparedBy(name="as_is")})
+    document, said = reproduced(paper, tmp_path, budget="30s", phantom=BRAINS, at_once=2)
+    words = "has none of the structures that the paper judges (left_hemisphere, right_hemisphere, skull)"
+    assert words in " ".join(said.split())
+    assert words in document["data"]["differs"][-1]
+    store = CohortStore.open(document["data"]["store"])
+    records = store.subjects("test")
+    rows = {row["label"]: row for row in document["rows"]}
+    assert list(rows) == [*LABELS, "intensity threshold", "healthy atlas"]
+    for row in rows.values():
+        assert row["error"] is None
+        scores = ScoreStore.open(tmp_path / "home" / "runs" / row["run"] / "scores" / "test")
+        values = [scores.record(record.subject_id).image_score for record in records]
+        assert row["judged"]["auroc"] == pytest.approx(roc_auc_score([one.has_lesion for one in records], values))
+        if row["method"] == "position_regression":
+            assert row["settings"]["patches"]["foreground"] == "head"  # phantoms keep a head's mask
+            assert row["judged"]["memory_mib"] > 0
+    assert [section["title"] for section in document["sections"]] == ["Screening", "Screening at the Youden points"]
+    assert set(document["pictures"]) == {"parameters", "memory", "patch size", "roc", "quality"}
+    for path in (*document["pictures"].values(), document["picture"]):
+        assert imread(path).shape[0] > 300
+    again, _ = reproduced(paper, tmp_path, budget="30s", phantom=BRAINS, at_once=2)
+    assert again["rows"] == document["rows"]
+
+
 def test_a_table_of_structures_needs_them(tmp_path: Path) -> None:
     paper = load_protocol("position_regression_2022")
-    # The phantom's own labels, which know no skull.
-    recipe = paper.phantom_recipe.model_copy(
-        update={"settings": {**paper.phantom_recipe.settings, "structures": "given"}}
-    )
     cerebellum, hair = (
         StructureTask(name=name, structures=(Structure(name=name, label=label),))
         for name, label in (("cerebellum", "fracture"), ("skull", "dyed"))
@@ -118,9 +148,7 @@ def test_a_table_of_structures_needs_them(tmp_path: Path) -> None:
     # The third of three is healthy, and of a healthy subject all is known.
     ill = few.model_copy(update={"num_test": 2})
     bare = few.model_copy(update={"findings": ("hydrocephalus",)})
-    nothing = r"holds no left_hemisphere or right_hemisphere or skull.*structures=ct"
     cases: list[tuple[dict[str, Any], CohortSettings, str]] = [
-        ({"phantom_recipe": recipe}, few, nothing),
         ({}, bare, "holds no subject with one of the labels"),
         # One task of five without a case is enough for every row to fail.
         ({"tasks": (*paper.tasks, cerebellum)}, few, "holds no cerebellum in its test split: prepare it with"),

@@ -12,7 +12,18 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from vesalius.infra import tables
-from vesalius.infra.figures import Case, MethodColumn, Tile, draw_comparison, draw_montage, draw_overlay, style
+from vesalius.infra.figures import (
+    Case,
+    GalleryCase,
+    GalleryRow,
+    MethodColumn,
+    Tile,
+    draw_comparison,
+    draw_gallery,
+    draw_montage,
+    draw_overlay,
+    style,
+)
 from vesalius.infra.figures.comparison import choose_slice, rarity
 from vesalius.infra.figures.montage import common_brain, middle_planes, overlap
 from vesalius.infra.figures.overlay import find_peak, relative
@@ -183,6 +194,29 @@ def test_a_montage_cuts_no_words_off(tmp_path: Path, monkeypatch: pytest.MonkeyP
         reference_name="the brain that at least half of the subjects share",
     )
     assert len(boxes) == num_tiles + 2
+    assert not any(a.overlaps(b) for number, a in enumerate(boxes) for b in boxes[:number])
+
+
+def test_a_sheet_of_few_subjects_cuts_no_caption_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes: list[Any] = []
+
+    def measured(figure: Any, path: Path, dots_per_inch: int = 150) -> Path:
+        renderer = figure.canvas.get_renderer()
+        boxes.extend(part.get_window_extent(renderer) for part in (*figure.texts, *figure.legends))
+        sheet = figure.bbox
+        assert all(sheet.x0 <= box.x0 and box.x1 <= sheet.x1 for box in boxes)
+        return path
+
+    monkeypatch.setattr(style, "save", measured)
+    plane = np.ones((8, 6))
+    draw_gallery(
+        [GalleryCase(label="a", image=plane, brain=plane > 0, lesion=None, pixel_mm=(1.0, 1.0))],
+        [GalleryRow(name="one", remark="", threshold=None, maps=[plane], restorations=[None], among=np.ones(3))],
+        tmp_path / "gallery.png",
+        title="t",
+        caption="Left of a pair the restoration, right the map; threshold: the best Dice on validation. " * 2,
+    )
+    assert len(boxes) == 3
     assert not any(a.overlaps(b) for number, a in enumerate(boxes) for b in boxes[:number])
 
 

@@ -27,7 +27,7 @@ def conditions(store: CohortStore, out: Path, *rows: Row, **changes: Any) -> run
     """Return those of a protocol of these rows, on one thread of this process."""
     plain: dict[str, Any] = {
         "protocol": load_protocol("implicit_field_2021").model_copy(update={"name": "toy", "rows": rows}),
-        "cohorts": Cohorts(reference=store, finer=None, said="toy"),
+        "cohorts": Cohorts(reference=store, finer=None, level=None, said="toy"),
         "home": out / "home",
         "out": out,
         "budget_seconds": None,
@@ -79,7 +79,7 @@ def test_rows_of_the_same_settings_on_other_data_are_two_runs(
     fine = coarse.model_copy(update={"label": "IF*", "finer": Finer(recipe="as_is", phantom_shape=(1, 1, 1))})
 
     for finer, alike in ((phantom_store, False), (None, True)):
-        cohorts = Cohorts(reference=toy_store, finer=finer, said="toy")
+        cohorts = Cohorts(reference=toy_store, finer=finer, level=None, said="toy")
         given = conditions(toy_store, tmp_path, coarse, fine, cohorts=cohorts, home=tmp_path / str(alike))
         runs = [running._find_or_start(row, running._choice(row, given), given) for row in (coarse, fine)]
         assert (runs[0].run_id == runs[1].run_id) == alike

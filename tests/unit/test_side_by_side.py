@@ -32,7 +32,7 @@ ROWS = [BASELINES[1].model_copy(update={"label": label}) for label in ("killed",
 def conditions(store: CohortStore, out: Path, at_once: int) -> Conditions:
     return Conditions(
         protocol=load_protocol("implicit_field_2021"),
-        cohorts=Cohorts(reference=store, finer=None, said="toy"),
+        cohorts=Cohorts(reference=store, finer=None, level=None, said="toy"),
         home=out / "home",
         out=out,
         budget_seconds=None,

@@ -61,9 +61,11 @@ def reproduce(
 
     With --budget, a row that would take longer on this machine takes its method's demo preset with as many epochs as
     fit, or with --scale epochs the paper's networks; what was scaled stands in its row. A large device has room for
-    several rows --at-once. Raw scans are prepared by the paper's recipe; a table over all rows needs
-    healthy training subjects and outlined lesions among the test subjects. A row that fails says why and the others go
-    on; the exit code is then 1. Stopped, the same command goes on where it was.
+    several rows --at-once. Raw scans are prepared by the paper's recipe; those of another modality, such as T1w for a
+    paper of CT, need a store made by `vesalius ingest`. A table needs healthy training subjects and, in the test split,
+    what it is about: outlined lesions; of whole images healthy and anomalous ones; of structures their labels, and
+    where there are none of them whole images alone are judged. A row that fails says why and the others go on; the exit
+    code is then 1. Stopped, the same command goes on where it was.
     """
     with Terminal(
         as_json, resume_hint="run the same command again, all its options included: what is finished is kept"

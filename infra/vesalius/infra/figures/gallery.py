@@ -174,12 +174,13 @@ def _dress(figure: Figure, shown: Any, *, title: str, caption: str, margins: tup
 
     width, height, top, bottom = margins
     figure.text(0.22 / width, 1 - 0.2 / height, title, fontsize=12.5, fontweight="bold", va="top")
-    figure.text(0.22 / width, 0.16 / height, caption, fontsize=8.5, color=style.FAINT, va="bottom")
+    said = style.wrapped(figure, caption, width - 0.44, fontsize=8.5)
+    figure.text(0.22 / width, 0.16 / height, "\n".join(said), fontsize=8.5, color=style.FAINT, va="bottom")
     lines = [
         Line2D([], [], color=style.TRUTH, linewidth=1.6, label="true outline (dashed on the maps)"),
         Line2D([], [], color="#9A9A9A", linewidth=1.4, label="found: above the threshold (white on the maps)"),
     ]
-    place = (0.14 / width, 0.55 / height)
+    place = (0.14 / width, (0.41 + 0.14 * len(said)) / height)
     figure.legend(handles=lines, loc="lower left", bbox_to_anchor=place, ncols=2, frameon=False, fontsize=8.5)
     if shown is None:
         return

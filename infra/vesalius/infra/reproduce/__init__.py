@@ -12,6 +12,8 @@
     levels.py      what a table is about, where it is not voxels
     images.py      whole images, as what is judged
     structures.py  structures of the head, as what is judged
+    without_structures.py  whole images in their place, on a cohort that has no structures
+    over_models.py  AUROC against parameters, memory and patch size
     sizes.py       parameters and memory of a row's model, for curves over models
     gallery.py     restorations and maps of all rows on one sheet
     table.py       the call: rows one after the other or at once, the document, what is printed and drawn

@@ -12,7 +12,7 @@ from vesalius.datasets.ingest import ingest
 from vesalius.datasets.layouts.phantom import write_cohort
 from vesalius.datasets.lesions import plant_lesions
 from vesalius.datasets.recipes import Recipe, recipe_named
-from vesalius.infra.reproduce.levels import level_of
+from vesalius.infra.reproduce.levels import Level, level_of
 from vesalius.platform.config import digest
 from vesalius.platform.errors import CohortError, SettingError, StoreError
 from vesalius.platform.store import CohortStore
@@ -54,12 +54,14 @@ class Cohorts:
     Attributes:
         reference: that all rows are judged on, and all but the finer ones trained on.
         finer: the same subjects on a finer grid, where a row asks for it and it can be made.
+        level: that they are judged at; None for voxels alone.
         said: what it is, in a sentence.
         differs: what is not as in the paper.
     """
 
     reference: CohortStore
     finer: CohortStore | None
+    level: Level | None
     said: str
     differs: tuple[str, ...] = ()
 
@@ -247,9 +249,12 @@ def _described(
             "and others to choose thresholds and to be judged on"
         )
     level = level_of(protocol)
-    lacking = None if level is None else level.lacks(reference)
-    if lacking is not None:
-        raise CohortError(lacking)
+    if level is not None:
+        level = level.on(reference)
+        lacking = level.lacks(reference)
+        if lacking is not None:
+            raise CohortError(lacking)
+        differs = [*differs, *([] if level.instead is None else [level.instead])]
     if level is None and not _has_lesions(reference):
         raise CohortError(
             f"{reference.path} holds no outlined lesion in its test split: set some in with --masks DIR (lesion masks "
@@ -261,7 +266,7 @@ def _described(
         f"{what}: {counts['train']} training, {counts['validation']} validation and {counts['test']} test subjects "
         f"({lesions} with {kind}), {', '.join(reference.channels)}, {grid_of(reference)}"
     )
-    return Cohorts(reference=reference, finer=finer, said=said, differs=tuple(differs))
+    return Cohorts(reference=reference, finer=finer, level=level, said=said, differs=tuple(differs))
 
 
 def grid_of(store: CohortStore) -> str:

@@ -179,12 +179,21 @@ def _kinds(figures: ImageFigures) -> list[KindScores]:
     groups: list[tuple[str, Mapping[str, Kind]]] = [("lesion", figures.types), ("quality", figures.quality)]
     return [
         KindScores(name="healthy", scores=figures.healthy, group="healthy"),
+        *_all_anomalous(figures),
         *(
             KindScores(name=_plain(label), scores=kind.scores, group=group, auroc=kind.detection.auroc)
             for group, kinds in groups
             for label, kind in kinds.items()
         ),
     ]
+
+
+def _all_anomalous(figures: ImageFigures) -> list[KindScores]:
+    """Return the images with anything in them, where nobody says what it is; else their kinds show them."""
+    if figures.types:
+        return []
+    auroc = figures.screening.auroc
+    return [KindScores(name="anomalous", scores=figures.anomalous, group="lesion", auroc=auroc)]
 
 
 def _plain(label: str) -> str:

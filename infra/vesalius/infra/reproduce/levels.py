@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vesalius.infra.reproduce.cohort import Cohorts
-    from vesalius.infra.reproduce.protocol import Protocol
+    from vesalius.infra.reproduce.protocol import Protocol, Row
     from vesalius.platform.progress import Progress
     from vesalius.platform.runs import RunFolder
     from vesalius.platform.store import CohortStore
@@ -53,10 +53,21 @@ class Level(ABC):
 
     Attributes:
         protocol: the paper's.
+        instead: where it stands in for the paper's own level, why, in a sentence; None where it does not.
     """
+
+    instead: str | None = None
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
+
+    def on(self, store: CohortStore) -> Level:
+        """Return the level that a cohort is judged at: this one, unless the cohort has nothing of what it is about."""
+        return self
+
+    def rows(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        """Return the rows as they are trained here: the paper's."""
+        return tuple(rows)
 
     @abstractmethod
     def said(self) -> str:
@@ -80,7 +91,7 @@ class Level(ABC):
 
     @abstractmethod
     def sections(self) -> Sequence[Section]:
-        """Return the tables, the first one with what the paper prints."""
+        """Return the tables, the first one with the times."""
 
     @abstractmethod
     def remark(self, found: Any) -> str:
@@ -99,7 +110,7 @@ LEVELS = {
 
 
 def level_of(protocol: Protocol) -> Level | None:
-    """Return the level that a paper's table is about; None for voxels."""
+    """Return the level that a paper's table is about; None for voxels. What a cohort is judged at says its ``on``."""
     if protocol.judged == "voxels":
         return None
     level: Level = resolve(LEVELS[protocol.judged])(protocol)

@@ -118,6 +118,8 @@ class Protocol(Settings):
         quality_labels: of whole images: labels of what spoils an image, or of an operation; no cases of screening.
         tasks: of structures: what is asked of them.
         surface: of structures: the one whose surface is drawn.
+        headless: of structures: changes to the settings of a method, by its name, where the cohort has none of them and
+            keeps no head's mask either.
         baselines: changes to the settings of the trivial methods, where the table is not about the brain alone.
         trivial_rows: trivial methods below the usual ones, with the windows of the paper's own maps: a window that
             suits the lesions lifts every map.
@@ -143,6 +145,7 @@ class Protocol(Settings):
     quality_labels: tuple[str, ...] = ()
     tasks: tuple[StructureTask, ...] = ()
     surface: str | None = None
+    headless: dict[str, dict[str, Any]] = Field(default_factory=dict)
     baselines: dict[str, Any] = Field(default_factory=dict)
     trivial_rows: tuple[Row, ...] = ()
     voxel_set: Literal["all", "brain"]

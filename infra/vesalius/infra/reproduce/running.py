@@ -12,7 +12,7 @@ import torch
 from vesalius.infra import pipeline
 from vesalius.infra.reproduce.budget import Choice, choose, paper_settings, scaled_settings
 from vesalius.infra.reproduce.kept import kept
-from vesalius.infra.reproduce.levels import SPLIT, level_of
+from vesalius.infra.reproduce.levels import SPLIT
 from vesalius.platform.config import Settings, digest, flatten, validate
 from vesalius.platform.errors import DiskSpaceError, SettingError, VesaliusError
 from vesalius.platform.runs import begun_run
@@ -151,7 +151,7 @@ def run_row(terminal: Terminal, row: Row, conditions: Conditions) -> Judged:
                 device=conditions.device,
                 progress=progress,
             )
-            level = level_of(conditions.protocol)
+            level = conditions.cohorts.level
             found = None
             if level is not None:
                 found = level.judge(run, conditions.cohorts, conditions.device, progress)

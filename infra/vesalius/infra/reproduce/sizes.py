@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,6 +35,15 @@ class Size(Settings):
     memory_bytes: int | None = None
     width: int | None = None
     patch_size: int | None = None
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what :data:`SIZES` show, by key."""
+        memory = self.memory_bytes
+        return {"parameters": self.parameters, "memory_mib": None if memory is None else round(memory / 2**20)}
+
+
+SIZES = (("parameters", "parameters", ","), ("memory_mib", "training MiB", ","))
+"""Columns of a section that show it."""
 
 
 class Memory(Settings):

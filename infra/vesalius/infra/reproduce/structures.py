@@ -6,24 +6,16 @@ Section 4 judges each by the highest error within it. Whole images are judged be
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vesalius.infra.figures import (
-    Curve,
-    CurvePanel,
-    CurvePoint,
-    RocRow,
-    SurfaceCase,
-    draw_curves,
-    draw_roc,
-    draw_surfaces,
-)
+from vesalius.infra.figures import RocRow, SurfaceCase, draw_roc, draw_surfaces
 from vesalius.infra.pipeline import score_run
 from vesalius.infra.reproduce.images import ImageLevel
 from vesalius.infra.reproduce.levels import SPLIT, Drawn, Level, Section
-from vesalius.infra.reproduce.sizes import Size, size_of
+from vesalius.infra.reproduce.over_models import Model, draw_over_models
+from vesalius.infra.reproduce.sizes import SIZES, Size, size_of
+from vesalius.infra.reproduce.without_structures import WithoutStructures
 from vesalius.platform.config import Settings
 from vesalius.platform.evaluation import (
     ImageFigures,
@@ -74,6 +66,15 @@ class StructureLevel(Level):
     def __init__(self, protocol: Protocol) -> None:
         super().__init__(protocol)
         self._images = ImageLevel(protocol)
+
+    def on(self, store: CohortStore) -> Level:
+        """Return this level; that of whole images alone where the cohort has none of the structures.
+
+        Where it has some and not all, something went wrong, and :meth:`lacks` says what.
+        """
+        asked = {one.name for task in self.protocol.tasks for one in task.structures}
+        known = {name for record in store.subjects(SPLIT) for name in record.structures}
+        return self if asked & known else WithoutStructures(self.protocol, store)
 
     def said(self) -> str:
         """Return what is judged."""
@@ -130,19 +131,14 @@ class StructureLevel(Level):
             numbers[f"structure/{name}"] = figures.auroc
             if figures.interval is not None:
                 numbers["intervals"][f"structure/{name}"] = figures.interval
-        memory = findings.size.memory_bytes
-        return {
-            **numbers,
-            "parameters": findings.size.parameters,
-            "memory_mib": None if memory is None else round(memory / 2**20),
-        }
+        return {**numbers, **findings.size.numbers()}
 
     def sections(self) -> list[Section]:
         """Return the structures, then the tables of whole images."""
         columns = tuple((f"structure/{task.name}", task.name, ".3f") for task in self.protocol.tasks)
         own = Section(
             title="AUROC of structures, by the highest value within each",
-            columns=(*columns, ("parameters", "parameters", ","), ("memory_mib", "training MiB", ",")),
+            columns=(*columns, *SIZES),
         )
         return [own, *self._images.sections()]
 
@@ -168,52 +164,17 @@ class StructureLevel(Level):
         return {**drawn, **self._images.draw(of_images, out)}
 
     def _curves(self, rows: Sequence[Drawn], out: Path) -> dict[str, Path]:
-        """Draw the paper's figures 3 and 7: over widths at the patch size of most rows, and the other way round.
-
-        Over widths twice: against parameters, as figure 3, and against the memory that training took.
-        """
-        name, title = self.protocol.name, self.protocol.title.partition(",")[0]
-        sizes = [row.found.size for row in rows]
-        drawn: dict[str, Path] = {}
-        patch_size, width = _commonest(sizes, "patch_size"), _commonest(sizes, "width", patched=True)
-        over_width = [row for row in rows if row.found.size.width and row.found.size.patch_size in (None, patch_size)]
+        """Draw AUROC over models by task; a part of another task stands over patch sizes alone, as in the paper."""
+        names = [task.name for task in self.protocol.tasks]
+        models = [
+            Model(
+                size=row.found.size,
+                aurocs={name: (row.found.tasks[name].auroc, row.found.tasks[name].interval) for name in names},
+            )
+            for row in rows
+        ]
         panels = [task.name for task in self.protocol.tasks if len(task.structures) > 1 or not self._is_part(task.name)]
-        widths = f"m = {_span(row.found.size.width for row in over_width)}"
-        of_patches = "" if patch_size is None else f"; patches of {patch_size} voxels"
-        for across, axis in (("parameters", "parameters"), ("memory_bytes", "peak memory of training in MiB")):
-            fit = [row for row in over_width if getattr(row.found.size, across)]
-            if len({row.found.size.width for row in fit}) < 2:
-                continue
-            word = across.partition("_")[0]
-            drawn[word] = draw_curves(
-                [CurvePanel(title=name, curves=_by_kind(fit, across, name)) for name in panels],
-                out / f"{name}-{word}.png",
-                title=f"{title}: AUROC against {axis}, {SPLIT} split",
-                caption=f"A point a model, {widths}{of_patches}. Bars: 95 %, bootstrap over subjects. Dotted: chance.",
-                across=axis,
-                logarithmic=True,
-            )
-        over_patches = [row for row in rows if row.found.size.patch_size and row.found.size.width == width]
-        # Calibrated models are others: a curve is of one kind.
-        kind = _commonest([row.found.size for row in over_patches], "kind")
-        over_patches = [row for row in over_patches if row.found.size.kind == kind]
-        if len({row.found.size.patch_size for row in over_patches}) > 1:
-            drawn["patch size"] = draw_curves(
-                [
-                    CurvePanel(
-                        title="",
-                        curves=tuple(
-                            Curve(name=task.name, points=_points(over_patches, "patch_size", task.name))
-                            for task in self.protocol.tasks
-                        ),
-                    )
-                ],
-                out / f"{name}-patches.png",
-                title=f"{title}: AUROC against patch size",
-                caption=f"{SPLIT} split, m = {width}. Bars: 95 %, bootstrap over subjects. Dotted: chance.",
-                across="edge of a patch in voxels",
-            )
-        return drawn
+        return draw_over_models(models, out, self.protocol, questions=names, panels=panels)
 
     def _is_part(self, name: str) -> bool:
         """Return whether all of a task's structures are also another's, as a hemisphere is one of both."""
@@ -257,40 +218,6 @@ class StructureLevel(Level):
             f"'{task.name}'" + ("." if auroc is None else f" (AUROC {auroc:.2f})."),
         )
         return {f"surface of the {wanted}": path}
-
-
-def _commonest(sizes: Sequence[Size], key: str, *, patched: bool = False) -> Any:
-    """Return the value that most models have; None where none has one. With ``patched``, of those that take patches."""
-    counted = [size for size in sizes if not patched or size.patch_size is not None]
-    values = Counter(value for size in counted if (value := getattr(size, key)) is not None)
-    return values.most_common(1)[0][0] if values else None
-
-
-def _span(values: Any) -> str:
-    return ", ".join(str(value) for value in sorted(set(values)))
-
-
-def _points(rows: Sequence[Drawn], across: str, task: str) -> tuple[CurvePoint, ...]:
-    """Return a point for each value across; of rows that are one model by two names the first is drawn."""
-    points: dict[tuple[float, int], CurvePoint] = {}
-    for row in rows:
-        figures, x = row.found.tasks[task], getattr(row.found.size, across)
-        if across == "memory_bytes":
-            x = x / 2**20
-        if figures.auroc is not None:
-            points.setdefault(
-                (x, row.found.size.parameters), CurvePoint(x=x, y=figures.auroc, interval=figures.interval)
-            )
-    return tuple(points.values())
-
-
-def _by_kind(rows: Sequence[Drawn], across: str, task: str) -> tuple[Curve, ...]:
-    kinds = dict.fromkeys(row.found.size.kind for row in rows)
-    curves = []
-    for kind in kinds:
-        of_kind = [row for row in rows if row.found.size.kind == kind]
-        curves.append(Curve(name=kind, points=_points(of_kind, across, task)))
-    return tuple(curves)
 
 
 def _roc(label: str, figures: StructureFigures) -> RocRow:

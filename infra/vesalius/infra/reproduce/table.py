@@ -11,7 +11,7 @@ from vesalius.infra.reproduce.budget import parse_budget
 from vesalius.infra.reproduce.cohort import check_request, facts_of, grid_of, make_cohorts
 from vesalius.infra.reproduce.gallery import draw_table
 from vesalius.infra.reproduce.kept import write_json, write_text
-from vesalius.infra.reproduce.levels import SPLIT, Drawn, level_of
+from vesalius.infra.reproduce.levels import SPLIT, Drawn
 from vesalius.infra.reproduce.protocol import load_protocol
 from vesalius.infra.reproduce.running import Conditions, Judged, Outcome, run_row
 from vesalius.infra.reproduce.side_by_side import run_rows
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vesalius.infra.console import Terminal
     from vesalius.infra.pipeline import ThresholdRule
     from vesalius.infra.reproduce.cohort import Cohorts, DataRequest
-    from vesalius.infra.reproduce.levels import Level
+    from vesalius.infra.reproduce.levels import Level, Section
     from vesalius.infra.reproduce.protocol import Protocol
 
 
@@ -88,6 +88,11 @@ def reproduce(
             terminal.say("starting Ray")
             stack.enter_context(cluster.session())
         cohorts = make_cohorts(terminal, protocol, out, request, finer=finer, phantom=phantom, num_tasks=num_tasks)
+        level = cohorts.level
+        if level is not None:
+            rows = level.rows(rows)
+            if level.instead is not None:
+                terminal.warn(level.instead)  # before hours are spent on it
         conditions = Conditions(
             protocol=protocol,
             cohorts=cohorts,
@@ -116,7 +121,6 @@ def reproduce(
     document["markdown"] = str(out / f"{protocol.name}.md")
     write_text(out / f"{protocol.name}.md", markdown(document, protocol.voxel_set))
     write_json(out / f"{protocol.name}.json", document)
-    level = level_of(protocol)
     picture = draw_table(
         cohorts.reference,
         judged,
@@ -167,7 +171,7 @@ def _checked(device: str) -> str:
 
 
 def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], conditions: Conditions) -> dict[str, Any]:
-    level = level_of(protocol)
+    level = cohorts.level
     document: dict[str, Any] = {
         "paper": {"name": protocol.name, "title": protocol.title, "table": protocol.table},
         "data": {
@@ -188,8 +192,18 @@ def _document(protocol: Protocol, cohorts: Cohorts, judged: Sequence[Judged], co
     }
     if level is not None:
         document["evaluation"]["judged"] = level.said()
-        document["sections"] = [section.model_dump(mode="json") for section in level.sections()]
+        document["sections"] = [section.model_dump(mode="json") for section in _filled(level, document["rows"])]
     return document
+
+
+def _filled(level: Level, rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """Return the tables that hold a figure of ours, as none does of kinds that no image is; all before the first."""
+    judged = [row["judged"] for row in rows if row["judged"] is not None]
+    return [
+        section
+        for section in level.sections()
+        if not judged or any(figures.get(key) is not None for figures in judged for key, _, _ in section.columns)
+    ]
 
 
 def _first_of_its_run(one: Judged, judged: Sequence[Judged]) -> str | None:
