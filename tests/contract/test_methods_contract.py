@@ -105,7 +105,9 @@ def test_learns_the_same_in_another_arithmetic(
     assert_same_changes(begun, one, other)
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance", "layer"])
+@pytest.mark.parametrize(
+    "norm", ["layer", pytest.param("batch", marks=pytest.mark.long), pytest.param("instance", marks=pytest.mark.long)]
+)
 def test_two_workers_descend_as_one_whatever_the_critics_statistics(norm: str, phantom_store: CohortStore) -> None:
     """The penalty included: a tiny critic's weights change by less than what two workers under Adam may differ by."""
     kind: type[Method] = lookup(METHODS, "f_anogan", "method")
