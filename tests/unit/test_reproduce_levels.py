@@ -35,16 +35,22 @@ def drawn(label: str, kind: str, width: int, patch_size: int | None, auroc: floa
     return Drawn(label=label, found=SimpleNamespace(size=size, tasks=tasks))
 
 
-def test_a_curve_over_patches_is_of_one_kind_and_has_a_point_a_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    panels: dict[str, list[CurvePanel]] = {}
+@pytest.fixture
+def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[CurvePanel]]:
+    """Return what is drawn of curves over models from now on, by the name of its file."""
+    drawn: dict[str, list[CurvePanel]] = {}
 
     def kept(given: list[CurvePanel], path: Path, **_: Any) -> Path:
-        panels[path.stem] = given
+        drawn[path.stem] = given
         return path
 
     monkeypatch.setattr(over_models, "draw_curves", kept)
+    return drawn
+
+
+def test_a_curve_over_patches_is_of_one_kind_and_has_a_point_a_size(
+    tmp_path: Path, panels: dict[str, list[CurvePanel]]
+) -> None:
     rows = [
         drawn("PPR m=4", "position regression", 4, 19, 0.5),
         drawn("PPR m=8", "position regression", 8, 19, 0.6),
@@ -183,16 +189,8 @@ def test_patches_and_maps_are_of_the_brain_where_no_head_is_kept(toy_store: Coho
 
 
 def test_curves_and_dots_of_whole_images(
-    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, panels: dict[str, list[CurvePanel]]
 ) -> None:
-    panels: dict[str, list[CurvePanel]] = {}
-
-    def kept(given: list[CurvePanel], path: Path, **_: Any) -> Path:
-        panels[path.stem] = given
-        return path
-
-    monkeypatch.setattr(over_models, "draw_curves", kept)
-
     def found(width: int, auroc: float) -> SizedImages:
         of = {"num_positive": 2, "num_negative": 2, "auroc": auroc, "intervals": {"auroc": (0.1, 0.9)}}
         figures = {
