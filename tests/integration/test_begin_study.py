@@ -209,6 +209,21 @@ def test_a_study_on_a_clusters_devices_may_train_in_bfloat16(
         )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_study_that_was_planned_on_cpus_takes_no_device_that_comes_later(
+    toy_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    there = {"CPU": 4.0, "GPU": 0.0}
+    monkeypatch.setattr("vesalius.infra.pipeline.beginning.cluster_resources", lambda: (there, None))
+    request = convolving(toy_store, "auto", space={"network.latent_dim": "32,64"}, workers=workers)
+    study = begin_study(request, home=home, say=lambda _: None, progress=silent)
+    assert (study.spec.gpus, study.spec.training.device) == (0.0, "cpu")
+    there["GPU"] = 2.0
+    other = begin_study(request.model_copy(update={"name": "t"}), home=home, say=lambda _: None, progress=silent)
+    assert other.spec.gpus > 0
+    assert other.spec.training.device == "auto"
+
+
 def test_a_cluster_that_is_joined_is_asked_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"CPU": 3.0}, {"CPU": 1.0}]
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")

@@ -161,7 +161,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     training = training.model_copy(update={"threads": threads})
     if request.gpus == 0 and training.device not in ("auto", "cpu"):
         raise SettingError(f"--gpus is 0 and training.device {training.device}: leave one of them out")
-    if not gpus and training.device in ("auto", "cpu"):  # Ray hides no device from a trial that asked for none
+    if not gpus and training.device == "auto":  # Ray hides no device from a trial that asked for none
         training = training.model_copy(update={"device": "cpu"})
     source = store
     objectives, criterion = _judged_by(request, store, training.validate_subjects, say, start)

@@ -67,7 +67,7 @@ def build(args: Mapping[str, Any]) -> Application:
         name="scorer",
         num_replicas=settings.replicas,
         # Those of a batch that waits, beside those of the one that is scored.
-        max_ongoing_requests=2 * settings.batch_on("cuda" if settings.gpus else "cpu") + 2,
+        max_ongoing_requests=2 * settings.batch_on("cuda" if settings.gpus or settings.device == "cuda" else "cpu") + 2,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         graceful_shutdown_timeout_s=settings.limits.score_seconds,
     ).bind(dumped)
