@@ -150,7 +150,9 @@ def measure_asha(
         changes: of the preset's settings.
     """
     if trials < _FEWEST_OF_ASHA:
-        raise SystemExit(f"--trials {trials}: of fewer than {_FEWEST_OF_ASHA} ASHA keeps the best of a rung alone")
+        raise SystemExit(
+            f"--trials {trials}: asha wants {_FEWEST_OF_ASHA} or more: of fewer its first rung lets no third go on"
+        )
     store = _cohort(folder, num_train)
     found = []
     with session(2):

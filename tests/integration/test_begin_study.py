@@ -218,6 +218,8 @@ def test_a_study_that_was_planned_on_cpus_takes_no_device_that_comes_later(
     request = convolving(toy_store, "auto", space={"network.latent_dim": "32,64"}, workers=workers)
     study = begin_study(request, home=home, say=lambda _: None, progress=silent)
     assert (study.spec.gpus, study.spec.training.device) == (0.0, "cpu")
+    with pytest.raises(SettingError, match="GPU"):
+        begin_study(request.model_copy(update={"gpus": 1.0, "name": "g"}), home=home, say=print, progress=silent)
     there["GPU"] = 2.0
     other = begin_study(request.model_copy(update={"name": "t"}), home=home, say=lambda _: None, progress=silent)
     assert other.spec.gpus > 0

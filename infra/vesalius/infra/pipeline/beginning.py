@@ -276,7 +276,7 @@ def _side_by_side(request: StudyRequest, device: str) -> tuple[int, float]:
     if request.workers > 1:
         if request.gpus not in (None, 0, 1):
             raise SettingError("--gpus shares devices among trials of one worker; several workers take whole ones")
-        gpus = 1.0 if devices else 0.0
+        gpus = 1.0 if devices or (request.gpus == 1 and device != "cpu") else 0.0
     elif request.gpus is not None:
         gpus = request.gpus
     else:

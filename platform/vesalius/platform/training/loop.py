@@ -290,7 +290,7 @@ class _Run:
             name = checkpoint_name(index, done)
             best = Best(checkpoint=name, criterion=criterion, value=value, stage=stage.name, step=done)
             self.state = self.state.model_copy(update={"best": best})
-        # Before it is saved: a run that is broken off in between makes this pass again, and so none goes unheard.
+        # Before it is saved: a run that is broken off in between makes this pass again, and tells it again.
         self.watcher.milestone(before + done, {criterion: value, f"best_{criterion}": best.value})
         if best is not before_it:
             self._save(stage.optimizers)
