@@ -13,7 +13,7 @@ from ray import serve
 
 from vesalius.infra.pipeline import device_name
 from vesalius.infra.serving.jobs import Scored
-from vesalius.infra.serving.settings import GPU_BATCH, ServingSettings
+from vesalius.infra.serving.settings import ServingSettings
 from vesalius.infra.serving.versions import folder_of
 from vesalius.methods import METHODS
 from vesalius.platform.cluster.metrics import SCORING_ERRORS, SCORING_SECONDS, VOLUMES_SCORED, count, observe
@@ -45,8 +45,11 @@ class Scorer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._held = threading.Lock()
         self._loading = threading.Lock()
-        self._together.set_max_batch_size(self._settings.batch_on(self._device))
-        self._together.set_batch_wait_timeout_s(self._settings.batch_seconds)
+        # Made here and not by the decorator: what waits belongs to this scorer, and not to every one of its process.
+        gather = serve.batch(
+            max_batch_size=self._settings.batch_on(self._device), batch_wait_timeout_s=self._settings.batch_seconds
+        )
+        self._together = gather(self._score_together)
 
     async def load(self, pinned: Pinned) -> VesaliusError | None:
         """Load a version beside what is loaded; return why it cannot be, None where it is."""
@@ -63,8 +66,7 @@ class Scorer:
         answer: Scored = await self._together(job)
         return answer
 
-    @serve.batch(max_batch_size=GPU_BATCH, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]  # Ray has no types
-    async def _together(self, jobs: list[Job]) -> list[Scored]:
+    async def _score_together(self, jobs: list[Job]) -> list[Scored]:
         answers: dict[int, Scored] = {}
         versions: dict[str, list[int]] = {}
         for place, job in enumerate(jobs):
