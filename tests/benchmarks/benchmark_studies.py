@@ -11,7 +11,7 @@
   Trainings are counted in full lengths of one, not in seconds, so that a busy machine changes nothing. The first trial
   of every study has the settings that it starts from: seeds have one trial in common.
 
-    python tests/benchmarks/benchmark_studies.py [side|workers|asha ...] [--epochs 60] [--trials 4] [--seeds 3]
+    python tests/benchmarks/benchmark_studies.py [side|workers|asha ...] [--epochs 60] [--trials N] [--seeds 3]
         [--set KEY=VALUE ...] [--keep FOLDER]
 
 ``asha`` is hours of two cores with the demo's network; with ``--keep`` the same command goes on where it was.
@@ -77,7 +77,6 @@ def _study(store: CohortStore, home: Path, name: str, **asked: Any) -> tuple[lis
     request = pipeline.StudyRequest(method="implicit_field", store=str(store.path), name=name, **asked)
     if (home / "studies" / name).exists():
         study = find_study(home, name)
-        assert study.spec.trials == request.trials, f"{study.path} is of {study.spec.trials} trials"
     else:
         study = pipeline.begin_study(request, home=home, say=lambda said: None, progress=lambda *said: None)
     begun = time.monotonic()
@@ -149,10 +148,6 @@ def measure_asha(
         seeds: studies.
         changes: of the preset's settings.
     """
-    if trials < _FEWEST_OF_ASHA:
-        raise SystemExit(
-            f"--trials {trials}: asha wants {_FEWEST_OF_ASHA} or more: of fewer its first rung lets no third go on"
-        )
     store = _cohort(folder, num_train)
     found = []
     with session(2):
@@ -375,13 +370,57 @@ def test_the_saving_has_the_interval_of_its_logarithm() -> None:
     assert found["kept"] == 1.0
 
 
+def _check_same(folder: Path, asked: dict[str, Any], parser: argparse.ArgumentParser) -> None:
+    """End with a sentence where a folder's studies were asked for otherwise; seeds may be added."""
+    file = folder / "asked.json"
+    if not file.exists():
+        if folder.exists() and any(folder.iterdir()):
+            parser.error(f"--keep {folder}: it holds something else: name a new folder, or one of this benchmark")
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asked))
+    was = json.loads(file.read_text())
+    if was != asked:
+        parser.error(f"--keep {folder}: its studies are of {was}: ask for the same, or name another folder")
+
+
+def test_a_folder_of_studies_is_gone_on_with_as_it_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser, folder = argparse.ArgumentParser(), tmp_path / "kept"
+    _check_same(folder, {"trials": 12, "epochs": 60}, parser)
+    _check_same(folder, {"trials": 12, "epochs": 60}, parser)
+    for asked in ({"trials": 12, "epochs": 30}, {"trials": 9, "epochs": 60}):
+        with pytest.raises(SystemExit):
+            _check_same(folder, asked, parser)
+        assert "its studies are of {'trials': 12, 'epochs': 60}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        _check_same(tmp_path, {"trials": 12}, parser)
+    assert "it holds something else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["asha", "--trials", "8"], "--trials 8: of fewer than 9"),
+        (["asha", "--set", "threads"], "--set threads: expected KEY=VALUE"),
+        (["side", "--set", "a=b"], "are for asha alone"),
+    ],
+)
+def test_a_command_that_cannot_be_run_is_refused_in_words(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert sentence in capsys.readouterr().err
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", nargs="*", choices=("side", "workers", "asha"), default=["side", "workers"])
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--trials", type=int, help="of a study: 4, of asha 12 (9 or more)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--subjects", type=int, default=24)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of asha's trials")
@@ -390,11 +429,17 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     os.environ["MLFLOW_TRACKING_URI"] = "off"
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    common = {"preset": chosen.preset, "epochs": chosen.epochs, "trials": chosen.trials, "num_train": chosen.subjects}
     figures: dict[str, Any] = {}
     if chosen.what != ["asha"] and (chosen.set or chosen.keep):
         parser.error("--set and --keep are for asha alone")
+    if "asha" in chosen.what and chosen.trials is not None and chosen.trials < _FEWEST_OF_ASHA:
+        parser.error(f"--trials {chosen.trials}: of fewer than {_FEWEST_OF_ASHA} asha's first rung lets no third go on")
+    if unread := [one for one in chosen.set if "=" not in one]:
+        parser.error(f"--set {unread[0]}: expected KEY=VALUE, such as training.threads=2")
+    changes = dict(one.split("=", 1) for one in chosen.set)
     for what in chosen.what:
+        trials = chosen.trials or (12 if what == "asha" else 4)
+        common = {"preset": chosen.preset, "epochs": chosen.epochs, "trials": trials, "num_train": chosen.subjects}
         with contextlib.ExitStack() as stack:
             folder = chosen.keep or stack.enter_context(tempfile.TemporaryDirectory())
             if what == "side":
@@ -402,7 +447,8 @@ def main(arguments: list[str] | None = None) -> int:
             elif what == "workers":
                 figures[what] = measure_workers(Path(folder), **common)
             else:
-                changes = dict(one.split("=", 1) for one in chosen.set)
+                if chosen.keep:
+                    _check_same(chosen.keep, common | {"set": changes}, parser)
                 figures[what] = measure_asha(Path(folder), **common, seeds=chosen.seeds, changes=changes)
     json.dump(figures, sys.stdout, indent=None if chosen.json else 1)
     sys.stdout.write("\n")

@@ -15,6 +15,7 @@ from vesalius.infra.pipeline.starting import check_has_effect, filled, find_orig
 from vesalius.infra.pipeline.studies import check_with, cluster_resources
 from vesalius.infra.pipeline.training import method_type, now
 from vesalius.platform.cluster import available_cores
+from vesalius.platform.cluster.capacity import grows_to
 from vesalius.platform.config import Settings
 from vesalius.platform.errors import SettingError, StudyError
 from vesalius.platform.runs import RunSettings
@@ -142,7 +143,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     store = CohortStore.open(request.store)
     base = RunSettings.of(method, training)
     check_sampler(request.sampler, shared=request.storage is not None, num_objectives=len(request.objective))
-    concurrent, gpus = _side_by_side(request, training.device)
+    concurrent, gpus = _side_by_side(request, training.device, say)
     check = check_with(request.method, store, training.device, gpus)
     check(base)
     start = None
@@ -265,7 +266,7 @@ def _check_no_runs(home: Path, name: str) -> None:
         )
 
 
-def _side_by_side(request: StudyRequest, device: str) -> tuple[int, float]:
+def _side_by_side(request: StudyRequest, device: str, say: Callable[[str], None]) -> tuple[int, float]:
     """Return how many trials run at once and each one's share of a GPU.
 
     Raises:
@@ -273,6 +274,11 @@ def _side_by_side(request: StudyRequest, device: str) -> tuple[int, float]:
     """
     resources, nodes = cluster_resources()
     devices = 0.0 if device == "cpu" or request.gpus == 0 else float(resources.get("GPU", 0))
+    if device == "auto" and request.gpus is None and not devices and nodes is not None and grows_to().get("GPU"):
+        say(
+            "the cluster has no GPU now, though it may grow to some: the study is planned on CPUs; to use GPUs, have a "
+            "node with one up first (minReplicas), then begin it"
+        )
     if request.workers > 1:
         if request.gpus not in (None, 0, 1):
             raise SettingError("--gpus shares devices among trials of one worker; several workers take whole ones")

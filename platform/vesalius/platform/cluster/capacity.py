@@ -31,11 +31,16 @@ def capacity() -> dict[str, float]:
     from ray._private.state import state  # Ray Train asks there too: there is no public way
 
     there: dict[str, float] = ray.cluster_resources()
-    most = {**(state.get_max_resources_from_cluster_config() or {}), **_told()}
+    most = {**(state.get_max_resources_from_cluster_config() or {}), **grows_to()}
     return {name: max(there.get(name, 0.0), float(most.get(name, 0))) for name in {*there, *most}}
 
 
-def _told() -> dict[str, float]:
+def grows_to() -> dict[str, float]:
+    """Return what :data:`GROWS_TO` says, by Ray's names of resources; empty where it is unset.
+
+    Raises:
+        RunError: it cannot be read.
+    """
     text = os.environ.get(GROWS_TO, "")
     told = {}
     for part in filter(None, text.split(",")):

@@ -55,7 +55,10 @@ class Broken(Exception):
 
 
 class BreakAt(Unwatched):
-    """Breaks off at a step: after its update, after its metrics, after its validation pass, or after its checkpoint."""
+    """Breaks off at a step: after its update, its metrics, its validation pass, or its checkpoint, the last of them.
+
+    A pass is heard of before the checkpoint that holds it is written.
+    """
 
     def __init__(self, overall: int, moment: str) -> None:
         self._overall = overall
