@@ -238,6 +238,27 @@ def test_a_killed_process_loses_no_metric(uri: str, run_id: str, tmp_path: Path)
     assert _history(uri, run_id, "loss") == [(step, float(step)) for step in range(5)]
 
 
+_LATE = """
+import sys, time
+from pathlib import Path
+from vesalius.platform.tracking import RunLogger
+logger = RunLogger(sys.argv[1], sys.argv[2], unsent=Path(sys.argv[3]), system_metrics=True, flush_seconds=0.05)
+assert "mlflow" not in sys.modules
+logger.metrics(1, {"loss": 0.5})
+while logger._monitor is None:
+    time.sleep(0.05)
+logger.metrics(2, {"loss": 0.25})
+logger.close()
+"""
+
+
+def test_a_training_begins_before_mlflow_is_imported(uri: str, run_id: str, tmp_path: Path) -> None:
+    code = [sys.executable, "-c", _LATE, uri, run_id, str(tmp_path / "unsent.json")]
+    assert subprocess.run(code, check=False, timeout=120).returncode == 0
+    assert _history(uri, run_id, "loss") == [(1, 0.5), (2, 0.25)]
+    assert _history(uri, run_id, "system/cpu_utilization_percentage")
+
+
 def test_a_short_run_says_something_about_its_machine(uri: str, run_id: str) -> None:
     for _ in range(2):
         RunLogger(uri, run_id, system_metrics=True).close()

@@ -58,8 +58,9 @@ class RunLogger:
 
     With ``unsent``, every metric is first appended to that file, which is emptied once all have been sent. A
     process that is killed, or a server that is away until the end, then costs nothing: the next logger given the
-    same file sends what is left. Such a logger is a training's: it begins without a server too, and of a step that is
-    taken twice, perhaps by fewer workers whose sums round otherwise, the first value stays.
+    same file sends what is left. Such a logger is a training's: it looks for its server after the first metrics and not
+    before, since importing MLflow takes as long as some networks need to be built, and begins without one too; of a step
+    that is taken twice, perhaps by fewer workers whose sums round otherwise, the first value stays.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class RunLogger:
         unsent: Path | None = None,
         flush_seconds: float = 2.0,
     ) -> None:
-        """Connect.
+        """Connect, or with ``unsent`` open that file.
 
         Args:
             uri: the tracking store.
@@ -81,7 +82,7 @@ class RunLogger:
             flush_seconds: between batches.
 
         Raises:
-            RunError: there is no such run.
+            RunError: there is no such run, and no ``unsent`` file.
             UnansweredError: nothing answers at ``uri``, and there is no ``unsent`` file to write to meanwhile.
             DiskSpaceError: there is no room for the ``unsent`` file.
         """
@@ -89,23 +90,18 @@ class RunLogger:
         self._run_id = run_id
         self._reached: Any = None
         self._warned = False
-        try:
-            self._client()
-        except UnansweredError as error:
-            if unsent is None:
-                raise
-            self._warn(error)
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._known: dict[str, set[tuple[int, str]]] = {}
+        self._watches = system_metrics
+        self._monitor: Any = None
+        if unsent is None:
+            self._watch()
         self._journal = None if unsent is None else Journal(unsent)
         self._pending: list[Point] = [] if self._journal is None else list(self._journal.left)
         self._closed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._send_now_and_then, args=(flush_seconds,), daemon=True)
-        self._thread.start()
-        # Without a server the machine is not watched: what it was doing is not worth a run.
-        self._monitor = _start_monitor(uri, run_id) if system_metrics and self._reached is not None else None
 
     def __enter__(self) -> RunLogger:
         return self
@@ -142,6 +138,8 @@ class RunLogger:
             self._pending.extend(points)
             if self._journal is not None:
                 self._journal.add(points)
+            if self._thread.ident is None:
+                self._thread.start()
 
     def flush(self) -> None:
         """Send what is waiting, now.
@@ -211,7 +209,11 @@ class RunLogger:
                 return
             self._closed = True
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._watches and self._monitor is None:
+            with contextlib.suppress(VesaliusError):  # what the machine was doing is not worth a run
+                self._watch()
         if self._monitor is not None:
             _stop_monitor(self._monitor)
         try:
@@ -228,6 +230,7 @@ class RunLogger:
     def _send_now_and_then(self, every_seconds: float) -> None:
         while not self._stop.wait(every_seconds):
             try:
+                self._watch()
                 self.flush()
             except VesaliusError as error:
                 self._warn(error)
@@ -238,6 +241,13 @@ class RunLogger:
         if not self._warned:
             _LOG.warning("%s (metrics are kept and sent later)", error)
         self._warned = True
+
+    def _watch(self) -> None:
+        """Reach the server, and have the machine watched where that is asked for."""
+        with self._sending:
+            self._client()
+            if self._watches and self._monitor is None:
+                self._monitor = _start_monitor(self._uri, self._run_id)
 
     def _client(self) -> Any:
         if self._reached is None:
