@@ -30,6 +30,24 @@ if TYPE_CHECKING:
     from vesalius.platform.store import CohortStore
 
 
+# One method of each kind of training: in one stage, codes beside weights, a codebook, an adversary, a penalty and a second
+# stage, patches, figures instead of gradients. The others train as one of these does, and what takes long of them is long.
+_EACH_KIND = (
+    "variational_autoencoder",
+    "implicit_field",
+    "vq_vae",
+    "anovaegan",
+    "f_anogan",
+    "position_regression",
+    "healthy_atlas",
+)
+_OTHERS_ARE_LONG = pytest.mark.parametrize(
+    "name",
+    [name if name in _EACH_KIND else pytest.param(name, marks=pytest.mark.long) for name in METHODS],
+    indirect=True,
+)
+
+
 @pytest.fixture(params=list(METHODS))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -77,6 +95,7 @@ def test_what_is_read_late_changes_nothing_before(
     settings_contract.assert_settings_are_read_since(method_type, settings, phantom_store)
 
 
+@_OTHERS_ARE_LONG
 def test_exact_resume(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
     contract.assert_exact_resume(method_type, settings, phantom_store)
 
@@ -85,10 +104,12 @@ def test_exact_pause(method_type: type[Method], settings: MethodSettings, phanto
     pauses.assert_exact_pause(method_type, settings, phantom_store)
 
 
+@_OTHERS_ARE_LONG
 def test_mutable_settings(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
     pauses.assert_mutable_settings(method_type, settings, phantom_store)
 
 
+@_OTHERS_ARE_LONG
 def test_two_workers_equal_one(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
     contract.assert_two_workers_equal_one(method_type, settings, phantom_store)
 

@@ -149,7 +149,7 @@ def _weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize("method", ["implicit_field", "healthy_atlas"])
+@pytest.mark.parametrize("method", ["implicit_field", pytest.param("healthy_atlas", marks=pytest.mark.long)])
 def test_ray_train_equals_the_plain_loop(
     method: str, toy_store: CohortStore, tmp_path: Path, ray_session: None
 ) -> None:
@@ -258,6 +258,7 @@ def test_a_full_disk_in_mid_training_is_one_sentence(
     assert cluster.train(run, lookup(METHODS, "implicit_field", "method")).state == "finished"
 
 
+@pytest.mark.long
 def test_out_of_memory_is_said_and_not_rays_advice(
     toy_store: CohortStore, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

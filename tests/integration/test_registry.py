@@ -649,6 +649,7 @@ def test_a_champion_that_changed_elsewhere_is_the_one_to_beat(
     assert told[2:] == [("promoted", "1", True), ("kept back", "3", False)]
 
 
+@pytest.mark.long
 def test_a_champion_that_changes_all_the_time_ends_in_words(
     home: Path, name: str, versions: list[str], toy_store: CohortStore, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_study_comes_to_its_end(tmp_path: Path, ray_session: None) -> None:
     assert [line for line in log(tmp_path) if line.startswith("train")] == trained, "nothing is left to do"
 
 
+@pytest.mark.long
 def test_a_stopped_trial_that_is_slow_to_let_go_takes_no_other_with_it(tmp_path: Path, ray_session: None) -> None:
     study = toy_study(tmp_path, trials=4, concurrent=1, pruner="asha", space={"x": "0.8..1.0"})
     assert driven(study, tmp_path, budget_seconds=240, seconds=0.1, closing=4.0).is_finished
@@ -302,6 +303,7 @@ def call(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.long
 def test_tune_and_study_on_a_method(toy_store: CohortStore, home: Path, ray_session: None) -> None:
     result = call(
         "tune", "implicit_field", toy_store.path, "--preset", "tiny", "--trials", 3, "--space", "num_classes=4..8",

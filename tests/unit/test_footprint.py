@@ -172,7 +172,9 @@ def test_the_probe_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "f_anogan_2d" else name for name in METHODS]
+)
 def test_a_method_states_its_memory_and_its_deviations(name: str) -> None:
     kind = lookup(METHODS, name, "method")
     done = CliRunner().invoke(app, ["methods", name, "--grid", "64,64,32", "--json"])

@@ -94,6 +94,7 @@ def test_a_row_whose_process_dies_is_told_and_the_others_go_on(
         assert log.read_text() == "at work"
 
 
+@pytest.mark.long
 def test_rows_that_may_be_one_run_are_at_work_one_after_the_other(
     toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

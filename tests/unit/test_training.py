@@ -254,7 +254,10 @@ def test_exact_resume(toy: type[Method], toy_store: CohortStore) -> None:
     contract.assert_exact_resume(toy, ToySettings(), toy_store)
 
 
-@pytest.mark.parametrize("toy", [_NoDropout, Adversarial, Moments, Regressor])
+@pytest.mark.parametrize(
+    "toy",
+    [Adversarial, Moments, *(pytest.param(toy, marks=pytest.mark.long) for toy in (_NoDropout, Regressor))],
+)
 def test_two_workers_equal_one(toy: type[Method], toy_store: CohortStore) -> None:
     contract.assert_two_workers_equal_one(toy, ToySettings(), toy_store)
 
