@@ -33,7 +33,7 @@ demo: $(INSTALLED) ## Learn healthy anatomy, find anomalies, promote a model: si
 test: $(INSTALLED) ## Run the tests but for the long ones (half an hour on two cores)
 	$(BIN)/python -m pytest -m 'not long' --numprocesses $(JOBS) --dist loadfile
 
-# The long ones kill processes, start clusters and measure: one after the other, with the machine to themselves.
+# The long ones kill processes, start clusters, measure, and repeat slow checks on what trains like another: one after the other, with the machine to themselves.
 test-all: test ## Run everything: kills, clusters, benchmarks (hours)
 	@command -v redis-server >/dev/null || apt-get install -y -qq --no-install-recommends redis-server
 	$(BIN)/python -m pytest -m long

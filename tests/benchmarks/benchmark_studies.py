@@ -401,6 +401,7 @@ def test_a_folder_of_studies_is_gone_on_with_as_it_was_asked_for(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["side", "--trials", "0"], "--trials 0: 1 or more"),
         (["asha", "--trials", "8"], "--trials 8: of fewer than 9"),
         (["asha", "--set", "threads"], "--set threads: expected KEY=VALUE"),
         (["side", "--set", "a=b"], "are for asha alone"),
@@ -427,18 +428,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="folder of asha's cohort and studies, to be gone on with")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
-    os.environ["MLFLOW_TRACKING_URI"] = "off"
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     figures: dict[str, Any] = {}
     if chosen.what != ["asha"] and (chosen.set or chosen.keep):
         parser.error("--set and --keep are for asha alone")
+    if chosen.trials is not None and chosen.trials < 1:
+        parser.error(f"--trials {chosen.trials}: 1 or more")
     if "asha" in chosen.what and chosen.trials is not None and chosen.trials < _FEWEST_OF_ASHA:
-        parser.error(f"--trials {chosen.trials}: of fewer than {_FEWEST_OF_ASHA} asha's first rung lets no third go on")
+        parser.error(
+            f"--trials {chosen.trials}: of fewer than {_FEWEST_OF_ASHA} fewer than three pass asha's first rung"
+        )
     if unread := [one for one in chosen.set if "=" not in one]:
         parser.error(f"--set {unread[0]}: expected KEY=VALUE, such as training.threads=2")
     changes = dict(one.split("=", 1) for one in chosen.set)
+    os.environ["MLFLOW_TRACKING_URI"] = "off"
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     for what in chosen.what:
-        trials = chosen.trials or (12 if what == "asha" else 4)
+        trials = (12 if what == "asha" else 4) if chosen.trials is None else chosen.trials
         common = {"preset": chosen.preset, "epochs": chosen.epochs, "trials": trials, "num_train": chosen.subjects}
         with contextlib.ExitStack() as stack:
             folder = chosen.keep or stack.enter_context(tempfile.TemporaryDirectory())

@@ -229,17 +229,21 @@ def test_a_study_that_was_planned_on_cpus_takes_no_device_that_comes_later(
 def test_a_study_that_is_planned_on_cpus_of_a_cluster_that_may_grow_says_so(
     toy_store: CohortStore, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there, nodes = {"CPU": 4.0}, [{"CPU": 4.0}]
-    monkeypatch.setattr("vesalius.infra.pipeline.beginning.cluster_resources", lambda: (there, nodes))
+    found: list[Any] = [{"CPU": 4.0}, [{"CPU": 4.0}]]
+    monkeypatch.setattr("vesalius.infra.pipeline.beginning.cluster_resources", lambda: tuple(found))
     said: list[str] = []
 
-    def begin(name: str, **asked: Any) -> None:
-        request = convolving(toy_store, "auto", space={"network.latent_dim": "32,64"}, **asked)
+    def begin(name: str, device: str = "auto", **asked: Any) -> None:
+        request = convolving(toy_store, device, space={"network.latent_dim": "32,64"}, **asked)
         begin_study(request.model_copy(update={"name": name}), home=home, say=said.append, progress=silent)
 
     begin("grows-not")
     monkeypatch.setenv("VESALIUS_GROWS_TO", "CPU=64,GPU=4")
     begin("asked-for", gpus=0.0)
+    begin("named", device="cpu")
+    found[1] = None
+    begin("no-cluster")
+    found[1] = [found[0]]
     assert not [sentence for sentence in said if "GPU" in sentence]
     begin("grows")
     assert [sentence for sentence in said if sentence.startswith("the cluster has no GPU now, though it may grow")]

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from vesalius.methods import METHODS
 from vesalius.platform import cluster
+from vesalius.platform.cluster.training import _UNNEEDED, _said, _trainer_type
 from vesalius.platform.cluster.worker import work
 from vesalius.platform.errors import DiskSpaceError, DivergenceError, RunError, StoreError
 from vesalius.platform.runs import RunFolder, RunSpec, create_run
@@ -256,6 +257,25 @@ def test_a_full_disk_in_mid_training_is_one_sentence(
     assert not list(run.checkpoints.iterdir()), "nothing half-written is left"
     monkeypatch.undo()
     assert cluster.train(run, lookup(METHODS, "implicit_field", "method")).state == "finished"
+
+
+def test_ray_train_starts_no_helper_that_has_nothing_to_do(ray_session: None) -> None:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def helpers(kind: type[Any]) -> set[str]:
+        trainer = kind(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+        return {type(one).__name__ for one in trainer._create_default_callbacks()}
+
+    # Under the names that Ray gives them, and nothing else of its is left out.
+    assert helpers(TorchTrainer) - helpers(_trainer_type()) == set(_UNNEEDED)
+
+
+def test_of_memory_our_own_advice_is_given_and_of_all_else_the_last_line() -> None:
+    killed = RuntimeError("Task was killed due to the node running low on memory.\nRefer to the documentation")
+    assert _said(killed).startswith("workers were ended because their machine ran out of memory: set a lower training.")
+    assert _said(RuntimeError("Traceback\n  one\nValueError: two")) == "ValueError: two"
+    assert _said(RuntimeError()) == "RuntimeError"
 
 
 @pytest.mark.long

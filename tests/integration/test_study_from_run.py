@@ -112,7 +112,6 @@ def test_a_trained_run_is_searched_on_a_copy_with_lesions(
     assert len({row["figures"]["average_precision"] for row in json.loads(more.stdout)["trials"]}) == 2
 
 
-@pytest.mark.long
 def test_a_later_stage_is_trained_and_searched(home: Path, ray_session: None) -> None:
     result = call(
         "tune", "implicit_field", "--from", "first@intensity_classes", "--trials", 2, "--space", "latent_dim=4,8",

@@ -243,6 +243,7 @@ import sys, time
 from pathlib import Path
 from vesalius.platform.tracking import RunLogger
 logger = RunLogger(sys.argv[1], sys.argv[2], unsent=Path(sys.argv[3]), system_metrics=True, flush_seconds=0.05)
+time.sleep(1.0)
 assert "mlflow" not in sys.modules
 logger.metrics(1, {"loss": 0.5})
 while logger._monitor is None:
@@ -259,9 +260,48 @@ def test_a_training_begins_before_mlflow_is_imported(uri: str, run_id: str, tmp_
     assert _history(uri, run_id, "system/cpu_utilization_percentage")
 
 
-def test_a_short_run_says_something_about_its_machine(uri: str, run_id: str) -> None:
-    for _ in range(2):
-        RunLogger(uri, run_id, system_metrics=True).close()
+def test_a_run_that_is_gone_ends_no_training_and_its_metrics_are_kept(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = RunLogger(uri, "0" * 32, unsent=tmp_path / "unsent.json", flush_seconds=0.05)
+    logger.metrics(1, {"loss": 0.5})
+    while not caplog.messages:
+        time.sleep(0.05)
+    assert "there is no tracked run" in caplog.messages[0]
+    assert caplog.messages[0].endswith("(metrics are kept and sent once that is mended)")
+    logger.metrics(2, {"loss": 0.25})
+    logger.close()
+    assert len((tmp_path / "unsent.json").read_text().splitlines()) == 2
+
+
+_DELIVERED = """
+import os, sys
+for name in ("PYTEST_CURRENT_TEST", "CI"):  # either of them switches MLflow's reports off
+    os.environ.pop(name, None)
+from pathlib import Path
+from vesalius.platform.tracking import RunLogger
+with RunLogger(sys.argv[1], sys.argv[2], unsent=Path(sys.argv[3])) as logger:
+    logger.flush()
+import mlflow.telemetry
+sys.exit(mlflow.telemetry.get_telemetry_client() is not None)
+"""
+
+
+def test_what_waited_is_sent_without_reports_of_mlflows_own(uri: str, run_id: str, tmp_path: Path) -> None:
+    unsent = tmp_path / "unsent.json"
+    subprocess.run([sys.executable, "-c", _KILLED, uri, run_id, str(unsent)], check=False)
+    code = [sys.executable, "-c", _DELIVERED, uri, run_id, str(unsent)]
+    assert subprocess.run(code, check=False, timeout=120).returncode == 0
+    assert len(_history(uri, run_id, "loss")) == 5
+
+
+@pytest.mark.parametrize("journaled", [False, True])
+def test_a_short_run_says_something_about_its_machine(uri: str, run_id: str, tmp_path: Path, journaled: bool) -> None:
+    for step in range(2):
+        unsent = tmp_path / "unsent.json" if journaled else None
+        logger = RunLogger(uri, run_id, system_metrics=True, unsent=unsent, flush_seconds=1000)
+        logger.metrics(step, {"loss": 0.5})
+        logger.close()
     assert [step for step, _ in _history(uri, run_id, "system/cpu_utilization_percentage")] == [0, 1]
     assert all(value > 0 for _, value in _history(uri, run_id, "system/system_memory_usage_megabytes"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
 from vesalius.datasets.layouts.phantom import PhantomLayout, write_cohort
 from vesalius.datasets.phantom import STRUCTURES, CohortSettings, PhantomSettings, make_phantom
@@ -18,6 +17,8 @@ from vesalius.platform.geometry import grid_affine, to_native, write_nifti
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def test_f_anogan_is_the_papers_formula_on_a_ramp(tmp_path: Path) -> None:
@@ -121,7 +122,6 @@ def test_a_bleed_on_the_left_stays_on_the_left(tmp_path: Path) -> None:
     assert arrays.image[0][~arrays.head].mean() < 0.05
 
 
-@pytest.mark.long
 def test_a_head_is_registered_to_a_reference_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bieder et al. choose a volume of their own: a known rigid move of it is found again, and left stays left."""
     settings = PhantomSettings(

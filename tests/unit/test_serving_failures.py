@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import gc
 import json
 import os
 import shutil
@@ -33,7 +35,7 @@ from vesalius.infra.serving.uploads import Upload
 from vesalius.platform.errors import ModelError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vesalius.infra.serving.service import Service
 
@@ -251,6 +253,17 @@ def _job(model: Path) -> Job:
     )
 
 
+@pytest.fixture
+def no_loop_left() -> Iterator[None]:
+    """Ray Serve's queue makes itself an event loop when it is given up outside of one, and leaves that open."""
+    yield
+    gc.collect()
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_event_loop_policy().get_event_loop().close()
+    asyncio.set_event_loop(None)
+
+
+@pytest.mark.usefixtures("no_loop_left")
 @pytest.mark.filterwarnings("ignore")  # Ray Serve's own, when it is imported
 @pytest.mark.parametrize(("batch", "together"), [(None, 1), (4, 3)])
 def test_a_scorer_on_a_cpu_takes_one_volume_at_a_time_unless_told(
@@ -271,6 +284,7 @@ def test_a_scorer_on_a_cpu_takes_one_volume_at_a_time_unless_told(
     asyncio.run(talk())
 
 
+@pytest.mark.usefixtures("no_loop_left")
 @pytest.mark.filterwarnings("ignore")  # Ray Serve's own, when it is imported
 def test_a_call_that_was_given_up_still_keeps_the_method_to_itself(
     model: Path, monkeypatch: pytest.MonkeyPatch

@@ -94,6 +94,16 @@ def test_a_row_whose_process_dies_is_told_and_the_others_go_on(
         assert log.read_text() == "at work"
 
 
+def test_the_next_row_is_the_first_that_waits_for_none_at_work(toy_store: CohortStore, tmp_path: Path) -> None:
+    first, twin = (ROWS[0].model_copy(update={"label": label}) for label in ("first", "twin"))
+    other = BASELINES[0].model_copy(update={"label": "other"})
+    given = conditions(toy_store, tmp_path, 2)
+    running: Any = [(first, tmp_path, None)]
+    assert side_by_side._next([twin, other], running, given) is other
+    assert side_by_side._next([twin], running, given) is None
+    assert side_by_side._next([twin, other], [], given) is twin
+
+
 @pytest.mark.long
 def test_rows_that_may_be_one_run_are_at_work_one_after_the_other(
     toy_store: CohortStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -73,7 +73,7 @@ class StudyRequest(Settings):
         workers: of a trial.
         concurrent: trials side by side; None takes as many as fit.
         cpus: of a trial of one worker.
-        gpus: of a trial of one worker; None shares out what the cluster has.
+        gpus: of a trial of one worker; 1 where each of several workers takes one; None shares out what the cluster has.
         storage: address of the study's storage; None takes a file in its folder.
         name: of the study; None makes one.
         learn_from: earlier studies of the method that it learns from: names, or ids of their tracked runs.
@@ -114,7 +114,7 @@ def begin_study(request: StudyRequest, *, home: Path, say: Callable[[str], None]
     Raises:
         SettingError: a setting, a space or an objective is unknown or does not fit, or is read by a stage that trials
             take over from the run they start from.
-        RunError: that run is missing, or has not finished the stage.
+        RunError: that run is missing, or has not finished the stage; or how far the cluster may grow cannot be read.
         StoreError: the store cannot be used.
         CohortError: it holds no healthy training subjects, or none to set lesions into.
         StudyError: the name is taken, the storage's password is missing, or a study to learn from is not found or of
@@ -271,6 +271,7 @@ def _side_by_side(request: StudyRequest, device: str, say: Callable[[str], None]
 
     Raises:
         SettingError: they do not fit, or a share is one that no device can give.
+        RunError: what says how far the cluster may grow cannot be read.
     """
     resources, nodes = cluster_resources()
     devices = 0.0 if device == "cpu" or request.gpus == 0 else float(resources.get("GPU", 0))

@@ -147,7 +147,7 @@ def _begin(num_cpus: int) -> None:
                 object_store_memory=512 * 2**20,
                 log_to_driver=False,
                 logging_level="ERROR",
-                dashboard_host="127.0.0.1",
+                include_dashboard=False,  # seven processes that nobody looks at
             )
         except Exception as error:  # of no class of its own where its processes take too long
             _end_half_begun(error)

@@ -144,12 +144,12 @@ def _fit(
 ) -> Exception | None:
     """Train with one group of workers; return what ended it before its time, or None."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     from vesalius.platform.training import backend_for
 
     use_gpu = bundle["GPU"] > 0
-    trainer = TorchTrainer(
+    trainer = _trainer_type()(
         work,
         train_loop_config=config,
         torch_config=TorchConfig(backend=backend_for("cuda" if use_gpu else "cpu")),
@@ -170,6 +170,25 @@ def _fit(
         except Exception as error:
             return error
     return None
+
+
+_UNNEEDED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+
+
+def _trainer_type() -> type[Any]:
+    """Return Ray's trainer without helpers that have nothing to do here: three processes less beside a training.
+
+    One hands out Ray Data's shards, and ours are read from the store; the other frees what a dead controller had
+    reserved, which :func:`free_reserved` does.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()
+            return [one for one in found if type(one).__name__ not in _UNNEEDED]
+
+    return Trainer
 
 
 def _callbacks(*, tuned: bool) -> list[Any]:

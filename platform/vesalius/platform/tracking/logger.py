@@ -59,8 +59,8 @@ class RunLogger:
     With ``unsent``, every metric is first appended to that file, which is emptied once all have been sent. A
     process that is killed, or a server that is away until the end, then costs nothing: the next logger given the
     same file sends what is left. Such a logger is a training's: it looks for its server after the first metrics and not
-    before, since importing MLflow takes as long as some networks need to be built, and begins without one too; of a step
-    that is taken twice, perhaps by fewer workers whose sums round otherwise, the first value stays.
+    before, since importing MLflow takes as long as a small network's first steps, and it begins without one too; of a
+    step that is taken twice, perhaps by fewer workers whose sums round otherwise, the first value stays.
     """
 
     def __init__(
@@ -96,7 +96,8 @@ class RunLogger:
         self._watches = system_metrics
         self._monitor: Any = None
         if unsent is None:
-            self._watch()
+            self._client()
+            self._start_watching()
         self._journal = None if unsent is None else Journal(unsent)
         self._pending: list[Point] = [] if self._journal is None else list(self._journal.left)
         self._closed = False
@@ -149,8 +150,6 @@ class RunLogger:
             DiskSpaceError: it has been sent, and the ``unsent`` file cannot be emptied: it is sent once more later.
         """
         with self._sending, answering(self._uri, f"log metrics of tracked run {self._run_id}"):
-            from mlflow.entities import Metric
-
             while True:
                 with self._lock:
                     batch = self._pending[:_METRICS_A_BATCH]
@@ -158,6 +157,8 @@ class RunLogger:
                     break
                 fresh = self._not_yet_logged(batch)
                 if fresh:
+                    from mlflow.entities import Metric  # the client has seen to it that MLflow is imported quietly
+
                     # Kept timestamps make a batch that was written but not answered harmless when sent again.
                     entities = [Metric(point.key, point.value, point.timestamp, point.step) for point in fresh]
                     self._client().log_batch(self._run_id, metrics=entities)
@@ -211,11 +212,6 @@ class RunLogger:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        if self._watches and self._monitor is None:
-            with contextlib.suppress(VesaliusError):  # what the machine was doing is not worth a run
-                self._watch()
-        if self._monitor is not None:
-            _stop_monitor(self._monitor)
         try:
             self.flush()
         except VesaliusError as error:
@@ -224,30 +220,37 @@ class RunLogger:
                 raise RunError(f"{left} metrics of tracked run {self._run_id} are lost: {error}") from None
             _LOG.warning("metrics wait in %s for the next start of the run: %s", self._journal.path, error)
         finally:
+            self._start_watching()  # a short run's machine is told of too
+            if self._monitor is not None:
+                _stop_monitor(self._monitor)
             if self._journal is not None:
                 self._journal.close()
 
     def _send_now_and_then(self, every_seconds: float) -> None:
         while not self._stop.wait(every_seconds):
             try:
-                self._watch()
                 self.flush()
             except VesaliusError as error:
                 self._warn(error)
             else:
                 self._warned = False
+            self._start_watching()
 
     def _warn(self, error: VesaliusError) -> None:
         if not self._warned:
-            _LOG.warning("%s (metrics are kept and sent later)", error)
+            later = "sent later" if isinstance(error, UnansweredError) else "sent once that is mended"
+            _LOG.warning("%s (metrics are kept and %s)", error, later)
         self._warned = True
 
-    def _watch(self) -> None:
-        """Reach the server, and have the machine watched where that is asked for."""
-        with self._sending:
-            self._client()
-            if self._watches and self._monitor is None:
-                self._monitor = _start_monitor(self._uri, self._run_id)
+    def _start_watching(self) -> None:
+        """Have the machine watched, where that is asked for and the server has been reached; once."""
+        if not self._watches or self._reached is None:
+            return
+        self._watches = False
+        try:
+            self._monitor = _start_monitor(self._uri, self._run_id)
+        except Exception as error:  # what the machine was doing is not worth a run
+            _LOG.warning("the machine is not watched: %s", str(error).splitlines()[:1])
 
     def _client(self) -> Any:
         if self._reached is None:
