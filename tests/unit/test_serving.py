@@ -296,19 +296,23 @@ def test_a_job_travels_unchanged() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray Serve's own, when it is imported
+@pytest.mark.parametrize(
+    ("args", "ongoing"),
+    [({}, 4), ({"gpus": 1}, 10), ({"device": "cuda"}, 10), ({"device": "cuda", "batch": 2}, 6)],
+)
+def test_a_scorer_has_room_for_a_batch_that_waits(args: dict[str, object], ongoing: int) -> None:
+    from vesalius.infra.serving.application import build
+
+    application = build({"model": "m", "without_token": True, **args})
+    _, scorer = application._bound_deployment.init_args
+    assert scorer._bound_deployment.max_ongoing_requests == ongoing
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray Serve's own, when it is imported
 def test_an_application_is_built_from_plain_arguments() -> None:
     from vesalius.infra.serving.application import build
 
     assert build({"model": "models:/brain@champion", "without_token": True, "limits": {"queue": 4}}) is not None
-    for args, ongoing in (
-        ({}, 4),
-        ({"gpus": 1}, 10),
-        ({"device": "cuda"}, 10),
-        ({"device": "cuda", "batch": 2}, 6),
-    ):
-        # Those of a batch that waits beside the one that is scored, and two that come: more would wait before Serve.
-        _, scorer = build({"model": "m", "without_token": True, **args})._bound_deployment.init_args
-        assert scorer._bound_deployment.max_ongoing_requests == ongoing
     for args, said in (
         ({"model": "m", "replica": 2}, "did you mean 'replicas'"),
         ({}, "model"),

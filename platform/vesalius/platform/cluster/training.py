@@ -183,7 +183,7 @@ def _trainer_type() -> type[Any]:
     """
     from ray.train.torch import TorchTrainer
 
-    class Trainer(TorchTrainer):
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types here
         def _create_default_callbacks(self) -> list[Any]:
             found = super()._create_default_callbacks()
             return [one for one in found if type(one).__name__ not in _UNNEEDED]
