@@ -7,10 +7,9 @@
 - pool: what a volume takes with two actors against one. Each runs few volumes and many; what the many take beyond the
   few is divided by the volumes beyond, so that starting Ray and loading the model count for neither.
 
-The targets, at most 10 % (for calls of half a second; what is paid is paid for each call) and at least 1.8 x, are of
-two free cores: on a machine that computes something else the
-figures say more about that. The first request and the last have nothing to run beside: of eight volumes that alone is
-some hundredths.
+The targets, at most 10 % (of calls of a third of a second and longer; what is paid is paid for each call) and at least
+1.8 x, are of two free cores: on a machine that computes something else the figures say more about that. The first
+request and the last have nothing to run beside: of eight volumes that alone is some hundredths.
 
     python tests/benchmarks/benchmark_serving.py [--volumes 24] [--rounds 3] [--json]
 """

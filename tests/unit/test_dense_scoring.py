@@ -112,7 +112,7 @@ def widths_and_shapes() -> st.SearchStrategy[tuple[int, tuple[int, int, int]]]:
 
 
 @pytest.mark.parametrize("patch_size", PATCH_SIZES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     width_and_shape=widths_and_shapes(),
     tile_bytes=st.sampled_from((SMALLEST, 2**25 + 2_000_000, 2**28)),

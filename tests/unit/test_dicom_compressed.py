@@ -299,7 +299,7 @@ def decoder() -> Iterator[Decoder]:
     head_flips=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 7)), max_size=3),
     keep=st.just(1.0) | st.floats(0, 1),
 )
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_any_damage_to_a_stream_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory,
     streams: list[tuple[str, bytes]],

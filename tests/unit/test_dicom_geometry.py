@@ -319,7 +319,7 @@ def test_planned_gaps_are_no_holes(case: str) -> None:
     jitter=st.floats(0, 0.04),
     place=st.floats(0, 1),
 )
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_a_slice_missing_from_an_even_series_is_found(
     known: bool, count: int, gap: float, overlap: float, jitter: float, place: float
 ) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 # No deadline: a busy machine is no failure.
-some = settings(deadline=None, max_examples=50)
+some = settings(max_examples=50)
 
 ORIENTATIONS = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)

@@ -235,7 +235,7 @@ def test_intensities_overlap_and_brighter_lesions_stay_within_the_range(
 
 
 @given(arrays(bool, (6, 7, 5)), st.sampled_from([(1.0, 1.0, 1.0), (2.0, 1.0, 3.5)]), st.floats(0, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_profile_is_at_least_half_exactly_on_the_mask(
     mask: np.ndarray, spacing: tuple[float, float, float], softness: float
 ) -> None:

@@ -38,14 +38,14 @@ def drawn(label: str, kind: str, width: int, patch_size: int | None, auroc: floa
 @pytest.fixture
 def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[CurvePanel]]:
     """Return what is drawn of curves over models from now on, by the name of its file."""
-    drawn: dict[str, list[CurvePanel]] = {}
+    found: dict[str, list[CurvePanel]] = {}
 
     def kept(given: list[CurvePanel], path: Path, **_: Any) -> Path:
-        drawn[path.stem] = given
+        found[path.stem] = given
         return path
 
     monkeypatch.setattr(over_models, "draw_curves", kept)
-    return drawn
+    return found
 
 
 def test_a_curve_over_patches_is_of_one_kind_and_has_a_point_a_size(

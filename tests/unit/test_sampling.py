@@ -104,7 +104,7 @@ VIEWS: list[View] = [
 # ---- shares
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     view=st.sampled_from(VIEWS),
     num=st.integers(1, 5),

@@ -30,7 +30,7 @@ def head(seed: int = 0, background: float = 0.0) -> np.ndarray[Any, np.dtype[np.
 
 
 @given(MASKS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_solid_is_scipys_largest_piece_filled(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     pieces, count = label(mask)
     if count == 0:
@@ -41,7 +41,7 @@ def test_solid_is_scipys_largest_piece_filled(mask: np.ndarray[Any, np.dtype[np.
 
 
 @given(MASKS, st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bounding_box_is_the_smallest(mask: np.ndarray[Any, np.dtype[np.bool_]], margin: int) -> None:
     if not mask.any():
         with pytest.raises(ValueError, match="empty"):
@@ -127,7 +127,7 @@ def test_scaling_is_the_papers_formula() -> None:
 
 
 @given(st.floats(0.01, 100), st.floats(-1000, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_scaling_does_not_see_the_scanners_gain(gain: float, offset: float) -> None:
     image, brain = head(4), ball()
     other = (image.astype(np.float64) * gain + offset).astype(np.float32)
@@ -170,7 +170,7 @@ def test_raising_the_minimum_and_the_outside() -> None:
 
 
 @given(MASKS, MASKS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_dice_is_the_f1_score(a: np.ndarray[Any, np.dtype[np.bool_]], b: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     from sklearn.metrics import f1_score
 
@@ -179,7 +179,7 @@ def test_dice_is_the_f1_score(a: np.ndarray[Any, np.dtype[np.bool_]], b: np.ndar
 
 
 @given(MASKS, st.tuples(*[st.floats(-1, 1)] * 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_row_ends_hold_the_extremes_in_any_direction(
     mask: np.ndarray[Any, np.dtype[np.bool_]], direction: tuple[float, float, float]
 ) -> None:

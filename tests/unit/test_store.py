@@ -208,7 +208,6 @@ def test_plain_ids_pass(text: str) -> None:
 
 
 @given(st.text(alphabet="aZ0._-/\\ \nü", max_size=6))
-@settings(deadline=None)
 def test_whatever_passes_is_one_visible_folder_name(text: str) -> None:
     try:
         check_subject_id(text)
@@ -427,7 +426,7 @@ def test_uncommitted_subjects_are_offered_only_when_whole_and_of_this_recipe(
 # ---- what lies on the disk
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     data=st.data(),
     dtype=st.sampled_from([np.float32, np.float16, np.uint8, np.uint16]),
