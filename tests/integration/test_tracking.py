@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -297,12 +298,23 @@ def test_what_waited_is_sent_without_reports_of_mlflows_own(uri: str, run_id: st
 
 @pytest.mark.parametrize("journaled", [False, True])
 def test_a_short_run_says_something_about_its_machine(uri: str, run_id: str, tmp_path: Path, journaled: bool) -> None:
-    for step in range(2):
+    def run(step: int) -> None:
         unsent = tmp_path / "unsent.json" if journaled else None
         logger = RunLogger(uri, run_id, system_metrics=True, unsent=unsent, flush_seconds=1000)
         logger.metrics(step, {"loss": 0.5})
+        busy_until = time.monotonic() + 0.3
+        while time.monotonic() < busy_until:
+            pass
         logger.close()
-    assert [step for step, _ in _history(uri, run_id, "system/cpu_utilization_percentage")] == [0, 1]
+
+    for step in range(2):
+        # As on Ray, where no main thread trains: of each thread psutil's first answer is nothing.
+        thread = threading.Thread(target=run, args=(step,))
+        thread.start()
+        thread.join()
+    cpu = _history(uri, run_id, "system/cpu_utilization_percentage")
+    assert [step for step, _ in cpu] == [0, 1]
+    assert all(value > 0 for _, value in cpu)
     assert all(value > 0 for _, value in _history(uri, run_id, "system/system_memory_usage_megabytes"))
 
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from vesalius.platform.errors import RunError, UnansweredError, VesaliusError
 from vesalius.platform.tracking.connection import answering, client, existing_run
 from vesalius.platform.tracking.journal import Journal, Point
@@ -95,6 +97,8 @@ class RunLogger:
         self._known: dict[str, set[tuple[int, str]]] = {}
         self._watches = system_metrics
         self._monitor: Any = None
+        if system_metrics:
+            psutil.cpu_percent()  # its next answer, MLflow's at the end of a short run, is of the time since this one
         if unsent is None:
             self._client()
             self._start_watching()
