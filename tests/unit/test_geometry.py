@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-# No deadline: a busy machine is no failure.
 some = settings(max_examples=50)
 
 ORIENTATIONS = [

@@ -176,7 +176,7 @@ _UNNEEDED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 def _trainer_type() -> type[Any]:
-    """Return Ray's trainer without helpers that have nothing to do here: three processes less beside a training.
+    """Return Ray's trainer without helpers that have nothing to do here: two processes less beside a training.
 
     One hands out Ray Data's shards, and ours are read from the store; the other frees what a dead controller had
     reserved, which :func:`free_reserved` does.

@@ -98,7 +98,8 @@ class RunLogger:
         self._watches = system_metrics
         self._monitor: Any = None
         if system_metrics:
-            psutil.cpu_percent()  # its next answer, MLflow's at the end of a short run, is of the time since this one
+            # Its next answer in this thread, MLflow's at the end of a short run, is of the time since this one.
+            psutil.cpu_percent()
         if unsent is None:
             self._client()
             self._start_watching()
@@ -254,7 +255,7 @@ class RunLogger:
         try:
             self._monitor = _start_monitor(self._uri, self._run_id)
         except Exception as error:  # what the machine was doing is not worth a run
-            _LOG.warning("the machine is not watched: %s", str(error).splitlines()[:1])
+            _LOG.warning("the machine is not watched: %s", (str(error).splitlines() or [type(error).__name__])[0])
 
     def _client(self) -> Any:
         if self._reached is None:
