@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
-_LONG = ("--preset", "tiny", "--set", "training.checkpoint_every=20", "--set", "method.epochs=600")
-_STEPS_OF_EPOCHS = 902
+_LONG = ("--preset", "tiny", "--set", "training.checkpoint_every=20", "--set", "method.epochs=400")
+_STEPS_OF_EPOCHS = 602
 
 
 @pytest.fixture(scope="module")
