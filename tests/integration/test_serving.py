@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +121,19 @@ def test_answers_are_those_of_the_command_line_bit_for_bit(server: Served, regis
     for found, affine in maps:
         np.testing.assert_array_equal(found, np.asarray(expected.dataobj))
         np.testing.assert_array_equal(affine, expected.affine)
+
+
+def test_the_command_that_the_server_names_is_answered(server: Served, tmp_path: Path) -> None:
+    """``curl --data-binary`` says of every file that it is a form."""
+    body = write_head(tmp_path / "patient_T1w.nii.gz", 3).read_bytes()
+    expected = server.json("/v1/score", body)
+    answer = server.json("/v1/score", body, **{"Content-Type": "application/x-www-form-urlencoded"})
+    assert {key: answer[key] for key in FIGURES} == {key: expected[key] for key in FIGURES}
+    curl = shutil.which("curl")
+    if curl is not None:
+        words = [curl, "--silent", "--data-binary", f"@{tmp_path}/patient_T1w.nii.gz", f"{server.address}/v1/score"]
+        said = json.loads(subprocess.run(words, capture_output=True, check=True, timeout=60).stdout)
+        assert {key: said[key] for key in FIGURES} == {key: expected[key] for key in FIGURES}
 
 
 def test_a_zip_of_a_series_is_scored_as_its_folder(server: Served, registry: Registry, tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ def test_the_whole_story(
             clients.wait_for("2")
             trial = home.ask(*promote, trials[0]["run"], code=1)
             assert not trial["promoted"]
-            home.ask("promote", "--rollback", "--name", NAME, "--why", "the story wants it")
+            back = home.call("promote", "--rollback", "--name", NAME, "--why", "the story wants it")
+            assert "INFO" not in back.stderr, "a library's own log"
             clients.wait_for("1")
         assert clients.lost == []
         answers = list(clients.answers)

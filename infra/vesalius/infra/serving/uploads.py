@@ -38,6 +38,8 @@ _RAW_TYPES = (
     "application/x-zip-compressed",
     "application/dicom+zip",
     "image/x.nifti",
+    # What curl calls any file that it is told to send.
+    "application/x-www-form-urlencoded",
 )
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 64 << 20
