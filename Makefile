@@ -11,10 +11,8 @@ SOURCES := platform methods datasets tuning infra
 # Test processes side by side; each grows to about 5 GiB.
 JOBS ?= 2
 
-# Few threads a library unless a program asks for more: cores are soon oversubscribed by three libraries, and sooner by
-# tests that run side by side.
+# Two threads a library unless a program asks for more: cores are soon oversubscribed by three libraries.
 export OMP_NUM_THREADS ?= 2
-test test-all: export OMP_NUM_THREADS = 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MPLBACKEND := Agg
 

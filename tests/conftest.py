@@ -39,9 +39,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def tables_at_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the first new tracking file of a session, empty as MLflow has made it, and begin later ones as its copy.
+    """Keep the first new tracking file of a session, as MLflow has made it, and begin later ones as its copy.
 
-    MLflow takes two seconds for its tables, and dozens of tests have a home of their own. Other processes make theirs.
+    MLflow takes two seconds for its tables, and dozens of tests have a home of their own. Its experiment "Default",
+    which nothing here uses, keeps the first one's place for files. Other processes make their tables themselves.
     """
     made = tmp_path_factory.mktemp("tables") / "mlflow.db"
     alone = connection._alone
@@ -54,8 +55,9 @@ def tables_at_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             if file is not None and is_new and made.exists():
                 shutil.copyfile(made, file)
             yield
-            if file is not None and is_new and not made.exists():
-                shutil.copyfile(file, made)
+            if file is not None and is_new and file.exists() and not made.exists():
+                shutil.copyfile(file, made.with_suffix(".partial"))
+                made.with_suffix(".partial").replace(made)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "_alone", alone_with_tables)

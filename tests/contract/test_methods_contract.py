@@ -99,14 +99,7 @@ def test_what_is_read_late_changes_nothing_before(
 
 @_LONG_OF_THE_LIKE
 def test_exact_resume(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:
-    contract.assert_exact_resume(method_type, settings, phantom_store, moments=2)
-
-
-@pytest.mark.long
-def test_exact_resume_at_more_steps(
-    method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore
-) -> None:
-    contract.assert_exact_resume(method_type, settings, phantom_store, moments=6)
+    contract.assert_exact_resume(method_type, settings, phantom_store)
 
 
 def test_exact_pause(method_type: type[Method], settings: MethodSettings, phantom_store: CohortStore) -> None:

@@ -131,8 +131,9 @@ def test_the_command_that_the_server_names_is_answered(server: Served, tmp_path:
     assert {key: answer[key] for key in FIGURES} == {key: expected[key] for key in FIGURES}
     curl = shutil.which("curl")
     if curl is not None:
-        words = [curl, "--silent", "--data-binary", f"@{tmp_path}/patient_T1w.nii.gz", f"{server.address}/v1/score"]
-        said = json.loads(subprocess.run(words, capture_output=True, check=True, timeout=60).stdout)
+        words = ["-q", "--noproxy", "*", "--silent", "--data-binary", f"@{tmp_path}/patient_T1w.nii.gz"]
+        command = [curl, *words, f"{server.address}/v1/score"]
+        said = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
         assert {key: said[key] for key in FIGURES} == {key: expected[key] for key in FIGURES}
 
 

@@ -38,7 +38,7 @@ _RAW_TYPES = (
     "application/x-zip-compressed",
     "application/dicom+zip",
     "image/x.nifti",
-    # What curl calls any file that it is told to send.
+    # What curl --data-binary calls any file.
     "application/x-www-form-urlencoded",
 )
 _LINGER_SECONDS = 2.0

@@ -210,7 +210,7 @@ def _import_quietly() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import mlflow  # noqa: F401 - imported for what it sets up
 
-    # The first use of a database logs a line for each of its migrations, each new version one that it is waited for.
+    # The first use of a database logs a line for each of its migrations; a new version, that it is waited for.
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

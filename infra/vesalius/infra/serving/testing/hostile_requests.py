@@ -216,7 +216,7 @@ def _types(good: bytes, port: int) -> Iterator[tuple[str, bytes]]:
         "text/plain",
         "text/html",
         "application/json",
-        "application/x-www-form-urlencoded",
+        "application/x-ndjson",
         "application/xml",
         "application/dicom",
         "application/x-python-pickle",
