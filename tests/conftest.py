@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from vesalius.platform.config import digest
 from vesalius.platform.geometry import as_matrix
 from vesalius.platform.store import CohortStore, SubjectArrays, SubjectRecord
 from vesalius.platform.testing import servers
-from vesalius.platform.tracking import connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,33 +33,6 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady" if os.environ.get("CI") else "search")
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="session", autouse=True)
-def tables_at_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the first new tracking file of a session, as MLflow has made it, and begin later ones as its copy.
-
-    MLflow takes two seconds for its tables, and dozens of tests have a home of their own. Its experiment "Default",
-    which nothing here uses, keeps the first one's place for files. Other processes make their tables themselves.
-    """
-    made = tmp_path_factory.mktemp("tables") / "mlflow.db"
-    alone = connection._alone
-
-    @contextlib.contextmanager
-    def alone_with_tables(uri: str) -> Iterator[None]:
-        with alone(uri):
-            file = connection.sqlite_file(uri)
-            is_new = file is not None and not file.exists()
-            if file is not None and is_new and made.exists():
-                shutil.copyfile(made, file)
-            yield
-            if file is not None and is_new and file.exists() and not made.exists():
-                shutil.copyfile(file, made.with_suffix(".partial"))
-                made.with_suffix(".partial").replace(made)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection, "_alone", alone_with_tables)
-        yield
 
 
 @pytest.fixture(scope="session")
